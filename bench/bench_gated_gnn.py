@@ -1,0 +1,154 @@
+"""gated_gnn, forward and backward, on meta-batches of DeepNets-1M graphs.
+
+Compares the C++ core, the PyTorch reference, and the public code (ppuda, where it is importable).
+Beside each time stand the floating-point operations and bytes that cannot be avoided, and the
+time that they would take at the speed of this machine's matrix products and memory copies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ghn_fast import DeepNets1M
+from ghn_fast.graph import GraphBatch
+from ghn_fast.ops.gated_gnn import gated_gnn
+
+HID = 32
+
+
+@dataclass
+class Problem:
+    graphs: GraphBatch
+    x: Tensor
+    mlp: list[Tensor]
+    mlp_ve: list[Tensor]
+    gru: list[Tensor]
+    direction: Tensor
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [*self.mlp, *self.gru, *self.mlp_ve]
+
+    @property
+    def flops(self) -> float:
+        """Of the forward pass; the backward pass takes twice as many."""
+        hid, width = HID, HID // 2
+        node = 6 * hid * hid + 4 * hid * width
+        pairs = int(self.graphs.distances.count_nonzero())
+        return 2.0 * 2 * (len(self.x) * node + pairs * hid)
+
+    @property
+    def bytes(self) -> float:
+        """That the forward pass must read and write: states, and distances in both directions."""
+        return 2 * 2 * self.x.nbytes + 2 * self.graphs.distances.nbytes
+
+
+def make_problem(num_graphs: int) -> Problem:
+    nets = DeepNets1M(split="train", seed=0, num_nets=num_graphs)
+    graphs = GraphBatch([nets[i] for i in range(num_graphs)])
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=g) * 0.1).requires_grad_()
+
+    def mlp() -> list[Tensor]:
+        return [normal(HID // 2, HID), normal(HID // 2), normal(HID, HID // 2), normal(HID)]
+
+    gru = [normal(3 * HID, HID), normal(3 * HID, HID), normal(3 * HID), normal(3 * HID)]
+    nodes = int(graphs.num_nodes.sum())
+    return Problem(graphs, normal(nodes, HID), mlp(), mlp(), gru, torch.randn(nodes, HID))
+
+
+def ours(problem: Problem, backend: str) -> Callable[[], Tensor]:
+    def forward() -> Tensor:
+        return gated_gnn(
+            problem.x,
+            problem.graphs.distances,
+            problem.graphs.num_nodes,
+            problem.mlp,
+            problem.mlp_ve,
+            problem.gru,
+            backend=backend,
+        )
+
+    return forward
+
+
+def public(problem: Problem) -> Callable[[], Tensor]:
+    peer = pytest.importorskip("ppuda.ghn.gatedgnn", reason="ppuda is not importable")
+    net = peer.GatedGNN(HID, ve=True)
+    names = ["mlp.fc.0", "mlp.fc.2", "mlp_ve.fc.0", "mlp_ve.fc.2"]
+    pairs = zip(names, range(0, 8, 2), strict=True)
+    both = [*problem.mlp, *problem.mlp_ve]
+    for name, i in pairs:
+        linear = net.get_submodule(name)
+        linear.weight, linear.bias = nn.Parameter(both[i]), nn.Parameter(both[i + 1])
+    for name, value in zip(
+        ("weight_ih", "weight_hh", "bias_ih", "bias_hh"), problem.gru, strict=True
+    ):
+        setattr(net.gru, name, nn.Parameter(value))
+    edges = []
+    for index, graph in enumerate(problem.graphs.graphs):
+        source, target = graph.distances.nonzero().unbind(1)
+        distance = graph.distances[source, target].long()
+        edges.append(torch.stack([source, target, distance, torch.full_like(source, index)], 1))
+    owners = torch.repeat_interleave(problem.graphs.num_nodes)
+    table = torch.cat(edges)
+    return lambda: net(problem.x.clone(), table, owners)
+
+
+def limit_seconds(flops: float, num_bytes: float) -> float:
+    """The longer of both at the rates of this machine, measured now."""
+    a = torch.randn(1024, 1024)
+    flops_per_second = 2 * 1024**3 / best_of(lambda: a @ a)
+    source, target = torch.zeros(2, 2**24)
+    bytes_per_second = 2 * source.nbytes / best_of(lambda: target.copy_(source))
+    return max(flops / flops_per_second, num_bytes / bytes_per_second)
+
+
+def best_of(function: Callable[[], object], repeats: int = 5) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def note_limit(benchmark, problem: Problem, factor: float) -> None:
+    flops, num_bytes = factor * problem.flops, factor * problem.bytes
+    benchmark.extra_info.update(
+        nodes=len(problem.x),
+        mflop=round(flops / 1e6, 1),
+        mbytes=round(num_bytes / 1e6, 2),
+        limit_ms=round(1e3 * limit_seconds(flops, num_bytes), 3),
+    )
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference", "ppuda"])
+@pytest.mark.parametrize("num_graphs", [1, 8])
+def bench_forward_backward(benchmark, num_graphs: int, backend: str) -> None:
+    benchmark.group = f"gated_gnn forward + backward, {num_graphs} graphs"
+    problem = make_problem(num_graphs)
+    forward = public(problem) if backend == "ppuda" else ours(problem, backend)
+    note_limit(benchmark, problem, 3)
+    benchmark(lambda: forward().backward(problem.direction))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference", "ppuda"])
+@pytest.mark.parametrize("num_graphs", [1, 8, 64])
+def bench_forward(benchmark, num_graphs: int, backend: str) -> None:
+    if num_graphs == 64 and backend != "cpp":
+        pytest.skip("takes tens of seconds")
+    benchmark.group = f"gated_gnn forward, {num_graphs} graphs"
+    problem = make_problem(num_graphs)
+    forward = public(problem) if backend == "ppuda" else ours(problem, backend)
+    note_limit(benchmark, problem, 1)
+    with torch.no_grad():
+        benchmark(forward)

@@ -1,0 +1,174 @@
+// Python bindings of the core: arguments are checked and unpacked here, and nowhere else.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "cpu.h"
+#include "gated_gnn.h"
+#include "shortest_paths.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using EdgeArray = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
+using ByteArray = py::array_t<std::uint8_t>;
+
+ghn_fast::Dag as_dag(std::size_t num_nodes, const EdgeArray& edges) {
+  if (edges.ndim() != 2 || edges.shape(1) != 2) {
+    throw std::invalid_argument("edges must have shape (E, 2)");
+  }
+  return {num_nodes, edges.data(), static_cast<std::size_t>(edges.shape(0))};
+}
+
+std::uint8_t checked_distance(int max_distance) {
+  if (max_distance < 1 || max_distance > 254) {
+    throw std::invalid_argument("max_distance must be from 1 to 254");
+  }
+  return static_cast<std::uint8_t>(max_distance);
+}
+
+std::vector<ByteArray> shortest_paths(const std::vector<std::size_t>& num_nodes,
+                                      const std::vector<EdgeArray>& edges, int max_distance,
+                                      int num_threads) {
+  if (num_nodes.size() != edges.size()) {
+    throw std::invalid_argument("as many node counts as edge arrays are needed");
+  }
+  const std::uint8_t limit = checked_distance(max_distance);
+  std::vector<ghn_fast::Dag> graphs;
+  std::vector<ByteArray> matrices;
+  std::vector<std::uint8_t*> targets;
+  for (std::size_t g = 0; g < edges.size(); ++g) {
+    if (num_nodes[g] > ghn_fast::kMaxNodes) {
+      throw std::invalid_argument("a graph of " + std::to_string(num_nodes[g]) +
+                                  " nodes is too large; at most " +
+                                  std::to_string(ghn_fast::kMaxNodes) + " nodes are supported");
+    }
+    graphs.push_back(as_dag(num_nodes[g], edges[g]));
+    const auto n = static_cast<py::ssize_t>(num_nodes[g]);
+    matrices.emplace_back(std::vector<py::ssize_t>{n, n});
+    targets.push_back(matrices.back().mutable_data());
+  }
+  {
+    py::gil_scoped_release release;
+    ghn_fast::shortest_paths_batch(graphs.data(), graphs.size(), limit, targets.data(),
+                                   num_threads);
+  }
+  return matrices;
+}
+
+// Addresses of tensors, which the caller has checked and keeps alive.
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+struct GatedGnnSizes {
+  GatedGnnSizes(std::vector<std::int64_t> num_nodes, std::size_t hid, std::size_t width,
+                std::size_t width_ve, std::size_t rounds)
+      : num_nodes(std::move(num_nodes)),
+        hid(hid),
+        width(width),
+        width_ve(width_ve),
+        rounds(rounds) {}
+
+  std::vector<std::int64_t> num_nodes;
+  std::size_t hid;
+  std::size_t width;
+  std::size_t width_ve;  // 0: no virtual edges
+  std::size_t rounds;
+};
+
+// Addresses in the order mlp, gru, mlp_ve, four of each; the last may be missing.
+template <class T>
+ghn_fast::GatedGnnWeights<T> as_weights(const GatedGnnSizes& sizes,
+                                        const std::vector<Address>& addresses) {
+  if (addresses.size() != (sizes.width_ve == 0 ? 8 : 12)) {
+    throw std::invalid_argument("as many weights as the MLPs and the GRU have are needed");
+  }
+  const auto get = [&](std::size_t i) {
+    return i < addresses.size() ? at<T>(addresses[i]) : nullptr;
+  };
+  return {sizes.hid,
+          {get(0), get(1), get(2), get(3), sizes.width},
+          {get(8), get(9), get(10), get(11), sizes.width_ve},
+          {get(4), get(5), get(6), get(7)}};
+}
+
+ghn_fast::DagBatch as_batch(const GatedGnnSizes& sizes, Address distances) {
+  return {sizes.num_nodes.data(), sizes.num_nodes.size(), at<const std::uint8_t>(distances)};
+}
+
+template <class T>
+void gated_gnn_forward(const GatedGnnSizes& sizes, Address distances,
+                       const std::vector<Address>& weights, Address x, Address out, Address saved,
+                       int num_threads) {
+  const auto read_weights = as_weights<const T>(sizes, weights);
+  py::gil_scoped_release release;
+  ghn_fast::gated_gnn_forward<T>(as_batch(sizes, distances), read_weights, sizes.rounds,
+                                 at<const T>(x), at<T>(out), at<T>(saved), num_threads);
+}
+
+template <class T>
+void gated_gnn_backward(const GatedGnnSizes& sizes, Address distances,
+                        const std::vector<Address>& weights, Address saved, Address grad_out,
+                        Address grad_x, const std::vector<Address>& grad_weights, int num_threads) {
+  const auto read_weights = as_weights<const T>(sizes, weights);
+  const auto written_weights = as_weights<T>(sizes, grad_weights);
+  py::gil_scoped_release release;
+  ghn_fast::gated_gnn_backward<T>(as_batch(sizes, distances), read_weights, sizes.rounds,
+                                  at<const T>(saved), at<const T>(grad_out), at<T>(grad_x),
+                                  written_weights, num_threads);
+}
+
+void bind_gated_gnn(py::module_& m) {
+  py::class_<GatedGnnSizes>(m, "GatedGnnSizes")
+      .def(
+          py::init<std::vector<std::int64_t>, std::size_t, std::size_t, std::size_t, std::size_t>(),
+          py::arg("num_nodes"), py::arg("hid"), py::arg("width"), py::arg("width_ve"),
+          py::arg("rounds"));
+  m.def("gated_gnn_saved_size", &ghn_fast::gated_gnn_saved_size, py::arg("num_nodes"),
+        py::arg("hid"), py::arg("width"), py::arg("width_ve"), py::arg("rounds"));
+  m.def("gated_gnn_forward_float", &gated_gnn_forward<float>);
+  m.def("gated_gnn_forward_double", &gated_gnn_forward<double>);
+  m.def("gated_gnn_backward_float", &gated_gnn_backward<float>);
+  m.def("gated_gnn_backward_double", &gated_gnn_backward<double>);
+}
+
+#ifdef GHN_FAST_WITH_CUDA
+// Addresses in device memory, as torch.Tensor.data_ptr() gives them, and the stream's handle.
+void shortest_paths_cuda(std::uintptr_t node_offsets, std::uintptr_t matrix_offsets,
+                         std::uintptr_t successor_offsets, std::uintptr_t successors,
+                         int num_graphs, int max_distance, std::uintptr_t distances,
+                         std::uintptr_t stream) {
+  const auto indices = [](std::uintptr_t address) {
+    return reinterpret_cast<const std::int64_t*>(address);
+  };
+  const ghn_fast::DeviceDags graphs{indices(node_offsets), indices(matrix_offsets),
+                                    indices(successor_offsets), indices(successors)};
+  ghn_fast::shortest_paths_cuda(graphs, num_graphs, checked_distance(max_distance),
+                                reinterpret_cast<std::uint8_t*>(distances),
+                                reinterpret_cast<void*>(stream));
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled core of ghn_fast.";
+  m.def("shortest_paths", &shortest_paths, py::arg("num_nodes"), py::arg("edges"),
+        py::arg("max_distance"), py::arg("num_threads"));
+#ifdef GHN_FAST_WITH_CUDA
+  m.def("shortest_paths_cuda", &shortest_paths_cuda);
+#endif
+  m.def("isa", [] { return ghn_fast::isa_name(ghn_fast::isa()); });
+  m.def("use_isa", &ghn_fast::use_isa, py::arg("name"));
+  bind_gated_gnn(m);
+}

@@ -1,0 +1,56 @@
+"""Graph HyperNetworks that predict all parameters of a neural network they have never seen."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ghn_fast import _core as _core
+from ghn_fast._version import __version__
+
+if TYPE_CHECKING:
+    from ghn_fast.checkpoint import from_pretrained as from_pretrained
+    from ghn_fast.evaluation import evaluate as evaluate
+    from ghn_fast.ghn import GHN as GHN
+    from ghn_fast.ghn import GHNConfig as GHNConfig
+    from ghn_fast.ghn import ghn2 as ghn2
+    from ghn_fast.graph import Graph as Graph
+    from ghn_fast.graph import GraphBatch as GraphBatch
+    from ghn_fast.nets import DeepNets1M as DeepNets1M
+    from ghn_fast.nets import Genotype as Genotype
+    from ghn_fast.nets import Network as Network
+    from ghn_fast.nets import adjust_net as adjust_net
+    from ghn_fast.prediction import PredictionReport as PredictionReport
+    from ghn_fast.prediction import predict as predict
+
+# Each public name is imported when it is first used, so that `import ghn_fast` costs next to
+# nothing on top of `import torch`.
+_EXPORTS = {
+    "DeepNets1M": "ghn_fast.nets",
+    "GHN": "ghn_fast.ghn",
+    "GHNConfig": "ghn_fast.ghn",
+    "Genotype": "ghn_fast.nets",
+    "Graph": "ghn_fast.graph",
+    "GraphBatch": "ghn_fast.graph",
+    "Network": "ghn_fast.nets",
+    "PredictionReport": "ghn_fast.prediction",
+    "adjust_net": "ghn_fast.nets",
+    "evaluate": "ghn_fast.evaluation",
+    "from_pretrained": "ghn_fast.checkpoint",
+    "ghn2": "ghn_fast.ghn",
+    "predict": "ghn_fast.prediction",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'ghn_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS})

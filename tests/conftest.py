@@ -1,0 +1,23 @@
+"""Fixtures that every test can use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with conformance files and images, beside the checkout."""
+    path = Path(os.environ.get("GHN_FAST_SHARED", Path(__file__).parents[2] / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"no shared folder at {path}; set GHN_FAST_SHARED to where it is")
+    return path
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

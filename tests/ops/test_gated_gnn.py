@@ -1,0 +1,417 @@
+"""gated_gnn against the definition, its backends against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ghn_fast._core import core
+from ghn_fast.ops import gated_gnn as module
+from ghn_fast.ops.gated_gnn import gated_gnn
+from ghn_fast.ops.shortest_paths import shortest_paths
+
+
+@dataclass
+class Case:
+    """Inputs of gated_gnn."""
+
+    x: Tensor
+    distances: Tensor
+    num_nodes: Tensor
+    weights: list[Tensor]  # of mlp, gru and, if any, mlp_ve
+    rounds: int
+
+    def __call__(self, backend: str | None = None) -> Tensor:
+        w = self.weights
+        return gated_gnn(
+            self.x,
+            self.distances,
+            self.num_nodes,
+            w[:4],
+            w[8:] or None,
+            w[4:8],
+            self.rounds,
+            backend,
+        )
+
+    def to(self, dtype: torch.dtype, requires_grad: bool = False) -> Case:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype).requires_grad_(requires_grad)
+
+        return replace(self, x=move(self.x), weights=[move(w) for w in self.weights])
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.x, *self.weights]
+
+
+def random_case(
+    seed: int,
+    sizes: list[int],
+    hid: int = 8,
+    widths: tuple[int, int | None] = (4, 4),
+    rounds: int = 1,
+) -> Case:
+    """Float64, of random graphs with the given numbers of nodes; widths[1] None: GHN-1."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=g) / shape[-1] ** 0.5
+
+    def mlp(width: int) -> list[Tensor]:
+        return [normal(width, hid), normal(width), normal(hid, width), normal(hid)]
+
+    distances = [random_distances(n, g).flatten() for n in sizes]
+    weights = [*mlp(widths[0]), normal(3 * hid, hid), normal(3 * hid, hid)]
+    weights += [normal(3 * hid), normal(3 * hid)]
+    if widths[1] is not None:
+        weights += mlp(widths[1])
+    x = torch.randn(sum(sizes), hid, dtype=torch.float64, generator=g)
+    return Case(x, torch.cat(distances), torch.tensor(sizes), weights, rounds)
+
+
+def random_distances(n: int, g: torch.Generator) -> Tensor:
+    """Mostly a chain, with some gaps, branches and shortcuts."""
+    density = torch.rand(1, generator=g).item() * 3 / max(n, 1)
+    adjacency = torch.rand(n, n, generator=g) < density
+    chain = torch.rand(max(n - 1, 0), generator=g) < 0.8
+    adjacency |= torch.diag(chain, 1) if n > 1 else False
+    return shortest_paths(n, adjacency.triu(1).nonzero())
+
+
+def definition(case: Case) -> Tensor:
+    """Node after node, neighbour after neighbour."""
+    w_ih, w_hh, b_ih, b_hh = case.weights[4:8]
+    h = list(case.x.unbind(0))
+
+    def mlp(x: Tensor, weights: list[Tensor]) -> Tensor:
+        return (weights[2] @ (weights[0] @ x + weights[1]).relu() + weights[3]).relu()
+
+    def message(heard: list[tuple[int, int]]) -> Tensor:
+        total = torch.zeros_like(case.x[0])
+        for node, distance in heard:
+            if distance == 1:
+                total = total + mlp(h[node], case.weights[:4])
+            if len(case.weights) > 8:
+                total = total + mlp(h[node], case.weights[8:]) / distance
+        return total
+
+    def gru(m: Tensor, state: Tensor) -> Tensor:
+        r_m, z_m, n_m = (w_ih @ m + b_ih).chunk(3)
+        r_h, z_h, n_h = (w_hh @ state + b_hh).chunk(3)
+        z = torch.sigmoid(z_m + z_h)
+        return (1 - z) * torch.tanh(n_m + torch.sigmoid(r_m + r_h) * n_h) + z * state
+
+    for _ in range(case.rounds):
+        for forward in (True, False):
+            first, entry = 0, 0
+            for n in case.num_nodes.tolist():
+                d = case.distances[entry : entry + n * n].view(n, n).tolist()
+                for v in range(n) if forward else reversed(range(n)):
+                    heard = [(u, d[u][v] if forward else d[v][u]) for u in range(n)]
+                    heard = [(first + u, distance) for u, distance in heard if distance > 0]
+                    h[first + v] = gru(message(heard), h[first + v])
+                first, entry = first + n, entry + n * n
+    return torch.stack(h)
+
+
+def gradients(case: Case, backend: str) -> list[Tensor]:
+    """The result and the gradients of a fixed function of it."""
+    out = case(backend)
+    direction = torch.randn(
+        out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    grads = torch.autograd.grad(out, case.leaves, direction.to(out.dtype), materialize_grads=True)
+    return [out, *grads]
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["baseline", "avx2"])
+def narrower_isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = core.isa()
+    try:
+        core.use_isa(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield
+    core.use_isa(before)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("width_ve", [4, 6, None])
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_equals_definition(backend: str, width_ve: int | None, rounds: int) -> None:
+    case = random_case(rounds, [7, 1, 12], widths=(4, width_ve), rounds=rounds)
+    torch.testing.assert_close(case(backend), definition(case))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("width_ve", [3, None])
+def test_gradcheck(backend: str, width_ve: int | None) -> None:
+    case = random_case(3, [6, 4], hid=3, widths=(2, width_ve), rounds=2)
+
+    def function(x: Tensor, *weights: Tensor) -> Tensor:
+        return replace(case, x=x, weights=list(weights))(backend)
+
+    case = case.to(torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(function, case.leaves)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    hid=st.sampled_from([5, 16, 32, 48, 64]),
+    width=st.integers(1, 40),
+    width_ve=st.none() | st.integers(1, 40),
+    rounds=st.integers(1, 2),
+)
+@settings(max_examples=30, deadline=None)
+def test_cpp_equals_reference(
+    seed: int, sizes: list[int], hid: int, width: int, width_ve: int | None, rounds: int
+) -> None:
+    case = random_case(seed, sizes, hid, (width, width_ve), rounds)
+    case = case.to(torch.float64, requires_grad=True)
+    for got, expected in zip(gradients(case, "cpp"), gradients(case, "reference"), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("hid", [32, 48, 64])
+@pytest.mark.parametrize("width_ve", [16, None])
+def test_cpp_float32(hid: int, width_ve: int | None) -> None:
+    case = random_case(hid, [60, 33, 80], hid, (hid // 2, width_ve))
+    single = gradients(case.to(torch.float32, requires_grad=True), "cpp")
+    double = gradients(case.to(torch.float64, requires_grad=True), "reference")
+    for got, expected in zip(single, double, strict=True):
+        assert got.dtype == torch.float32
+        error = (got - expected).abs().max() / expected.abs().max()
+        assert error < 1e-5
+
+
+def test_long_graph_beyond_the_reach_of_virtual_edges() -> None:
+    edges = torch.stack([torch.arange(199), torch.arange(1, 200)], 1)
+    case = random_case(0, [200], 16, (8, 8)).to(torch.float64, requires_grad=True)
+    case = replace(case, distances=shortest_paths(200, edges).flatten())
+    for got, expected in zip(gradients(case, "cpp"), gradients(case, "reference"), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("hid", [16, 48, 80])
+def test_narrower_instructions(narrower_isa: None, hid: int) -> None:
+    case = random_case(hid, [60, 33, 7], hid, (24, 40)).to(torch.float64, requires_grad=True)
+    double = gradients(case, "reference")
+    for got, expected in zip(gradients(case, "cpp"), double, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
+    single = gradients(case.to(torch.float32, requires_grad=True), "cpp")
+    for got, expected in zip(single, double, strict=True):
+        assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_instructions_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match="avx1024"):
+        core.use_isa("avx1024")
+
+
+def test_same_bits_for_any_number_of_threads(threads: None) -> None:
+    sizes = [60, 70, 5, 80, 66, 90, 40]
+    # Enough work for three threads.
+    case = random_case(0, sizes, 64, (32, 32), rounds=4).to(torch.float32, requires_grad=True)
+    torch.set_num_threads(1)
+    alone = gradients(case, "cpp")
+    for count in (2, 3):
+        torch.set_num_threads(count)
+        together = gradients(case, "cpp")
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_graphs_of_a_batch_do_not_mix(backend: str) -> None:
+    case = random_case(5, [9, 14, 3])
+    together = case(backend)
+    node, entry = 0, 0
+    for n in case.num_nodes.tolist():
+        alone = replace(
+            case,
+            x=case.x[node : node + n],
+            distances=case.distances[entry : entry + n * n],
+            num_nodes=torch.tensor([n]),
+        )
+        torch.testing.assert_close(alone(backend), together[node : node + n])
+        node, entry = node + n, entry + n * n
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_any_topological_order(backend: str) -> None:
+    # 0 -> 1 -> 3, 0 -> 2 -> 3, 2 -> 4: nodes 1 and 2 may be exchanged, so may 3 and 4.
+    edges = torch.tensor([[0, 1], [0, 2], [1, 3], [2, 3], [2, 4]])
+    order = torch.tensor([0, 2, 1, 4, 3])
+    case = random_case(6, [5])
+    first = replace(case, distances=shortest_paths(5, edges).flatten())
+    second = replace(case, x=case.x[order], distances=shortest_paths(5, order[edges]).flatten())
+    torch.testing.assert_close(first(backend)[order], second(backend))
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_arguments_are_left_as_they_are(backend: str) -> None:
+    case = random_case(7, [5, 8])
+    before = [t.clone() for t in (*case.leaves, case.distances)]
+    case(backend)
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (*case.leaves, case.distances), strict=True)
+    )
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_strided_arguments(backend: str) -> None:
+    case = random_case(8, [5, 8]).to(torch.float64, requires_grad=True)
+    expected = gradients(case, backend)
+    spread = [torch.stack([t, t], -1)[..., 0].detach().requires_grad_() for t in case.leaves]
+    assert not spread[0].is_contiguous()
+    got = gradients(replace(case, x=spread[0], weights=spread[1:]), backend)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize("sizes", [[], [0], [3, 0, 2]])
+def test_empty_graphs(backend: str, sizes: list[int]) -> None:
+    case = random_case(9, [*sizes, 4]).to(torch.float64, requires_grad=True)
+    nodes = sum(sizes)
+    entries = sum(n * n for n in sizes)
+    case = replace(
+        case,
+        x=case.x[:nodes].detach().requires_grad_(),
+        distances=case.distances[:entries],
+        num_nodes=torch.tensor(sizes, dtype=torch.int64),
+    )
+    out, *grads = gradients(case, backend)
+    assert out.shape == (nodes, 8)
+    assert all(torch.isfinite(g).all() for g in grads)
+
+
+def test_second_derivative_of_reference() -> None:
+    case = random_case(10, [4], hid=2, widths=(2, 2)).to(torch.float64, requires_grad=True)
+
+    def function(x: Tensor, *weights: Tensor) -> Tensor:
+        return replace(case, x=x, weights=list(weights))("reference")
+
+    assert torch.autograd.gradgradcheck(function, case.leaves)
+
+
+def test_gradient_with_respect_to_x_alone() -> None:
+    case = random_case(11, [6, 5]).to(torch.float64)
+    case.x.requires_grad_()
+    for backend in ("cpp", "reference"):
+        case.x.grad = None
+        case(backend).square().sum().backward()
+        assert case.x.grad is not None
+        assert case.x.grad.abs().sum() > 0
+
+
+def test_autocast_keeps_full_precision() -> None:
+    case = random_case(12, [6, 5]).to(torch.float32)
+    for backend in ("cpp", "reference"):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = case(backend)
+        assert torch.equal(inside, case(backend))
+
+
+def test_registered_op() -> None:
+    case = random_case(13, [5, 7]).to(torch.float32, requires_grad=True)
+    arguments = (case.x, case.distances, case.num_nodes, case.weights, case.rounds)
+    torch.library.opcheck(torch.ops.ghn_fast.gated_gnn.default, (*arguments, True))
+
+
+def test_compiles_as_one_graph() -> None:
+    case = random_case(14, [5, 7]).to(torch.float32, requires_grad=True)
+    compiled = torch.compile(lambda: case().square().sum(), backend="aot_eager", fullgraph=True)
+    expected = torch.autograd.grad(case().square().sum(), case.leaves)
+    for got, wanted in zip(torch.autograd.grad(compiled(), case.leaves), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_choice_of_backend() -> None:
+    case = random_case(15, [5])
+    assert module.default_backend(case.x) == "cpp"
+    assert module.default_backend(case.x.bfloat16()) == "reference"
+    assert module.default_backend(case.x.to("meta")) == "reference"
+    assert torch.equal(case(), case("cpp"))
+    assert case.to(torch.bfloat16)().dtype == torch.bfloat16
+
+
+def break_shape_of_x(case: Case) -> Case:
+    return replace(case, x=case.x[:-1])
+
+
+def break_distances(case: Case) -> Case:
+    return replace(case, distances=case.distances[:-1])
+
+
+def break_order(case: Case) -> Case:
+    distances = case.distances.clone()
+    distances[-5] = 1  # in the last row, before the diagonal
+    return replace(case, distances=distances)
+
+
+def break_diagonal(case: Case) -> Case:
+    distances = case.distances.clone()
+    distances[0] = 1
+    return replace(case, distances=distances)
+
+
+def break_weights(index: int) -> Case:
+    case = random_case(16, [5, 6])
+    weights = list(case.weights)
+    weights[index] = weights[index][:-1]
+    return replace(case, weights=weights)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (break_shape_of_x, "do not fit"),
+        (break_distances, "do not fit"),
+        (break_order, "upper triangular"),
+        (break_diagonal, "upper triangular"),
+        (lambda case: replace(case, x=case.x[0]), "shape"),
+        (lambda case: replace(case, rounds=0), "rounds"),
+        (lambda case: replace(case, num_nodes=-case.num_nodes), "do not fit"),
+        (lambda case: break_weights(0), "mlp must have shapes"),
+        (lambda case: break_weights(5), "gru must have shapes"),
+        (lambda case: break_weights(11), "mlp_ve must have shapes"),
+    ],
+)
+def test_bad_values(backend: str, change, message: str) -> None:
+    case = change(random_case(16, [5, 6]))
+    with pytest.raises(ValueError, match=message):
+        case(backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_bad_types(backend: str) -> None:
+    case = random_case(17, [5, 6])
+    with pytest.raises(TypeError, match="uint8"):
+        replace(case, distances=case.distances.long())(backend)
+    with pytest.raises(TypeError, match="int64"):
+        replace(case, num_nodes=case.num_nodes.int())(backend)
+    with pytest.raises(TypeError, match="dtype"):
+        replace(case, weights=[w.float() for w in case.weights])(backend)
+
+
+def test_bad_backends() -> None:
+    case = random_case(18, [5, 6])
+    with pytest.raises(ValueError, match="unknown backend"):
+        case("cuda")
+    with pytest.raises(ValueError, match="float32 and float64"):
+        case.to(torch.bfloat16)("cpp")
