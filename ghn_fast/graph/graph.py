@@ -1,0 +1,148 @@
+"""The graph of a network: operations and parameters as nodes, data flow as edges."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghn_fast.graph.types import NODE_TYPE_INDEX
+from ghn_fast.ops.shortest_paths import MAX_DISTANCE, shortest_paths
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a :class:`Graph`.
+
+    Attributes:
+        type: one of :data:`ghn_fast.graph.types.NODE_TYPES`.
+        name: the parameter's name, or the operation's (``"input"``, ``"sum"``, ``"max_pool"``).
+        shape: of the parameter, as its module stores it; (1, 1, kh, kw) for max and average
+            pooling; None for the other operations.
+        parameter: the name in ``model.named_parameters()``; None for operations.
+        bias: for normalisation layers, the bias that is predicted together with the weight.
+    """
+
+    type: str
+    name: str
+    shape: tuple[int, ...] | None = None
+    parameter: str | None = None
+    bias: str | None = None
+
+
+@dataclass(eq=False)
+class Graph:
+    """A directed acyclic graph of operations (arXiv 2110.13100, section 2).
+
+    Attributes:
+        nodes: N nodes in topological order, the input first. In a classifier the last two are
+            the weight and the bias of the classification layer.
+        edges: (E, 2) int64, the 1-hop edges (source, target), sorted and unique.
+        max_distance: paths longer than this have no virtual edge.
+        unused: parameters that no node carries, and why.
+        other: parameters that reach the output but have no node in the published definition of
+            the graph (class tokens, layer scales, ...), and what they are.
+        net_args: what builds the network, for graphs of DeepNets-1M.
+        index: position in its split, for graphs of DeepNets-1M.
+        node_types: (N,) int64, indices into ``NODE_TYPES``.
+        distances: (N, N) uint8, shortest path lengths from 1 to ``max_distance``, else 0.
+
+    Raises:
+        ValueError: an unknown node type, or an edge out of range or against the order.
+    """
+
+    nodes: tuple[Node, ...]
+    edges: Tensor
+    max_distance: int = MAX_DISTANCE
+    unused: Mapping[str, str] = field(default_factory=dict)
+    other: Mapping[str, str] = field(default_factory=dict)
+    net_args: dict[str, Any] | None = None
+    index: int | None = None
+    node_types: Tensor = field(init=False)
+    distances: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.nodes = tuple(self.nodes)
+        edges = torch.as_tensor(self.edges, dtype=torch.int64).reshape(-1, 2)
+        self.edges = torch.unique(edges, dim=0)
+        self.node_types = torch.tensor(_type_indices(self.nodes), dtype=torch.int64)
+        self.distances = shortest_paths(len(self.nodes), self.edges, self.max_distance)
+
+    @classmethod
+    def from_model(cls, model: nn.Module, example_inputs: Any = None) -> Graph:
+        """The graph of a model, which is left exactly as it was.
+
+        Args:
+            model: any module that can be called.
+            example_inputs: what to call it with: a tensor, a tuple of arguments or a dict of
+                keyword arguments. Without it the input is worked out from the model.
+
+        Raises:
+            ghn_fast.graph.TraceError: the model could not be run; says what to pass.
+        """
+        from ghn_fast.graph.trace import trace
+
+        traced = trace(model, example_inputs)
+        return cls(
+            nodes=tuple(traced.nodes),
+            edges=torch.as_tensor(traced.edges, dtype=torch.int64),
+            unused=traced.unused,
+            other=traced.other,
+        )
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.nodes)
+
+    def matched(self, model: nn.Module) -> Graph:
+        """This graph with the shapes of a model's parameters, or itself if they are its own.
+
+        The same architecture at another width has the same graph but for its shapes.
+
+        Raises:
+            ValueError: the model lacks a parameter of the graph.
+        """
+        shapes = {
+            name: tuple(parameter.shape)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        }
+        nodes = tuple(_with_shape(node, shapes) for node in self.nodes)
+        return self if nodes == self.nodes else replace(self, nodes=nodes)
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the types, names, shapes and edges."""
+        content = hashlib.sha256()
+        for node in self.nodes:
+            content.update(repr((node.type, node.parameter, node.bias, node.shape)).encode())
+        content.update(self.edges.numpy().tobytes())
+        content.update(bytes([self.max_distance]))
+        return content.hexdigest()
+
+    def __repr__(self) -> str:
+        parameters = sum(node.parameter is not None for node in self.nodes)
+        return f"Graph({self.num_nodes} nodes, {len(self.edges)} edges, {parameters} weights)"
+
+
+def _with_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:
+    if node.parameter is None:
+        return node
+    if node.parameter not in shapes:
+        raise ValueError(
+            f"the graph has parameter {node.parameter!r}, which the model has not: "
+            "they are not of the same network"
+        )
+    shape = shapes[node.parameter]
+    return node if shape == node.shape else replace(node, shape=shape)
+
+
+def _type_indices(nodes: Sequence[Node]) -> list[int]:
+    try:
+        return [NODE_TYPE_INDEX[node.type] for node in nodes]
+    except KeyError as error:
+        raise ValueError(
+            f"unknown node type {error.args[0]!r}; known types: {', '.join(NODE_TYPE_INDEX)}"
+        ) from None

@@ -1,0 +1,203 @@
+"""The rules: which function or module makes which node of the graph.
+
+One table. A row names the node type, the functions it applies to and how such a call is read
+(:mod:`ghn_fast.graph.handlers`). Functions that are in no row are contracted: their inputs are
+joined to their outputs. The definition of the node types is that of arXiv 2110.13100, section 2,
+with the choices of the published graphs: a linear layer is ``conv``, every embedding is
+``pos_enc``, the bias of a normalisation belongs to its weight's node.
+
+:func:`register` adds a module of one's own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghn_fast.graph import handlers as h
+from ghn_fast.graph.recorder import Handler
+from ghn_fast.graph.types import NODE_TYPE_INDEX
+
+Row = tuple[Handler, Sequence[Callable[..., Any] | None]]
+
+
+def _tensor(*names: str) -> list[Callable[..., Any] | None]:
+    """Methods and functions of that name, those that this version of PyTorch has."""
+    found = []
+    for name in names:
+        found += [getattr(torch, name, None), getattr(Tensor, name, None), getattr(F, name, None)]
+        found += [getattr(torch._C._nn, name, None)]
+    return found
+
+
+def _properties(*names: str) -> list[Callable[..., Any] | None]:
+    return [getattr(getattr(Tensor, name, None), "__get__", None) for name in names]
+
+
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias")
+_INSTANCE_NORM = _BATCH_NORM
+_LAYER_NORM = ("input", "normalized_shape", "weight", "bias")
+_GROUP_NORM = ("input", "num_groups", "weight", "bias")
+_RMS_NORM = ("input", "normalized_shape", "weight")
+
+LAYERS: tuple[Row, ...] = (
+    # conv (sep_conv with groups, dil_conv with groups and dilation), then bias
+    (h.convolution(), [torch.conv1d, torch.conv2d, torch.conv3d]),
+    (
+        h.convolution(transposed=True),
+        [torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d],
+    ),
+    (h.linear("conv"), [F.linear, torch._C._nn.linear]),
+    (h.bilinear("conv"), [F.bilinear, torch.bilinear]),
+    (h.addmm("conv"), [torch.addmm, Tensor.addmm]),
+    # normalisations
+    (h.normalisation("bn", _BATCH_NORM), [F.batch_norm]),
+    (h.normalisation("ln", _INSTANCE_NORM), [F.instance_norm]),
+    (h.normalisation("ln", _LAYER_NORM), [F.layer_norm]),
+    (h.normalisation("ln", _GROUP_NORM), [F.group_norm]),
+    (h.normalisation("ln", _RMS_NORM), [F.rms_norm]),
+    (h.embedding("pos_enc"), [F.embedding]),
+    # contracted, but their parameters are known by what they are
+    (h.recurrent, [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]),
+)
+
+OPERATIONS: tuple[Row, ...] = (
+    (h.pooling("max_pool", 1), [torch.max_pool1d, F.max_pool1d, F._max_pool1d]),
+    (h.pooling("max_pool", 2), [torch.max_pool2d, F.max_pool2d, F._max_pool2d]),
+    (h.pooling("max_pool", 3), [torch.max_pool3d, F.max_pool3d, F._max_pool3d]),
+    (h.pooling("max_pool", 2), [F.max_pool2d_with_indices]),
+    (h.pooling("avg_pool", 1), [F.avg_pool1d]),
+    (h.pooling("avg_pool", 2), [F.avg_pool2d]),
+    (h.pooling("avg_pool", 3), [F.avg_pool3d]),
+    # glob_avg, unless it is computed for a gate
+    (h.adaptive_average("glob_avg", 1), [F.adaptive_avg_pool1d]),
+    (h.adaptive_average("glob_avg", 2), [F.adaptive_avg_pool2d]),
+    (h.adaptive_average("glob_avg", 3), [F.adaptive_avg_pool3d]),
+    (h.mean("glob_avg"), [torch.mean, Tensor.mean]),
+    # msa: the product of a softmax with values, or all of it in one call
+    (h.softmax, [torch.softmax, Tensor.softmax, F.softmax]),
+    (h.product("msa"), [*_tensor("matmul", "bmm", "mm"), Tensor.__rmatmul__]),
+    (h.einsum("msa"), [torch.einsum]),
+    (h.fused_attention("msa"), [F.scaled_dot_product_attention]),
+    (h.multi_head_attention("msa"), [F.multi_head_attention_forward]),
+    # cse: the product of a tensor with a gate that is computed from its own global average
+    (h.multiplication("cse"), _tensor("mul", "mul_", "multiply", "__rmul__")),
+    # sum and concat: with at least two inputs that come from different nodes
+    (h.addition("sum"), _tensor("add", "add_", "__radd__")),
+    (h.concatenation("concat"), [torch.cat, torch.concat, torch.concatenate]),
+)
+
+CONTRACTED: tuple[Row, ...] = (
+    (
+        h.unary,
+        _tensor(
+            *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "celu"),
+            *("selu", "gelu", "silu", "mish", "sigmoid", "sigmoid_", "hardsigmoid", "hardswish"),
+            *("hardtanh", "hardtanh_", "tanh", "tanh_", "softplus", "softsign", "logsigmoid"),
+            *("prelu", "dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d"),
+            *("alpha_dropout", "feature_alpha_dropout", "clone", "contiguous", "log_softmax"),
+            *("exp", "log", "sqrt", "rsqrt", "neg", "abs", "clamp", "clamp_", "clip", "sin"),
+            *("cos", "square", "normalize", "hardshrink", "threshold", "rrelu", "floor"),
+            *("local_response_norm", "channel_shuffle", "native_channel_shuffle"),
+        ),
+    ),
+    (h.binary, _tensor("sub", "sub_", "div", "div_", "true_divide")),
+    (h.to, _tensor("to", "type_as", "cpu", "cuda", *h._DTYPE_METHODS)),
+    (h.get_item, [Tensor.__getitem__]),
+    (h.set_item, [Tensor.__setitem__]),
+    (h.select, _tensor("nonzero", "where", "masked_select")),
+    (h.unique, [torch.unique, Tensor.unique]),
+    (
+        h.constant_like,
+        _tensor(
+            *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+            *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
+        ),
+    ),
+    (h.device, _properties("device")),
+    (
+        h.look,
+        [
+            *_properties("shape", "dtype", "ndim", "layout", "requires_grad", "is_leaf", "names"),
+            *_properties("is_sparse", "is_quantized", "is_nested", "is_mkldnn", "itemsize"),
+            *_properties("is_meta", "is_cuda", "is_cpu", "is_mps", "is_xpu", "nbytes", "grad_fn"),
+            *_tensor("size", "dim", "numel", "stride", "is_floating_point", "is_complex"),
+            *_tensor("is_contiguous", "ndimension", "element_size", "nelement", "get_device"),
+            *_tensor("storage_offset", "__len__", "is_tensor", "is_storage", "is_same_size"),
+        ],
+    ),
+    (
+        h.values,
+        [
+            *_tensor("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+            *_tensor("__bool__", "__float__", "__int__", "__index__", "__array__"),
+            *_tensor("__contains__", "bincount", "data_ptr"),
+        ],
+    ),
+)
+
+
+def function_rules() -> dict[Callable[..., Any], Handler]:
+    """The table, by function."""
+    return _function_rules("torchvision" in sys.modules)
+
+
+@lru_cache(maxsize=2)
+def _function_rules(vision: bool) -> dict[Callable[..., Any], Handler]:
+    table: dict[Callable[..., Any], Handler] = {}
+    for handler, functions in (*LAYERS, *OPERATIONS, *CONTRACTED):
+        for function in functions:
+            if function is not None:
+                table[function] = handler
+    if vision:
+        table[torch.ops.torchvision.nms] = h.suppress
+    return table
+
+
+MODULES: dict[type[nn.Module], str] = {}
+"""Modules that are one layer whatever they compute inside, by :func:`register`."""
+
+
+def register(module_class: type[nn.Module], node_type: str) -> None:
+    """Treats a module of one's own as a single layer of the graph.
+
+    Its largest parameter (the one called ``weight`` if there is one) becomes a node of that type,
+    a vector called ``bias`` the node after it (for normalisation layers, part of it); a module
+    without parameters becomes an operation. What it computes inside is not looked at.
+
+    Args:
+        module_class: also applies to its subclasses.
+        node_type: one of :data:`ghn_fast.graph.types.NODE_TYPES`.
+
+    Raises:
+        TypeError: ``module_class`` is not a class of modules.
+        ValueError: an unknown node type.
+    """
+    if not (isinstance(module_class, type) and issubclass(module_class, nn.Module)):
+        raise TypeError(f"a subclass of torch.nn.Module is needed, not {module_class!r}")
+    if node_type not in NODE_TYPE_INDEX:
+        known = ", ".join(NODE_TYPE_INDEX)
+        raise ValueError(f"unknown node type {node_type!r}; known types: {known}")
+    MODULES[module_class] = node_type
+
+
+ROLES: tuple[tuple[str, str], ...] = (
+    # what a parameter without a node looks like, by its name; the first that matches
+    (r"cls_token|class_token|dist_token|class_embedding|reg(ister)?_tokens?|cls", "class_token"),
+    (r"mask_token|query_tokens?|queries|latent|probe|token", "token"),
+    (
+        r"rel(ative)?_?(pos|h$|w$|embed)|relative|attention_bias|rpb|rel_",
+        "relative_position_bias",
+    ),
+    (r"layer_?scale|gamma|lambda|ls_?\d?$|res_scale|\bgain\b|skipinit", "layer_scale"),
+    (r"logit_scale|temperature|tau", "scalar"),
+    (r"scale", "scale"),
+    (r"pos(ition)?|embed", "embedding"),
+    (r"bias|beta", "bias"),
+)

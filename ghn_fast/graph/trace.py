@@ -1,0 +1,424 @@
+"""From a model to its graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, is_dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ghn_fast.graph.contract import contract
+from ghn_fast.graph.graph import Node
+from ghn_fast.graph.inputs import guess_inputs
+from ghn_fast.graph.preserve import preserved
+from ghn_fast.graph.recorder import Kind, NeedsValues, Parameter, Recorder
+from ghn_fast.graph.rules import MODULES, ROLES, function_rules
+from ghn_fast.graph.types import NODE_TYPE_INDEX
+
+UNREACHED = "does not reach the output"
+FROZEN = "requires_grad is False while other parameters are trained"
+
+
+class TraceError(RuntimeError):
+    """The model's graph could not be built; the message says what to pass."""
+
+
+@dataclass
+class Trace:
+    """The graph of a model before distances are computed.
+
+    Attributes:
+        nodes: in topological order, the input first.
+        edges: (E, 2) int64, (source, target) positions in ``nodes``.
+        unused: parameters that no node carries and no output depends on, or that are frozen.
+        other: parameters that the output depends on but that have no node in the published
+            definition of the graph, and what they look like ("class_token", "layer_scale", ...).
+    """
+
+    nodes: list[Node]
+    edges: NDArray[np.int64]
+    unused: dict[str, str] = field(default_factory=dict)
+    other: dict[str, str] = field(default_factory=dict)
+
+
+def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
+    """Runs a model once without arithmetic and returns its graph.
+
+    The model is left as it was: mode, buffers, attributes, hooks, gradients and random state.
+    Parts that run only in training, such as auxiliary heads, are counted. A model whose course
+    depends on the values of activations is run for real, on the same inputs.
+
+    Args:
+        model: any module that can be called, on any device and in any floating point type.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; worked out
+            from the model if None (:func:`ghn_fast.graph.inputs.guess_inputs`).
+
+    Raises:
+        TraceError: the model has no parameters, is not built yet, or could not be run.
+    """
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise TraceError(f"{type(model).__name__} has no parameters, so there is no graph of it")
+    lazy = [name for name, p in parameters.items() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise TraceError(
+            f"{lazy[0]} has no shape yet: call the model once on an example, then build its graph"
+        )
+    args, kwargs = _arguments(model, example_inputs)
+    result = _attempt(model, args, kwargs, training=False)
+    if UNREACHED in result.unused.values() and _depends_on_mode(model):
+        result = _with_training_parts(model, args, kwargs, result)
+    return result
+
+
+def _with_training_parts(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], evaluated: Trace
+) -> Trace:
+    """The graph in training mode if more parameters reach an output there."""
+    try:
+        trained = _attempt(model, args, kwargs, training=True, fallback=False)
+    except TraceError:
+        return evaluated
+    return trained if len(trained.unused) < len(evaluated.unused) else evaluated
+
+
+def _depends_on_mode(model: nn.Module) -> bool:
+    """Whether any code of the model's own looks at ``training``."""
+    return any(_reads_training(module_class) for module_class in {type(m) for m in model.modules()})
+
+
+@lru_cache(maxsize=4096)
+def _reads_training(module_class: type) -> bool:
+    for base in module_class.__mro__:
+        if base.__module__.startswith("torch.nn."):
+            continue
+        for member in vars(base).values():
+            code = getattr(getattr(member, "__wrapped__", member), "__code__", None)
+            if code is not None and "training" in code.co_names:
+                return True
+    return False
+
+
+def _attempt(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    training: bool,
+    fallback: bool = True,
+) -> Trace:
+    try:
+        return _run(model, args, kwargs, training, execute=False)
+    except Exception as first:
+        if not fallback or _on_meta(model):
+            raise _explain(model, args, kwargs, first) from first
+        try:
+            return _run(model, args, kwargs, training, execute=True)
+        except Exception as second:
+            raise _explain(model, args, kwargs, second) from second
+
+
+def _explain(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
+) -> TraceError:
+    called = ", ".join(
+        [_describe(value) for value in args]
+        + [f"{name}={_describe(value)}" for name, value in kwargs.items()]
+    )
+    advice = "pass example_inputs=... (a tensor, a tuple of arguments or a dict of keywords)"
+    if isinstance(error, NeedsValues) and _on_meta(model):
+        advice = "its course depends on values, so it needs parameters that are not on meta"
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return TraceError(
+        f"{type(model).__name__} could not be run as model({called}): {reason}; {advice}"
+    )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_describe(item) for item in value) + "]"
+    return type(value).__name__
+
+
+def _on_meta(model: nn.Module) -> bool:
+    return any(p.is_meta for p in model.parameters())
+
+
+def _arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if example_inputs is None:
+        return guess_inputs(model)
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, Sequence):
+        return tuple(example_inputs), {}
+    raise TypeError(
+        "example_inputs is a tensor, a tuple of arguments or a dict of keyword arguments, not "
+        f"{type(example_inputs).__name__}"
+    )
+
+
+# --- one run ---------------------------------------------------------------------------------
+
+
+def _run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    training: bool,
+    execute: bool,
+) -> Trace:
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model, buffers=execute))
+        stack.enter_context(torch.set_grad_enabled(not execute))
+        stack.enter_context(_eager())
+        for module in model.modules():
+            module.__dict__["training"] = training
+        recorder = Recorder(model, function_rules(), execute)
+        _isolate_registered(model, recorder)
+        inputs = _enter(recorder, (args, kwargs))
+        outputs = _outputs(model, recorder, *inputs)
+    return _assemble(model, recorder, outputs)
+
+
+def _outputs(
+    model: nn.Module, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[int]:
+    """Runs the model and returns the records of what it returned."""
+    try:
+        with recorder:
+            output = _callable(model)(*args, **kwargs)
+    except NeedsValues:
+        # What is left, such as pasting predicted masks into an image, has no parameters.
+        if not recorder.all_used():
+            raise
+        return list(range(len(recorder.records.kinds)))
+    return [r for t in _tensors_of(output) if (r := recorder.record_of(t)) is not None]
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Compiled functions run as they were written."""
+    import sys
+
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _callable(model: nn.Module) -> nn.Module:
+    """What ``torch.compile`` wrapped."""
+    return getattr(model, "_orig_mod", model)
+
+
+def _enter(recorder: Recorder, value: Any) -> Any:
+    """The inputs as the recorder knows them: without values, but for small integers."""
+    if isinstance(value, Tensor):
+        keeps_values = recorder.execute or (not value.is_floating_point() and not value.is_meta)
+        entered = value.detach().clone() if keeps_values else torch.empty_like(value, device="meta")
+        return recorder.tag(entered, recorder.input)
+    if isinstance(value, (tuple, list)):
+        items = [_enter(recorder, item) for item in value]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items)
+    if isinstance(value, dict):
+        return {key: _enter(recorder, item) for key, item in value.items()}
+    return value
+
+
+def _tensors_of(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """All tensors in what a model returned."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth > 8:
+        return
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors_of(item, depth + 1)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _tensors_of(item, depth + 1)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for item in vars(value).values():
+            yield from _tensors_of(item, depth + 1)
+
+
+def _isolate_registered(model: nn.Module, recorder: Recorder) -> None:
+    """Modules with a rule of their own run unobserved and become one layer."""
+    if not MODULES:
+        return
+    classes = tuple(MODULES)
+    for module in model.modules():
+        if isinstance(module, classes):
+            node_type = next(t for c, t in reversed(MODULES.items()) if isinstance(module, c))
+            module.__dict__["forward"] = _as_layer(recorder, module, node_type)
+
+
+def _as_layer(recorder: Recorder, module: nn.Module, node_type: str) -> Callable[..., Any]:
+    forward = module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        parents = recorder.records_in(args, kwargs)
+        recorder.opaque += 1
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            recorder.opaque -= 1
+        if recorder.opaque:
+            return output
+        return recorder.tag(output, _layer(recorder, module, node_type, parents))
+
+    return run
+
+
+def _layer(recorder: Recorder, module: nn.Module, node_type: str, parents: list[int]) -> int:
+    from ghn_fast.graph.handlers import layer_record, norm_record
+
+    tensors = dict(module.named_parameters())
+    if not tensors:
+        return recorder.add(Kind.KEEP, parents, Node(node_type, node_type))
+    largest = max(tensors.values(), key=lambda p: p.numel())
+    weight, bias = tensors.get("weight", largest), tensors.get("bias")
+    if bias is weight:
+        bias = None
+    for tensor in tensors.values():
+        parameter = recorder.parameter_of(tensor)
+        if parameter is not None:
+            parameter.source = None
+    record = norm_record if node_type in ("bn", "ln") else layer_record
+    rest = [t for t in tensors.values() if t is not weight and t is not bias]
+    number = record(recorder, node_type, parents, weight, bias)
+    return recorder.merge([number, *recorder.records_in(rest)])
+
+
+# --- from records to a trace -------------------------------------------------------------------
+
+
+def _assemble(model: nn.Module, recorder: Recorder, outputs: list[int]) -> Trace:
+    _settle_sources(recorder)
+    records = recorder.records
+    kept, edges, live = contract(records.kinds, records.parents, [recorder.input, *outputs])
+    nodes = [records.nodes[record] for record in kept]
+    if not outputs or len(nodes) < 2:
+        raise RuntimeError("no output of the model depends on its parameters")
+    edges = _from_input(kept, edges, records.sourceless)
+    trained = any(p.requires_grad for p in model.parameters())
+    result = Trace([n for n in nodes if n is not None], edges)
+    _average_before_classifier(result)
+    _account(recorder.parameters.values(), live, result)
+    if trained:
+        _set_frozen_aside(recorder.parameters.values(), result)
+    return result
+
+
+def _settle_sources(recorder: Recorder) -> None:
+    """Parameters that entered computations directly: position tables, and what has no node."""
+    from ghn_fast.graph.handlers import is_position_table
+
+    records = recorder.records
+    for parameter in recorder.parameters.values():
+        if parameter.source is None or parameter.node is not None:
+            continue
+        if parameter.role is None and is_position_table(parameter):
+            shape = tuple(parameter.tensor.shape)
+            records.kinds[parameter.source] = int(Kind.KEEP)
+            records.nodes[parameter.source] = Node("pos_enc", parameter.name, shape, parameter.name)
+            records.sourceless.add(parameter.source)
+            parameter.node = parameter.source
+
+
+def _from_input(
+    kept: NDArray[np.int64], edges: NDArray[np.int64], sourceless: set[int]
+) -> NDArray[np.int64]:
+    """Layers that read constants start at the input; position tables start nowhere."""
+    has_source = np.zeros(len(kept), dtype=bool)
+    has_source[edges[:, 1]] = True
+    orphans = [
+        (0, i) for i in range(1, len(kept)) if not has_source[i] and int(kept[i]) not in sourceless
+    ]
+    return np.concatenate([np.array(orphans, dtype=np.int64).reshape(-1, 2), edges])
+
+
+def _average_before_classifier(result: Trace) -> None:
+    """Puts a global average that ends the network before the classifying convolution.
+
+    So that the last two nodes are the classification layer, as in the published graphs; an
+    average and a 1x1 convolution commute.
+    """
+    nodes = result.nodes
+    last = len(nodes) - 1
+    if last < 3 or nodes[last].type != "glob_avg":
+        return
+    weight = last - 1 if nodes[last - 1].type == "conv" else last - 2
+    chain = list(range(weight, last))
+    if nodes[weight].type != "conv" or len(nodes[weight].shape or ()) != 4:
+        return
+    if len(chain) == 2 and nodes[last - 1].type != "bias":
+        return
+    between = result.edges[result.edges[:, 0] >= weight]
+    if sorted(map(tuple, between.tolist())) != [(i, i + 1) for i in chain]:
+        return
+    # The edges form a chain, so moving the average to its front leaves them as they are.
+    nodes[weight:] = [nodes[last], *nodes[weight:last]]
+
+
+def _account(parameters: Any, live: NDArray[np.bool_], result: Trace) -> None:
+    """Says of every parameter without a node what it is or why it has none."""
+    carried = {n.parameter for n in result.nodes} | {n.bias for n in result.nodes}
+    for parameter in parameters:
+        if parameter.name in carried:
+            continue
+        if parameter.source is not None and live[parameter.source]:
+            result.other[parameter.name] = _role(parameter)
+        else:
+            result.unused[parameter.name] = UNREACHED
+
+
+def _role(parameter: Parameter) -> str:
+    if parameter.role is not None:
+        return parameter.role
+    if parameter.tensor.numel() == 1:
+        return "scalar"
+    name = parameter.name.rsplit(".", 1)[-1].lower()
+    for pattern, role in ROLES:
+        if re.search(pattern, name):
+            return role
+    return "unknown"
+
+
+def _set_frozen_aside(parameters: Any, result: Trace) -> None:
+    """Frozen parameters among trained ones keep their nodes but are not to be predicted."""
+    frozen = {p.name for p in parameters if not p.tensor.requires_grad}
+    if not frozen:
+        return
+    for i, node in enumerate(result.nodes):
+        if node.parameter in frozen or node.bias in frozen:
+            result.nodes[i] = Node(
+                node.type,
+                node.name,
+                node.shape,
+                None if node.parameter in frozen else node.parameter,
+                None if node.bias in frozen else node.bias,
+            )
+    for name in frozen:
+        result.other.pop(name, None)
+        result.unused.setdefault(name, FROZEN)
+
+
+def count_types(nodes: Sequence[Node]) -> list[int]:
+    """How many nodes there are of each type, in the order of ``NODE_TYPES``."""
+    return np.bincount(
+        [NODE_TYPE_INDEX[node.type] for node in nodes], minlength=len(NODE_TYPE_INDEX)
+    ).tolist()
