@@ -1,0 +1,31 @@
+"""The DeepNets-1M design space: networks, their sampling, and fitting others to small images."""
+
+from __future__ import annotations
+
+from ghn_fast.nets.adjust import adjust_net
+from ghn_fast.nets.count import count_parameters
+from ghn_fast.nets.deepnets1m import DeepNets1M
+from ghn_fast.nets.direct import graph_of
+from ghn_fast.nets.genotypes import DARTS, OPERATIONS, VIT, Genotype, from_dict, to_dict
+from ghn_fast.nets.network import Network, build_ghost, build_net
+from ghn_fast.nets.published_files import NetsFileError
+from ghn_fast.nets.sampler import SPLITS, sample_net_args
+
+__all__ = [
+    "DARTS",
+    "OPERATIONS",
+    "SPLITS",
+    "VIT",
+    "DeepNets1M",
+    "Genotype",
+    "NetsFileError",
+    "Network",
+    "adjust_net",
+    "build_ghost",
+    "build_net",
+    "count_parameters",
+    "from_dict",
+    "graph_of",
+    "sample_net_args",
+    "to_dict",
+]

@@ -1,0 +1,110 @@
+"""DeepNets-1M (arXiv 2110.13100, section 3): networks as graphs, sampled or read from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ghn_fast.graph.graph import Graph
+from ghn_fast.nets.direct import graph_of
+from ghn_fast.nets.published_files import PublishedNets
+from ghn_fast.nets.sampler import SPLITS, sample_net_args
+
+SIZES = {
+    "train": 1_000_000,
+    "val": 500,
+    "test": 500,
+    "wide": 100,
+    "deep": 100,
+    "dense": 100,
+    "bnfree": 100,
+    "search": 100_000,
+    "predefined": 2,
+}
+"""The number of networks in each split."""
+
+
+class DeepNets1M(Dataset[Graph]):
+    """The networks of a split as graphs; `Network(**nets[i].net_args, ...)` is the network itself.
+
+    Nothing is downloaded: network i is sampled when it is asked for and is the same on every
+    machine. With `nets_dir`, published files are read instead.
+
+    Args:
+        split: one of `ghn_fast.nets.SPLITS`.
+        seed: of the sampled networks. The evaluation splits are those of seed 0.
+        num_nets: how many networks, the published number if None. Without files, "train" and
+            the others can have more than were published.
+        large_images: networks for 224 x 224 images and, unless `num_classes` is given, 1000
+            classes, instead of 32 x 32 and 10.
+        nets_dir: folder with `deepnets1m_{train,search,eval}.hdf5` and the JSON files that belong
+            to them (`deepnets1m_train_meta.json`).
+        num_classes: outputs of the networks in the graphs.
+
+    Raises:
+        ValueError: an unknown split or an impossible number of networks.
+        FileNotFoundError, NetsFileError: a file in `nets_dir` is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        num_nets: int | None = None,
+        large_images: bool = False,
+        nets_dir: str | Path | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+        self.split = split
+        self.seed = seed
+        self.large_images = large_images
+        self.num_classes = num_classes or (1000 if large_images else 10)
+        self._published = None
+        size = SIZES[split]
+        if nets_dir is not None and split != "predefined":
+            self._published = PublishedNets(Path(nets_dir), split)
+            size = len(self._published)
+        limited = self._published is not None or split == "predefined"
+        if num_nets is not None and (num_nets < 0 or (limited and num_nets > size)):
+            raise ValueError(f"num_nets is {num_nets}, but split {split!r} has {size} networks")
+        self._size = size if num_nets is None else num_nets
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Graph:
+        """The graph of network `index`, with `.net_args` and `.index`.
+
+        Raises:
+            IndexError: there is no such network.
+            NetsFileError: it is damaged in the file.
+        """
+        index = self._checked(index)
+        if self._published is not None:
+            return self._published.graph(index, self.seed, self.large_images, self.num_classes)
+        net_args = sample_net_args(self.split, self.seed, index, self.large_images)
+        return graph_of(net_args, self.num_classes, self.large_images, index)
+
+    def __iter__(self) -> Iterator[Graph]:
+        return (self[index] for index in range(len(self)))
+
+    def net_args(self, index: int) -> dict[str, Any]:
+        """The arguments of network `index`, without its graph.
+
+        Raises:
+            IndexError: there is no such network.
+        """
+        index = self._checked(index)
+        if self._published is not None:
+            return self._published.net_args(index, self.seed, self.large_images)
+        return sample_net_args(self.split, self.seed, index, self.large_images)
+
+    def _checked(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"network {index} of {len(self)} in split {self.split!r}")
+        return index % len(self)

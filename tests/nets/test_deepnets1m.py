@@ -1,0 +1,245 @@
+"""DeepNets-1M as a data set, sampled and from published files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ghn_fast.nets import DeepNets1M, NetsFileError, Network, graph_of
+
+SIZES = {"train": 1_000_000, "val": 500, "test": 500, "wide": 100, "predefined": 2}
+
+
+@pytest.mark.parametrize("split", sorted(SIZES))
+def test_sizes(split: str) -> None:
+    assert len(DeepNets1M(split)) == SIZES[split]
+
+
+def test_items_are_graphs_of_their_networks() -> None:
+    nets = DeepNets1M("test", num_nets=3)
+    for index, graph in enumerate(nets):
+        assert graph.index == index
+        assert graph.net_args == nets.net_args(index)
+        network = Network(**graph.net_args, num_classes=10, is_imagenet_input=False)
+        shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
+        nodes = {node.parameter: node.shape for node in graph.nodes if node.parameter}
+        assert nodes.items() <= shapes.items()
+    assert index == 2
+    assert nets[-1].index == 2
+    with pytest.raises(IndexError, match="network 3 of 3 in split 'test'"):
+        nets[3]
+
+
+def test_large_images_have_a_thousand_classes() -> None:
+    graph = DeepNets1M("val", large_images=True)[0]
+    assert graph.nodes[-1].shape == (1000,)
+    assert DeepNets1M("val", num_classes=37)[0].nodes[-1].shape == (37,)
+
+
+def test_seed_makes_another_stream() -> None:
+    first, second = (DeepNets1M("train", seed=seed)[5].net_args for seed in (0, 1))
+    assert first != second
+    assert first == DeepNets1M("train", seed=0)[5].net_args
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader(shared: Path, workers: int) -> None:
+    nets = DeepNets1M("train", num_nets=4, nets_dir=shared / "conformance" / "deepnets1m")
+    assert nets[0].num_nodes  # the parent's file is open when the workers start
+    loader = DataLoader(nets, batch_size=2, num_workers=workers, collate_fn=list)
+    digests = [graph.digest() for batch in loader for graph in batch]
+    assert digests == [graph.digest() for graph in nets]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "tiny"}, "unknown split 'tiny'"),
+        ({"split": "predefined", "num_nets": 3}, "split 'predefined' has 2 networks"),
+        ({"num_nets": -1}, "num_nets is -1"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DeepNets1M(**arguments)
+
+
+# Published files.
+
+
+@pytest.fixture
+def folder(shared: Path, tmp_path: Path) -> Path:
+    """A copy of the published files that can be damaged."""
+    for path in (shared / "conformance" / "deepnets1m").iterdir():
+        shutil.copyfile(path, tmp_path / path.name)
+    return tmp_path
+
+
+def change_meta(folder: Path, change: Any) -> None:
+    path = folder / "deepnets1m_train_meta.json"
+    content = json.loads(path.read_text())
+    change(content["train"])
+    path.write_text(json.dumps(content))
+
+
+def change_data(folder: Path, change: Any) -> None:
+    import h5py
+
+    with h5py.File(folder / "deepnets1m_train.hdf5", "r+") as file:
+        change(file["train"])
+
+
+def test_published_graphs(shared: Path) -> None:
+    nets = DeepNets1M(nets_dir=shared / "conformance" / "deepnets1m")
+    cases = json.loads((shared / "conformance" / "deepnets_20.json").read_text())
+    assert len(nets) == len(cases) == 20
+    for case, graph in zip(cases, nets, strict=True):
+        assert graph.num_nodes == case["nodes"]
+        assert torch.bincount(graph.node_types, minlength=15).tolist() == case["types"]
+        assert int((graph.distances > 0).sum()) == case["edges_all"]
+        assert int(graph.distances.sum(dtype=torch.int64)) == case["dist_sum"]
+        assert graph.net_args is not None
+        ours = graph_of(graph.net_args)
+        assert sorted(map(repr, graph.nodes)) == sorted(map(repr, ours.nodes))
+        assert graph.unused.keys() == ours.unused.keys()
+        drawn = {**graph.net_args, "C": 32, "fc_dim": 64}
+        assert drawn == {**case["net_args"], "genotype": graph.net_args["genotype"]}
+
+
+def test_stored_width_is_used(folder: Path) -> None:
+    change_meta(folder, lambda part: [net.update(C=48) for net in part["nets"]])
+    content = json.loads((folder / "deepnets1m_train_meta.json").read_text())
+    content = {"wide": content["train"], "test": content["train"]}
+    (folder / "deepnets1m_eval_meta.json").write_text(json.dumps(content))
+    (folder / "deepnets1m_eval.hdf5").touch()
+    widths = {
+        (split, large): DeepNets1M(split, nets_dir=folder, large_images=large).net_args(0)["C"]
+        for split in ("test", "wide")
+        for large in (False, True)
+    }
+    assert widths == {
+        ("test", False): 48, ("test", True): 48, ("wide", False): 192, ("wide", True): 96
+    }  # fmt: skip
+
+
+def test_names_of_older_files(folder: Path) -> None:
+    expected = DeepNets1M(nets_dir=folder)[0].nodes
+
+    def rename(part: dict[str, Any]) -> None:
+        for key, name in part["meta"]["unique_op_names"].items():
+            name = name.replace("to_out.0.weight", "to_out.0.")
+            part["meta"]["unique_op_names"][key] = name.replace(".op.", ".")
+
+    change_meta(folder, lambda part: rename(part))
+
+    # "preprocess0.op.1" is never shortened.
+    def restore(part: dict[str, Any]) -> None:
+        names = part["meta"]["unique_op_names"]
+        for key, name in names.items():
+            if name.startswith("preprocess") and "conv_" not in name and "bn" not in name:
+                names[key] = name.replace("preprocess0.", "preprocess0.op.").replace(
+                    "preprocess1.", "preprocess1.op."
+                )
+
+    change_meta(folder, restore)
+    assert DeepNets1M(nets_dir=folder)[0].nodes == expected
+
+
+def test_missing_files(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"deepnets1m_eval\.hdf5 does not exist"):
+        DeepNets1M("val", nets_dir=folder)
+    (folder / "deepnets1m_train_meta.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"deepnets1m_train_meta\.json does not exist"):
+        DeepNets1M(nets_dir=folder)
+
+
+def test_truncated_files(folder: Path) -> None:
+    data = folder / "deepnets1m_train.hdf5"
+    data.write_bytes(data.read_bytes()[:50_000])
+    nets = DeepNets1M(nets_dir=folder)
+    with pytest.raises(NetsFileError, match=r"deepnets1m_train\.hdf5 cannot be opened: .*trunc"):
+        nets[0]
+    meta = folder / "deepnets1m_train_meta.json"
+    meta.write_text(meta.read_text()[:1000])
+    with pytest.raises(NetsFileError, match=r"deepnets1m_train_meta\.json is not JSON"):
+        DeepNets1M(nets_dir=folder)
+
+
+def remove(name: str) -> Any:
+    return lambda group: group.__delitem__(name)
+
+
+def reverse_nodes(group: Any) -> None:
+    group["3/nodes"][...] = group["3/nodes"][()][::-1]
+
+
+def transpose(group: Any) -> None:
+    group["3/adj"][...] = group["3/adj"][()].T
+
+
+def shorten(group: Any) -> None:
+    rows = group["3/nodes"][()]
+    del group["3/nodes"]
+    group["3/nodes"] = rows[:-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (remove("3"), "cannot be read"),
+        (remove("3/adj"), "cannot be read"),
+        (shorten, r"'adj' is \(335, 335\) and 'nodes' is \(334, 3\)"),
+        (transpose, "not in topological order"),
+        (lambda group: group["3/nodes"].__setitem__((5, 0), 99), "does not name"),
+        (lambda group: group["3/nodes"].__setitem__((5, 1), 77), "no parameter 'cells.77"),
+    ],
+)
+def test_damaged_data(folder: Path, change: Any, cause: str) -> None:
+    change_data(folder, change)
+    nets = DeepNets1M(nets_dir=folder)
+    with pytest.raises(NetsFileError, match=f"train.hdf5, split 'train', network 3: .*{cause}"):
+        nets[3]
+    assert nets[4].num_nodes == 301
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda part: part["nets"][3].pop("ks"), "the JSON lacks ks"),
+        (lambda part: part["nets"][3].update(num_nodes=334), "335 nodes, 334 according to"),
+        (lambda part: part["nets"][3]["genotype"].pop("reduce"), "the genotype lacks reduce"),
+        (
+            lambda part: part["nets"][3]["genotype"]["normal"].__setitem__(0, ["conv_9x9", 0]),
+            "unknown operation 'conv_9x9'",
+        ),
+        (lambda part: part["meta"]["primitives_ext"].update({"1": "conf"}), "primitive 'conf'"),
+    ],
+)
+def test_damaged_meta(folder: Path, change: Any, cause: str) -> None:
+    change_meta(folder, change)
+    nets = DeepNets1M(nets_dir=folder)
+    with pytest.raises(NetsFileError, match=f"split 'train', network 3: .*{cause}"):
+        nets[3]
+
+
+def test_meta_without_the_split(folder: Path) -> None:
+    for name in ("deepnets1m_train.hdf5", "deepnets1m_train_meta.json"):
+        shutil.copyfile(folder / name, folder / name.replace("train", "search"))
+    with pytest.raises(NetsFileError, match=r"search_meta\.json has no split 'search'"):
+        DeepNets1M("search", nets_dir=folder)
+    change_meta(folder, lambda part: part.pop("meta"))
+    with pytest.raises(NetsFileError, match="split 'train': KeyError: 'meta'"):
+        DeepNets1M("train", nets_dir=folder)
+
+
+def test_pickled_data_set_opens_its_own_file(folder: Path) -> None:
+    nets = DeepNets1M(nets_dir=folder)
+    digest = nets[0].digest()
+    assert pickle.loads(pickle.dumps(nets))[0].digest() == digest

@@ -1,0 +1,127 @@
+"""Graphs written from the arguments equal those traced from the network."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ghn_fast.graph import Graph
+from ghn_fast.nets import SPLITS, Genotype, build_ghost, build_net, graph_of, sample_net_args
+from ghn_fast.ops.shortest_paths import shortest_paths
+
+SAMPLED = tuple(split for split in SPLITS if split != "predefined")
+
+
+def assert_same(direct: Graph, traced: Graph) -> None:
+    assert direct.nodes == traced.nodes
+    assert torch.equal(direct.edges, traced.edges)
+    assert torch.equal(direct.distances, traced.distances)
+    assert direct.unused == traced.unused
+    assert direct.digest() == traced.digest()
+
+
+@pytest.mark.parametrize("split", SAMPLED)
+def test_sampled_networks(split: str) -> None:
+    for index in range(10):
+        large = index % 2 == 1
+        classes = 1000 if large else 10
+        net_args = sample_net_args(split, 17, index, large)
+        traced = Graph.from_model(build_ghost(net_args, classes, large))
+        assert_same(graph_of(net_args, classes, large), traced)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_predefined_networks(index: int) -> None:
+    net_args = sample_net_args("predefined", 0, index)
+    with torch.device("meta"):
+        network = build_net(net_args, 10, False)
+    graph = graph_of(net_args, index=index)
+    assert_same(graph, Graph.from_model(network))
+    assert (graph.net_args, graph.index) == (net_args, index)
+
+
+DEAD = Genotype(
+    [("conv_3x3", 0), ("msa", 1), ("none", 0), ("cse", 1)], [2],
+    [("sep_conv_3x3", 0), ("skip_connect", 1), ("none", 0), ("none", 1)], [3],
+)  # fmt: skip
+SAME = Genotype([("skip_connect", 0), ("skip_connect", 1)], [2],
+                [("conv_7x1_1x7", 0), ("skip_connect", 1)], [2])  # fmt: skip
+
+
+@pytest.mark.parametrize("genotype", [DEAD, SAME, DEAD._replace(reduce_concat=[2, 3])])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"stem_type": 1}, {"stem_pool": True, "norm": None}, {"fc_layers": 3, "fc_dim": 16}],
+)
+def test_odd_networks(genotype: Genotype, changes: dict[str, Any]) -> None:
+    for cells in (1, 5, 6):
+        net_args = {"C": 16, "genotype": genotype, "n_cells": cells, **changes}
+        assert_same(graph_of(net_args), Graph.from_model(build_ghost(net_args, 10, False)))
+
+
+def test_network_without_output() -> None:
+    genotype = Genotype([("none", 0), ("none", 1)], [2], [("none", 0), ("none", 1)], [2])
+    with pytest.raises(ValueError, match="cut every path"):
+        graph_of({"C": 16, "genotype": genotype, "n_cells": 3})
+
+
+def test_graphs_of_the_public_generator(shared: Path) -> None:
+    cases = json.loads((shared / "conformance" / "deepnets_20.json").read_text())
+    for case in cases:
+        graph = graph_of(case["net_args"])
+        assert graph.num_nodes == case["nodes"]
+        assert torch.bincount(graph.node_types, minlength=15).tolist() == case["types"]
+        assert len(graph.edges) == case["edges_1hop"]
+        assert int((graph.distances > 0).sum()) == case["edges_all"]
+        assert int(graph.distances.sum(dtype=torch.int64)) == case["dist_sum"]
+        parameters = {node.parameter for node in graph.nodes} | {node.bias for node in graph.nodes}
+        assert parameters - {None} == set(case["predictions"]["ghn2_cifar10"]["params"])
+
+
+def kind(graph: Graph, node: int) -> str:
+    shape = graph.nodes[node].shape
+    pointwise = shape is not None and all(size == 1 for size in shape[2:])
+    name = graph.nodes[node].type
+    return "conv_1x1" if name == "conv" and pointwise else name
+
+
+def test_distribution_of_graphs(shared: Path) -> None:
+    """Sizes, depths, densities and node types against 900 graphs of the public generator."""
+    path = shared / "conformance" / "deepnets_distribution.json"
+    reference = json.loads(path.read_text())
+    values: dict[str, list[float]] = {
+        "nodes": [], "edges_per_node": [], "longest_shortest_path": []
+    }  # fmt: skip
+    types: list[Counter[str]] = []
+    for index in range(1200):
+        net_args = {**sample_net_args("train", 1, index), "C": 32, "fc_dim": 256}
+        graph = graph_of(net_args)
+        values["nodes"].append(graph.num_nodes)
+        values["edges_per_node"].append(len(graph.edges) / graph.num_nodes)
+        longest = shortest_paths(graph.num_nodes, graph.edges, 250).max()
+        values["longest_shortest_path"].append(int(longest))
+        types.append(Counter(kind(graph, node) for node in range(graph.num_nodes)))
+    for name, sample in values.items():
+        ours = torch.tensor(sample, dtype=torch.float64)
+        theirs = reference[name]
+        error = (ours.var() / len(ours) + theirs["std"] ** 2 / reference["networks"]) ** 0.5
+        assert abs(ours.mean() - theirs["mean"]) < 3.3 * error, name
+        for level in (0.05, 0.25, 0.5, 0.75, 0.95):
+            below = float((ours <= theirs[f"q{round(100 * level)}"]).double().mean())
+            spread = (level * (1 - level) * (1 / len(ours) + 1 / reference["networks"])) ** 0.5
+            # Integers are tied at the quantile: count half of them.
+            tied = float((ours == theirs[f"q{round(100 * level)}"]).double().mean())
+            assert abs(below - tied / 2 - level) < 3.5 * spread + tied / 2, (name, level)
+    total = torch.tensor([sum(counts.values()) for counts in types], dtype=torch.float64)
+    assert {name for counts in types for name in counts} == set(reference["node_types"])
+    for name, share in reference["node_types"].items():
+        counts = torch.tensor([counts[name] for counts in types], dtype=torch.float64)
+        # A ratio of sums over networks: its error follows from the spread between networks.
+        deviation = (counts - counts.sum() / total.sum() * total).std() / total.mean()
+        error = float(deviation) * (1 / len(types) + 1 / reference["networks"]) ** 0.5
+        assert abs(float(counts.sum() / total.sum()) - share) < 3.5 * error, name
