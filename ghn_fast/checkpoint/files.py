@@ -1,0 +1,406 @@
+"""Checkpoint files: our own, and those of the two public codes.
+
+Ours are safetensors with the configuration as JSON in the header's metadata. Published files are
+``torch.save`` dictionaries (GHN-1, GHN-2, MLP; keys ``state_dict`` and ``config``) and joblib
+dumps of a bare state dict (GHN-3), whose configuration follows from the shapes. Nothing that is
+in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ghn_fast.checkpoint.errors import CheckpointError
+from ghn_fast.checkpoint.published import (
+    infer_config,
+    is_ghn,
+    published_config,
+    published_name,
+)
+from ghn_fast.checkpoint.tensor_pickle import (
+    LEGACY_MAGIC,
+    is_compressed_pickle,
+    load_tensor_pickle,
+)
+from ghn_fast.files import replace
+from ghn_fast.ghn import GHN, GHN3Config, GHNConfig, make_ghn
+
+FORMAT_VERSION = 1
+_FORMAT_KEY = "ghn_fast.format"
+_CONFIG_KEY = "ghn_fast.config"
+_RESERVED = ("format", _FORMAT_KEY, _CONFIG_KEY)
+_LARGEST_HEADER = 100_000_000  # of a safetensors file, by its specification
+_SAFETENSORS_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+def load(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+    """Reads a checkpoint of this package, of ppuda or of ghn3.
+
+    Args:
+        path: a file, or a folder that ``save_pretrained`` wrote.
+
+    Returns:
+        The configuration and the parameters in float32, on the CPU, with the names and shapes of
+        ``make_ghn(config).state_dict()``.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, of another kind, written by a newer
+            version, asks to run something, or its tensors do not fit its configuration.
+    """
+    ghn, state = _load(checkpoint_file(path))
+    return ghn.config, state
+
+
+def load_metadata(path: str | Path) -> dict[str, str]:
+    """What was passed as ``metadata`` when one of our checkpoints was saved; else empty.
+
+    Raises:
+        CheckpointError: the file is missing or truncated.
+    """
+    path = checkpoint_file(path)
+    if _kind(path) != "safetensors":
+        return {}
+    header = _safetensors_header(path)
+    return {key: value for key, value in header.items() if key not in _RESERVED}
+
+
+def load_ghn(path: str | Path, device: torch.device | str | None = None) -> GHN:
+    """The GHN of a checkpoint, in evaluation mode.
+
+    Needs the memory of its parameters once: they are not initialised before they are loaded.
+
+    Raises:
+        CheckpointError: see :func:`load`.
+    """
+    ghn, state = _load(checkpoint_file(path))
+    ghn.load_state_dict(state, assign=True)
+    return ghn.to(device or "cpu").eval()
+
+
+def empty_ghn(config: GHNConfig) -> GHN:
+    """A GHN whose parameters are on the meta device: shapes without memory."""
+    with torch.device("meta"), _Uninitialised():
+        return make_ghn(config)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Skips operations in place, with which modules initialise their parameters.
+
+    On the meta device they change nothing, but the first of them imports SymPy, which takes
+    longer than loading a checkpoint and predicting with it.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.startswith("_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def save(
+    ghn: GHN,
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a checkpoint as safetensors; an existing file is replaced only once it is complete.
+
+    Args:
+        metadata: anything worth knowing (data, steps, scores), as strings.
+        dtype: of the parameters in the file, for example ``torch.float16``; as they are by
+            default. Loading gives float32.
+
+    Raises:
+        ValueError: a reserved key in ``metadata``, or a value that ``dtype`` cannot hold.
+    """
+    from safetensors.torch import save_file
+
+    state = {name: _packed(name, value, dtype) for name, value in ghn.state_dict().items()}
+    header = _header(ghn.config, metadata or {})
+    replace(Path(path), lambda aside: save_file(state, aside, metadata=header))
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """The file that is meant: itself, or the one in a folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}{_beside(path)}")
+    return path
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _packed(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    packed = value.detach().to("cpu", dtype or value.dtype).contiguous()
+    if not packed.isfinite().all() and value.isfinite().all():
+        raise ValueError(f"{name} has values that {packed.dtype} cannot hold")
+    return packed
+
+
+def _header(config: GHNConfig, metadata: Mapping[str, str]) -> dict[str, str]:
+    reserved = sorted(set(metadata) & set(_RESERVED))
+    if reserved:
+        raise ValueError(f"metadata may not have the reserved keys {', '.join(reserved)}")
+    return {
+        **metadata,
+        "format": "pt",
+        _FORMAT_KEY: str(FORMAT_VERSION),
+        _CONFIG_KEY: json.dumps(config.to_dict()),
+    }
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _load(path: Path) -> tuple[GHN, dict[str, Tensor]]:
+    """The GHN, still empty, and what fits into it."""
+    values, state = _read(path)
+    try:
+        if not is_ghn(state):
+            raise CheckpointError(_another_kind(state))
+        state = {published_name(name): tensor for name, tensor in state.items()}
+        inferred = infer_config(state)
+        config = inferred if values is None else _config(values)
+        _compare(config, inferred)
+        ghn = empty_ghn(config)
+        return ghn, _fitted(ghn, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any] | None, dict[str, Tensor]]:
+    """The configuration, None where the file has none, and the tensors."""
+    kind = _kind(path)
+    if kind == "safetensors":
+        return _read_safetensors(path)
+    content = load_tensor_pickle(path) if kind == "pickle" else _load_torch(path, kind)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, not the state dict of a GHN"
+        )
+    config = None
+    if isinstance(content.get("state_dict"), Mapping):
+        config = content.get("config")
+        content = content["state_dict"]
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{path}: {others[0]!r} is not a tensor of a state dict")
+    # Tensors of a zip file are mapped: they get memory of their own, as above.
+    mapped = kind == "zip"
+    return config, {str(n): value.clone() if mapped else value for n, value in content.items()}
+
+
+def _kind(path: Path) -> str:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
+        return "safetensors"
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if head.startswith(LEGACY_MAGIC):
+        return "legacy"
+    if head.startswith(b"\x80") or is_compressed_pickle(head):
+        return "pickle"
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is the Git LFS pointer of a checkpoint; fetch the file itself: git lfs pull"
+        )
+    what = "is empty" if not head else f"begins with {head[:8]!r}"
+    raise CheckpointError(
+        f"{path} {what}; a checkpoint is a safetensors, torch.save or joblib file"
+    )
+
+
+def _safetensors_header(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
+
+
+def _safetensors_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file whose header the library has checked.
+
+    Read rather than mapped, as the library would: a mapping that is copied from needs twice the
+    memory, and one that is kept crashes the process when the file is written over.
+    """
+    state = {}
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(size))
+        for name, entry in entries.items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in _SAFETENSORS_TYPES:
+                raise CheckpointError(f"{path}: {name} is of type {entry['dtype']}")
+            tensor = torch.empty(entry["shape"], dtype=_SAFETENSORS_TYPES[entry["dtype"]])
+            file.seek(8 + size + entry["data_offsets"][0])
+            if file.readinto(tensor.view(-1).view(torch.uint8).numpy().data) != tensor.nbytes:
+                raise CheckpointError(f"{path} is truncated")
+            state[name] = tensor
+    return state
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Any] | None, dict[str, Tensor]]:
+    header = _safetensors_header(path)
+    version = header.get(_FORMAT_KEY, "0")
+    if not version.isdecimal() or int(version) > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {version}; this version of ghn_fast reads up to "
+            f"{FORMAT_VERSION}, please upgrade it"
+        )
+    state = _safetensors_state(path)
+    if _CONFIG_KEY not in header:
+        return None, state
+    try:
+        config = json.loads(header[_CONFIG_KEY])
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: its configuration is no JSON: {error}") from error
+    return config, state
+
+
+def _load_torch(path: Path, kind: str) -> Any:
+    """A torch.save file through PyTorch's own restricted unpickler.
+
+    Zip files are mapped, so that what is not used (the optimiser's state) is not read either.
+    ghn3's trainer puts its command line into the file, which is a Namespace of plain values.
+    """
+    if kind == "zip" and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is truncated: the directory at its end is missing")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_refusal(path, str(error))) from None
+    except Exception as error:
+        # PyTorch raises almost any type of exception for a damaged file.
+        first_line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is truncated or damaged: {first_line}") from error
+
+
+def _refusal(path: Path, message: str) -> str:
+    """PyTorch's refusal in our words: its own advises to switch the protection off."""
+    refused = re.search(r"GLOBAL (\S+)", message)
+    if refused is None:
+        detail = message.rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
+        return f"{path} is damaged, or holds more than tensors: {detail}"
+    return (
+        f"{path}: the file asks for {refused[1]}, which a checkpoint does not need. Nothing of "
+        "the file was run; do not load it by other means unless you trust where it comes from"
+    )
+
+
+# ---------------------------------------------------------------- checking
+
+
+def _config(values: Any) -> GHNConfig:
+    """The configuration of a file, each value of the type that it must have."""
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"the configuration is a {type(values).__name__}, not a dictionary")
+    values = published_config(values)
+    kind = GHN3Config if values.get("hypernet") == "graphormer" else GHNConfig
+    for field in fields(kind):
+        value = values.get(field.name, field.default)
+        wrong = type(value) is not type(field.default)
+        if wrong and not (field.name == "max_shape" and isinstance(value, list)):
+            raise CheckpointError(f"the configuration's {field.name} is {value!r}")
+    try:
+        return kind.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _compare(config: GHNConfig, inferred: GHNConfig) -> None:
+    """Before the GHN is built: a configuration may ask for any size, tensors have theirs."""
+    stated, found = config.to_dict(), inferred.to_dict()
+    # These leave no trace in the shapes.
+    silent = {"weight_norm"} if config.hypernet == "gatedgnn" else {"weight_norm", "ve"}
+    differing = [
+        f"{name} {stated.get(name)!r}, the tensors {found.get(name)!r}"
+        for name in sorted({*stated, *found} - silent)
+        if stated.get(name) != found.get(name)
+    ]
+    if differing:
+        raise CheckpointError(f"the configuration says {'; '.join(differing)}")
+
+
+def _fitted(ghn: GHN, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the shapes and the dtype of the GHN's own."""
+    wanted = {name: tuple(value.shape) for name, value in ghn.state_dict().items()}
+    missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    if missing or unknown:
+        raise CheckpointError(
+            "the tensors do not fit the configuration: "
+            + "; ".join(
+                f"{what} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+                for what, names in (("missing", missing), ("unknown", unknown))
+                if names
+            )
+        )
+    fitted = {}
+    for name, shape in wanted.items():
+        # Each is let go of before the next is cast, so that casting needs little memory.
+        fitted[name] = _fit(name, state.pop(name), shape)
+    return fitted
+
+
+def _fit(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    # 1x1 convolutions in one public code are linear layers in the other.
+    if _squeezed(tuple(value.shape)) != _squeezed(shape):
+        raise CheckpointError(
+            f"{name} has shape {tuple(value.shape)}; its configuration asks for {shape}"
+        )
+    if not value.is_floating_point():
+        raise CheckpointError(f"{name} is of {value.dtype}, not of a floating type")
+    return value.detach().reshape(shape).to(torch.float32).contiguous()
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _another_kind(state: Mapping[str, Tensor]) -> str:
+    names = ", ".join(list(state)[:4])
+    return f"it is not a GHN's checkpoint: its tensors are {names or 'none'} ..."
+
+
+def _beside(path: Path) -> str:
+    """What else is in the folder of a file that is missing."""
+    if not path.parent.is_dir():
+        return f"; there is no folder {path.parent} either"
+    endings = (".safetensors", ".pt", ".pth")
+    names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in endings)
+    return f"; {path.parent} has {', '.join(names[:8])}" if names else ""

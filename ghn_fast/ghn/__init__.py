@@ -1,0 +1,21 @@
+"""Graph HyperNetworks: from graphs to parameters."""
+
+from __future__ import annotations
+
+from ghn_fast.ghn.config import GHNConfig
+from ghn_fast.ghn.ghn2 import GHN, ghn1, ghn2
+from ghn_fast.ghn.ghn3 import GHN3, GHN3Config, ghn3, make_ghn
+from ghn_fast.ghn.plan import Plan, make_plan
+
+__all__ = [
+    "GHN",
+    "GHN3",
+    "GHN3Config",
+    "GHNConfig",
+    "Plan",
+    "ghn1",
+    "ghn2",
+    "ghn3",
+    "make_ghn",
+    "make_plan",
+]

@@ -1,0 +1,71 @@
+"""What distinguishes one GHN from another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+HYPERNETS = ("gatedgnn", "mlp", "graphormer")
+DECODERS = ("conv", "mlp")
+
+
+@dataclass(frozen=True)
+class GHNConfig:
+    """Configuration of a GHN, field for field as in the published checkpoints.
+
+    Attributes:
+        max_shape: (out, in, height, width) of the largest block that is decoded; larger
+            parameters are tiled from it.
+        num_classes: outputs of the classification layers it predicts.
+        hypernet: ``"gatedgnn"``, ``"mlp"`` for the baseline that ignores the edges, or
+            ``"graphormer"`` (GHN-3, whose configuration is a :class:`GHN3Config`).
+        decoder: ``"conv"``, or ``"mlp"`` (the baseline of arXiv 2110.13100, appendix).
+        weight_norm: normalise predicted parameters (arXiv 2110.13100, section 3.4).
+        ve: virtual edges (section 3.3).
+        layernorm: layer norm of the node embeddings before decoding.
+        hid: width of the node embeddings, a multiple of 4.
+
+    Raises:
+        ValueError: a value that no GHN can have.
+    """
+
+    max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)
+    num_classes: int = 10
+    hypernet: str = "gatedgnn"
+    decoder: str = "conv"
+    weight_norm: bool = True
+    ve: bool = True
+    layernorm: bool = True
+    hid: int = 32
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "max_shape", tuple(int(size) for size in self.max_shape))
+        if len(self.max_shape) != 4 or min(self.max_shape) < 1:
+            raise ValueError(f"max_shape must be four positive sizes, not {self.max_shape}")
+        if self.max_shape[2] != self.max_shape[3]:
+            raise ValueError(f"max_shape must be square in space, not {self.max_shape}")
+        if self.hypernet not in HYPERNETS:
+            raise ValueError(f"hypernet must be one of {HYPERNETS}, not {self.hypernet!r}")
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder must be one of {DECODERS}, not {self.decoder!r}")
+        if self.hid < 4 or self.hid % 4:
+            raise ValueError(f"hid must be a positive multiple of 4, not {self.hid}")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes must be positive, not {self.num_classes}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GHNConfig:
+        """From the dictionary in a checkpoint.
+
+        Raises:
+            ValueError: a field that is not known.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown GHN configuration: {', '.join(unknown)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,63 @@
+"""From decoded blocks to parameters: tile, cut and normalise (arXiv 2110.13100, section 3.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# The standard deviation of rows of a position table that stand for no position.
+EXTRA_ROW_STD = 0.02
+
+
+def tile(blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    """Repeats blocks (n, *block) along every dimension and cuts them to (n, *shape)."""
+    for dim, size in enumerate(shape, start=1):
+        have = blocks.shape[dim]
+        if size > have:
+            repeats = [1] * blocks.dim()
+            repeats[dim] = math.ceil(size / have)
+            blocks = blocks.repeat(repeats)
+        blocks = blocks.narrow(dim, 0, size)
+    return blocks
+
+
+def position_rows(blocks: Tensor, rows: int) -> Tensor:
+    """Blocks (n, 1, channels, s, s) of a grid of positions to tables (n, 1, rows, channels).
+
+    Rows beyond the s * s positions come first: they are those of class tokens, which the
+    published GHNs were not trained on. They are normal with ``EXTRA_ROW_STD``, as ViTs
+    initialise them, and the same every time.
+    """
+    table = blocks.flatten(3).transpose(2, 3)
+    extra = rows - table.shape[2]
+    if extra <= 0:
+        return table
+    generator = torch.Generator().manual_seed(0)
+    drawn = EXTRA_ROW_STD * torch.randn(extra, table.shape[3], generator=generator)
+    return torch.cat((drawn.to(table).expand(*table.shape[:2], -1, -1), table), dim=2)
+
+
+def normalise(values: Tensor, rule: str) -> Tensor:
+    """Normalises parameters (n, *shape) by their rule.
+
+    Weights are scaled to the variance of fan-in initialisation, sqrt(beta / fan_in), with beta 2
+    where a ReLU is assumed to follow and 1 elsewhere (depthwise kernels and the first of a pair of
+    one-dimensional ones). Weights of normalisation layers are 2 sigmoid(p/2), in (0, 2); biases
+    are tanh(p/5), in (-1, 1). Tables of positions stay as they are.
+    """
+    if rule == "pos_enc":
+        return values
+    if rule == "norm_weight":
+        return 2 * torch.sigmoid(0.5 * values)
+    if rule in ("bias", "norm_bias", "class_bias"):
+        return torch.tanh(0.2 * values)
+    return values * weight_scale(values.shape[1:])
+
+
+def weight_scale(shape: Sequence[int]) -> float:
+    """sqrt(beta / fan_in) of a weight of this shape."""
+    no_relu = len(shape) > 2 and (shape[1] == 1 or (len(shape) > 3 and shape[2] < shape[3]))
+    return math.sqrt((1.0 if no_relu else 2.0) / math.prod(shape[1:]))
