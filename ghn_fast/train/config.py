@@ -1,0 +1,151 @@
+"""Everything that decides a training run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ghn_fast.files import write_text
+
+OPTIMIZERS = ("adamw", "adam")
+SCHEDULES = ("cosine", "step", "constant")
+PRECISIONS = ("float32", "bfloat16")
+
+
+class ConfigError(ValueError):
+    """A field has a value that makes no sense; the message names it."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Configuration of a run; saved with it as JSON.
+
+    The defaults train a GHN-2 for CIFAR-10 on a small CPU.
+
+    Attributes:
+        ghn: settings of :class:`ghn_fast.ghn.GHNConfig`.
+        seed: of the initial weights, the networks and the images.
+        steps: of the optimiser; where None the run lasts ``max_minutes``, and the learning rate
+            follows the share of them that has passed (such a run cannot be repeated exactly).
+        max_minutes: the run ends after this time with a checkpoint. Counts all resumed parts.
+        meta_batch: networks in a step.
+        image_batch: images in a step; every network of the step gets the same ones.
+        num_networks: how many networks of the train split are used; None for all of them.
+            Up to ``cached_networks`` of them are kept in memory once built.
+        cached_networks: how many built networks are kept in memory, about 1 MB each.
+        widths: the channels C that networks are drawn with.
+        max_work: a network drawn too wide gets the largest of the ``widths`` with at most this
+            work (:func:`ghn_fast.train.work.network_work`, million multiply-adds per image); it
+            is passed over if even the smallest is too much. None for no limit.
+        max_cells, max_parameters: networks beyond are passed over; None for no limit.
+        optimizer: ``adamw`` or ``adam``.
+        lr, weight_decay, betas: of the optimiser.
+        warmup_steps: over which the learning rate rises from 0.
+        schedule: ``cosine``, ``step`` (times ``decay`` at each of the ``milestones``) or
+            ``constant``.
+        final_lr: the cosine's end, as a share of ``lr``.
+        milestones: shares of the run.
+        decay: factor at each milestone.
+        grad_clip: largest gradient norm; 0 for no limit.
+        network_clip: longest gradient of a network as a multiple of the median of its step; 0 for
+            no limit.
+        label_smoothing: of the cross-entropy.
+        ema_decay: of the average of the weights, which is what is evaluated and exported; 0 for
+            none.
+        precision: in which the target networks run.
+        threads: that share the networks of a step; each uses one core. 0 for one per core.
+        log_every, validate_every, checkpoint_every: in steps; 0 for never.
+        validation_networks, validation_images: how many of the val split are evaluated.
+        tensorboard: write event files as well (needs the package tensorboard).
+    """
+
+    ghn: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    steps: int | None = None
+    max_minutes: float | None = 90.0
+    meta_batch: int = 8
+    image_batch: int = 64
+    num_networks: int | None = 4000
+    cached_networks: int = 4000
+    widths: tuple[int, ...] = (16, 24, 32, 48, 64)
+    max_work: float | None = 30.0
+    max_cells: int | None = None
+    max_parameters: int | None = 3_000_000
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = 200
+    schedule: str = "cosine"
+    final_lr: float = 0.01
+    milestones: tuple[float, ...] = (0.67, 0.83)
+    decay: float = 0.1
+    grad_clip: float = 5.0
+    network_clip: float = 2.0
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.998
+    precision: str = "float32"
+    threads: int = 0
+    log_every: int = 10
+    validate_every: int = 1000
+    checkpoint_every: int = 250
+    validation_networks: int = 10
+    validation_images: int = 512
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("widths", "milestones", "betas"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "widths", tuple(sorted(self.widths)))
+        self._check_choices()
+        self._check_numbers()
+
+    def _check_choices(self) -> None:
+        choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}"
+                )
+
+    def _check_numbers(self) -> None:
+        if self.steps is None and self.max_minutes is None:
+            raise ConfigError("a run needs an end: give steps, max_minutes or both")
+        for name in ("steps", "max_minutes", "num_networks", "max_work", "meta_batch", "lr"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be positive, not {value}")
+        if not self.widths or any(width < 8 or width % 8 for width in self.widths):
+            raise ConfigError(f"widths must be multiples of 8, not {self.widths}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """From field names and values, as :meth:`to_dict` gives them.
+
+        Raises:
+            ConfigError: an unknown field.
+        """
+        known = {item.name for item in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(
+                f"unknown settings: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-compatible field names and values."""
+        loaded: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return loaded
+
+    def save(self, path: str | Path) -> None:
+        write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainConfig:
+        return cls.from_dict(json.loads(Path(path).read_text()))

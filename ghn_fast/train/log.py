@@ -1,0 +1,110 @@
+"""What a run reports: a JSON line at intervals, TensorBoard events, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ghn_fast.files import write_text
+from ghn_fast.train.step import StepResult
+
+LOG_FILE = "log.jsonl"
+
+
+class Meter:
+    """Averages over the steps since the last report."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.sums: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.steps = self.networks = self.counted = self.limited = 0
+
+    def add(self, result: StepResult) -> None:
+        """Counts a step."""
+        self.steps += 1
+        self.networks += len(result.losses)
+        self.limited += result.limited
+        for part, seconds in result.seconds.items():
+            self.seconds[part] += seconds
+        if math.isfinite(result.loss):
+            self.counted += 1
+            self.sums["loss"] += result.loss
+            self.sums["top1"] += result.top1
+            self.sums["gradient_norm"] += result.gradient_norm
+
+    def report(self, images: int) -> dict[str, Any]:
+        """The averages, the speed and the share of the time of each part."""
+        total = sum(self.seconds.values()) or 1e-9
+        means = {name: value / max(self.counted, 1) for name, value in self.sums.items()}
+        return {
+            **{name: round(value, 5) for name, value in means.items()},
+            "limited_networks": self.limited,
+            "networks_per_second": round(self.networks / total, 3),
+            "images_per_second": round(self.networks * images / total, 1),
+            "time_shares": {part: round(s / total, 4) for part, s in self.seconds.items()},
+        }
+
+
+class RunLog:
+    """The log of a run; a context manager that closes what it opened.
+
+    Args:
+        folder: of the run; the log is its ``log.jsonl``.
+        step: the step that the run goes on from. Lines of later steps, which a killed run may
+            have left, are dropped.
+        tensorboard: write event files too.
+    """
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+        self.path = folder / LOG_FILE
+        self._drop_after(step)
+        self._writer = _summary_writer(folder, step) if tensorboard else None
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Appends a line; numbers go to TensorBoard as well."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _drop_after(self, step: int) -> None:
+        if self.path.exists():
+            kept = [line for line in read_log(self.path) if line["step"] <= step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a log; an incomplete last one, of a run that was killed, is left out."""
+    lines = Path(path).read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _summary_writer(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ImportError(
+            "tensorboard=True needs the package tensorboard: pip install 'ghn-fast[train]'"
+        ) from None
+    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from ghn_fast.graph import Graph
+from ghn_fast.nets import count_parameters
+from ghn_fast.train.config import ConfigError, TrainConfig
+from ghn_fast.train.networks import NetworkStream, training_args
+from ghn_fast.train.work import network_work
+
+LIMITS = TrainConfig(
+    widths=(16, 32, 64), max_work=120, max_cells=12, max_parameters=500_000, meta_batch=3
+)
+
+
+def test_networks_are_within_the_limits() -> None:
+    found = [training_args(LIMITS, index) for index in range(100)]
+    accepted = [net_args for net_args in found if net_args is not None]
+    assert 10 < len(accepted) < 100
+    assert {net_args["C"] for net_args in accepted} == {16, 32, 64}
+    for net_args in accepted:
+        assert network_work(net_args) <= 120
+        assert net_args["n_cells"] <= 12
+        assert count_parameters(net_args) <= 500_000
+
+
+def test_without_limits_nothing_is_passed_over() -> None:
+    config = TrainConfig(max_work=None, max_parameters=None)
+    assert all(training_args(config, index) for index in range(30))
+
+
+def test_a_position_gives_the_same_networks_always() -> None:
+    one, other = NetworkStream(LIMITS, 10), NetworkStream(LIMITS, 10)
+    _, position = one.draw(0)
+    batch, after = one.draw(position)
+    again, position_again = other.draw(position)
+    assert after == position_again
+    assert [n.graph.index for n in batch] == [n.graph.index for n in again]
+    assert [n.graph.digest() for n in batch] == [n.graph.digest() for n in again]
+
+
+def test_the_graph_is_that_of_the_network() -> None:
+    for model, graph in NetworkStream(LIMITS, 7).draw(0)[0]:
+        assert graph.digest() == Graph.from_model(model).digest()
+
+
+def test_a_limited_number_of_networks_is_taken_in_turn() -> None:
+    stream = NetworkStream(TrainConfig(num_networks=40, meta_batch=3), 10)
+    seen, position = [], 0
+    while position < 80:
+        batch, position = stream.draw(position)
+        indices = [network.graph.index for network in batch]
+        assert len(set(indices)) == 3
+        seen += indices
+    assert max(seen) < 40
+    assert len(seen) > len(set(seen))
+
+
+def test_impossible_limits_are_named() -> None:
+    config = TrainConfig(max_work=0.001, num_networks=10)
+    with pytest.raises(ConfigError, match=r"fewer than 8 are within max_work=0\.001"):
+        NetworkStream(config, 10).draw(0)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghn_fast.ghn import GHN, ghn2
+from ghn_fast.graph import GraphBatch
+from ghn_fast.train import NetworkStream, TrainConfig, train_step
+from ghn_fast.train.networks import Drawn
+
+CONFIG = TrainConfig(meta_batch=3, widths=(16,), max_work=20)
+
+
+@pytest.fixture(scope="module")
+def networks() -> list[Drawn]:
+    return NetworkStream(CONFIG, 10).draw(0)[0]
+
+
+@pytest.fixture
+def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    images = torch.randn(8, 3, 32, 32, generator=generator)
+    return images, torch.randint(0, 10, (8,), generator=generator)
+
+
+def make_ghn() -> GHN:
+    torch.manual_seed(0)
+    return ghn2(hid=8, max_shape=(16, 16, 7, 7)).train()
+
+
+def sgd(ghn: GHN) -> torch.optim.Optimizer:
+    """Leaves what the gradient was in the weights."""
+    return torch.optim.SGD(ghn.parameters(), lr=0.1)
+
+
+def parts(networks: list[Drawn]) -> tuple[list[nn.Module], GraphBatch]:
+    return [n.model for n in networks], GraphBatch([n.graph for n in networks])
+
+
+class Scaled(nn.Module):
+    """A network whose outputs are multiplied; its parameters keep their names."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.__dict__["_modules"] = model._modules
+        self.__dict__["run"] = model
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs: Tensor = self.__dict__["run"](images)
+        return outputs * self.factor
+
+
+def scale(network: Drawn, factor: float) -> Drawn:
+    return Drawn(Scaled(network.model, factor), network.graph)
+
+
+def poison(network: Drawn) -> Drawn:
+    return scale(network, float("nan"))
+
+
+def gradients(ghn: GHN) -> list[Tensor]:
+    return [torch.zeros(1) if p.grad is None else p.grad for p in ghn.parameters()]
+
+
+def test_gradient_is_that_of_the_mean_loss(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    wanted = make_ghn()
+    models, graphs = parts(networks)
+    wanted(models, graphs)
+    loss = torch.stack([F.cross_entropy(model(batch[0]), batch[1]) for model in models]).mean()
+    loss.backward()
+    ghn = make_ghn()
+    result = train_step(ghn, models, graphs, *batch, sgd(ghn), grad_clip=0)
+    assert result.loss == pytest.approx(loss.item(), rel=1e-5)
+    assert result.updated
+    for got, want in zip(gradients(ghn), gradients(wanted), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+
+
+def test_threads_change_nothing(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    models, graphs = parts(networks)
+    alone, shared = make_ghn(), make_ghn()
+    train_step(alone, models, graphs, *batch, sgd(alone))
+    with ThreadPoolExecutor(3) as workers:
+        train_step(shared, models, graphs, *batch, sgd(shared), workers=workers)
+    for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_bad_network_is_left_out(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    good, bad = make_ghn(), make_ghn()
+    train_step(good, *parts(networks[:2]), *batch, sgd(good), grad_clip=0)
+    spoiled = [networks[0], networks[1], poison(networks[2])]
+    result = train_step(bad, *parts(spoiled), *batch, sgd(bad), grad_clip=0)
+    assert result.errors == {2: "the loss is nan"}
+    assert result.updated
+    for got, want in zip(gradients(bad), gradients(good), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+
+
+def test_a_step_without_a_finite_loss_is_skipped(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    ghn = make_ghn()
+    before = [parameter.clone() for parameter in ghn.parameters()]
+    result = train_step(ghn, *parts([poison(networks[0])]), *batch, sgd(ghn))
+    assert not result.updated
+    assert result.loss != result.loss
+    assert all(torch.equal(a, b) for a, b in zip(before, ghn.parameters(), strict=True))
+
+
+def test_clipping_limits_the_gradient(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    ghn = make_ghn()
+    result = train_step(ghn, *parts(networks), *batch, sgd(ghn), grad_clip=1e-3)
+    norm = torch.stack([g.norm() for g in gradients(ghn)]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-2)
+    assert result.gradient_norm > 1e-2
+
+
+def test_an_exploding_network_does_not_decide_alone(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    steps = [(0.0, scale(networks[1], 100.0)), (1.5, networks[1]), (1.5, scale(networks[1], 100.0))]
+    results = []
+    for network_clip, second in steps:
+        ghn = make_ghn()
+        models, graphs = parts([networks[0], second, networks[2]])
+        options = {"grad_clip": 0.0, "network_clip": network_clip}
+        results.append(train_step(ghn, models, graphs, *batch, sgd(ghn), **options))
+    unlimited, usual, limited = results
+    assert limited.limited >= 1
+    assert limited.gradient_norm < 5 * usual.gradient_norm < 0.5 * unlimited.gradient_norm
+
+
+def test_it_learns(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    ghn = make_ghn()
+    optimizer = torch.optim.AdamW(ghn.parameters(), lr=1e-2)
+    models, graphs = parts(networks[:2])
+    losses = [train_step(ghn, models, graphs, *batch, optimizer).loss for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_lower_precision_gives_nearly_the_same_loss(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    models, graphs = parts(networks)
+    results = []
+    for precision in (None, torch.bfloat16):
+        ghn = make_ghn()
+        results.append(train_step(ghn, models, graphs, *batch, sgd(ghn), autocast=precision))
+    assert results[0].loss != results[1].loss
+    assert results[0].loss == pytest.approx(results[1].loss, rel=0.05)
+
+
+def test_a_ghn_in_evaluation_mode_is_refused(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    ghn = make_ghn().eval()
+    with pytest.raises(ValueError, match=r"ghn\.train\(\)"):
+        train_step(ghn, *parts(networks), *batch, sgd(ghn))

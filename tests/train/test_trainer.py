@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ghn_fast.checkpoint import load_ghn
+from ghn_fast.data import Images
+from ghn_fast.train import ConfigError, TrainConfig, Trainer, read_log
+
+TINY = TrainConfig(
+    ghn={"hid": 8, "max_shape": [16, 16, 7, 7]},
+    steps=6,
+    max_minutes=None,
+    meta_batch=2,
+    image_batch=8,
+    num_networks=60,
+    widths=(16,),
+    max_work=15,
+    warmup_steps=2,
+    threads=1,
+    log_every=1,
+    validate_every=0,
+    checkpoint_every=1,
+    validation_networks=1,
+    validation_images=64,
+)
+
+
+def make_images(count: int = 64) -> Images:
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.randint(0, 10, (count,), generator=generator))
+
+
+def make_trainer(folder: Path, config: TrainConfig = TINY) -> Trainer:
+    return Trainer(config, folder, make_images(), make_images(64))
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, averages, the optimiser's state and the losses agree bit for bit."""
+    states = [state_of(folder) for folder in (one, other)]
+    for state in states:
+        del state["minutes"], state["config"]
+    assert_equal(*states)
+    losses = [
+        [(line["step"], line["loss"]) for line in train_lines(folder)] for folder in (one, other)
+    ]
+    assert losses[0] == losses[1]
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for left, right in zip(one, other, strict=True):
+            assert_equal(left, right)
+    else:
+        assert one == other
+
+
+def train_lines(folder: Path) -> list[dict[str, Any]]:
+    return [line for line in read_log(folder / "log.jsonl") if line["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    make_trainer(folder).fit()
+    return folder
+
+
+def test_a_run_leaves_what_is_needed(uninterrupted: Path) -> None:
+    assert TrainConfig.load(uninterrupted / "config.json") == TINY
+    assert [line["step"] for line in train_lines(uninterrupted)] == [1, 2, 3, 4, 5, 6]
+    last = train_lines(uninterrupted)[-1]
+    assert last["networks"] == 12
+    assert last["networks_per_second"] > 0
+    assert sum(last["time_shares"].values()) == pytest.approx(1, abs=1e-2)
+    exported = load_ghn(uninterrupted / "ghn.safetensors").state_dict()
+    assert_equal(dict(exported), dict(state_of(uninterrupted)["average"]))
+
+
+def test_repeated_it_is_the_same(uninterrupted: Path, tmp_path: Path) -> None:
+    make_trainer(tmp_path).fit()
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def test_on_two_threads_it_is_the_same(uninterrupted: Path, tmp_path: Path) -> None:
+    make_trainer(tmp_path, replace(TINY, threads=2)).fit()
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def test_stopped_and_resumed_it_is_the_same(uninterrupted: Path, tmp_path: Path) -> None:
+    first = make_trainer(tmp_path)
+    advance = first._advance
+
+    def stop_after_three(*arguments: Any) -> Any:
+        if first.step == 2:
+            first.stop()
+        return advance(*arguments)
+
+    first._advance = stop_after_three  # type: ignore[method-assign]
+    first.fit()
+    assert first.step == 3
+    second = make_trainer(tmp_path)
+    assert second.step == 3
+    second.fit()
+    assert_same_run(uninterrupted, tmp_path)
+
+
+CHILD = """
+import sys
+from tests.train.test_trainer import TINY, Path, make_trainer
+make_trainer(Path(sys.argv[1])).fit()
+"""
+
+
+def start_child(folder: Path, steps: int) -> subprocess.Popen[bytes]:
+    """Another process that trains, once it has made so many steps."""
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], env=environment)
+    log = folder / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < steps:
+        assert child.poll() is None, "the process ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return child
+
+
+def test_killed_and_resumed_it_is_the_same(uninterrupted: Path, tmp_path: Path) -> None:
+    child = start_child(tmp_path, steps=3)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    trainer = make_trainer(tmp_path)
+    assert 2 <= trainer.step < 6
+    trainer.fit()
+    assert_same_run(uninterrupted, tmp_path)
+
+
+def test_sigterm_ends_it_with_a_checkpoint(tmp_path: Path) -> None:
+    child = start_child(tmp_path, steps=2)
+    child.terminate()
+    assert child.wait(timeout=120) == 0
+    step = state_of(tmp_path)["step"]
+    assert 2 <= step < 6
+    assert train_lines(tmp_path)[-1]["step"] == step
+
+
+def test_the_time_budget_ends_it(tmp_path: Path) -> None:
+    config = replace(TINY, steps=None, max_minutes=0.02, checkpoint_every=0)
+    trainer = make_trainer(tmp_path, config)
+    trainer.fit()
+    assert trainer.finished
+    assert state_of(tmp_path)["step"] == trainer.step > 0
+    rates = [line["lr"] for line in train_lines(tmp_path)]
+    assert rates[-1] < config.lr
+
+
+def test_a_finished_run_stays_as_it_is(uninterrupted: Path) -> None:
+    before = state_of(uninterrupted)
+    make_trainer(uninterrupted).fit()
+    assert_equal(before, state_of(uninterrupted))
+
+
+def test_validation_is_logged(tmp_path: Path) -> None:
+    make_trainer(tmp_path, replace(TINY, steps=2, validate_every=2)).fit()
+    lines = [line for line in read_log(tmp_path / "log.jsonl") if line["kind"] == "validation"]
+    assert [line["step"] for line in lines] == [2]
+    assert 0 <= lines[0]["mean"] <= 100
+
+
+def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    make_trainer(tmp_path, replace(TINY, steps=2, tensorboard=True)).fit()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx([line["loss"] for line in train_lines(tmp_path)])
+
+
+def test_other_settings_are_refused(uninterrupted: Path) -> None:
+    with pytest.raises(ConfigError, match=r"other settings \(lr: 0\.002 -> 0\.1\)"):
+        make_trainer(uninterrupted, replace(TINY, lr=0.1))
+
+
+def test_a_damaged_checkpoint_is_named(uninterrupted: Path, tmp_path: Path) -> None:
+    content = (uninterrupted / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(content[:1000])
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt is not a readable checkpoint"):
+        make_trainer(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ConfigError, match="not a checkpoint of this trainer"):
+        make_trainer(tmp_path)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(
+    uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (uninterrupted / "checkpoint.pt").read_bytes()
+
+    def fail(state: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        make_trainer(uninterrupted).save()
+    assert (uninterrupted / "checkpoint.pt").read_bytes() == before
