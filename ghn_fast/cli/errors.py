@@ -1,0 +1,14 @@
+"""Errors that a user can do something about; their message is enough."""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """What was asked for does not exist or does not fit."""
+
+
+def expected_errors() -> tuple[type[Exception], ...]:
+    from ghn_fast.checkpoint import CheckpointError
+    from ghn_fast.graph import TraceError
+
+    return (UsageError, CheckpointError, TraceError, ValueError, OSError)

@@ -1,0 +1,128 @@
+"""``ghn-fast predict``: a model's parameters, and what they are worth."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ghn_fast.ghn import GHN
+    from ghn_fast.prediction import PredictionReport
+
+
+def predict(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A torchvision model (resnet50), timm/<name>, or package.module:callable."
+        ),
+    ],
+    ghn: Annotated[
+        str, typer.Option(help="Which GHN: a name, a file, or a Hugging Face repository.")
+    ] = "ghn2-cifar10",
+    num_classes: Annotated[
+        int | None, typer.Option(help="Of the model; by default those the GHN predicts.")
+    ] = None,
+    small_images: Annotated[
+        bool | None,
+        typer.Option(
+            help="Fit the model's stem to 32x32 images; by default for a GHN of few classes."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the model's state dict here, as safetensors.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="CIFAR-10 folder; by default it is looked for in the usual places."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="How many test images to classify.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
+) -> None:
+    """Predict all parameters of a model; tell what was predicted, how fast, and how good it is."""
+    from ghn_fast.checkpoint import from_pretrained
+    from ghn_fast.cli.models import build_model
+    from ghn_fast.nets import adjust_net
+    from ghn_fast.prediction import predict as predict_parameters
+
+    start = time.perf_counter()
+    network = from_pretrained(ghn)
+    loaded = time.perf_counter() - start
+    classes = network.config.num_classes if num_classes is None else num_classes
+    small = network.config.num_classes < 1000 if small_images is None else small_images
+
+    start = time.perf_counter()
+    target = build_model(model, classes)
+    built = time.perf_counter() - start
+    if ":" not in model and small:
+        target = adjust_net(target)
+    _, report = predict_parameters(target, network, return_report=True)
+    report.stages["load"] = loaded
+    _print_report(model, ghn, report, built)
+    if out is not None:
+        _write(target, out, model, ghn)
+    if small:
+        _print_accuracy(target, network, data, images, batch_size)
+
+
+def _print_report(model: str, ghn: str, report: PredictionReport, built: float) -> None:
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=f"{model} by {ghn}", title_justify="left")
+    for column in ("rule", "tensors", "parameters"):
+        table.add_column(column, justify="left" if column == "rule" else "right")
+    tensors, sizes = Counter[str](), Counter[str]()
+    for name, shape in report.predicted.items():
+        rule = report.rules.get(name, "tied")
+        tensors[rule] += 1
+        sizes[rule] += torch.Size(shape).numel()
+    for rule, count in tensors.most_common():
+        table.add_row(rule, f"{count:,}", f"{sizes[rule]:,}")
+    table.add_section()
+    table.add_row("all", f"{len(report.predicted):,}", f"{report.num_predicted:,}")
+    console.print(table)
+    for name, reason in report.unpredicted.items():
+        console.print(f"not predicted: {name}: {reason}", highlight=False)
+    stages = ", ".join(f"{stage} {spent:.3f} s" for stage, spent in report.stages.items())
+    console.print(f"predicted in {report.seconds:.3f} s ({stages})", highlight=False)
+    console.print(f"random initialisation took {built:.3f} s", highlight=False)
+
+
+def _write(model: nn.Module, out: Path, name: str, ghn: str) -> None:
+    import os
+
+    from safetensors.torch import save_model
+
+    aside = out.with_name(out.name + ".partial")
+    save_model(model, str(aside), metadata={"format": "pt", "model": name, "ghn": ghn})
+    os.replace(aside, out)
+    typer.echo(f"wrote {out}")
+
+
+def _print_accuracy(
+    model: nn.Module, ghn: GHN, data: Path | None, num_images: int, batch_size: int
+) -> None:
+    from ghn_fast.data import find_cifar10, load_cifar10
+    from ghn_fast.evaluation import top1
+
+    if ghn.config.num_classes != 10:
+        return
+    root = data if data is not None else find_cifar10()
+    if root is None:
+        typer.echo("accuracy: not measured, no CIFAR-10 found; pass its folder with --data")
+        return
+    test: Any = load_cifar10(root, "test")
+    result = top1(model, test.images[:num_images], test.labels[:num_images], batch_size)
+    typer.echo(
+        f"top-1 on {min(num_images, len(test.labels)):,} CIFAR-10 test images, "
+        f"batch statistics of {batch_size}: {result:.1f} % (chance is 10 %)"
+    )

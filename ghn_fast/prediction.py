@@ -1,0 +1,166 @@
+"""Predicting the parameters of a model in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import torch
+from torch import nn
+
+from ghn_fast.ghn import GHN, Plan, make_plan
+from ghn_fast.ghn.ghn2 import assign
+from ghn_fast.graph import Graph, GraphBatch
+
+DEFAULT_GHN = "ghn2-cifar10"
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass
+class PredictionReport:
+    """What :func:`predict` did.
+
+    Attributes:
+        predicted: {parameter name: shape}.
+        unpredicted: {parameter name: why it kept its value}.
+        rules: {parameter name: by which rule it was predicted}.
+        stages: {stage: seconds}; ``load`` (the GHN), ``graph`` and ``predict``.
+        seconds: graph and prediction together.
+    """
+
+    predicted: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    unpredicted: dict[str, str] = field(default_factory=dict)
+    rules: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return sum(spent for stage, spent in self.stages.items() if stage != "load")
+
+    @property
+    def num_predicted(self) -> int:
+        """Number of scalars that were predicted."""
+        return sum(torch.Size(shape).numel() for shape in self.predicted.values())
+
+
+@overload
+def predict(
+    model: Model,
+    ghn: GHN | str | Path | None = ...,
+    example_inputs: Any = ...,
+    return_report: Literal[False] = ...,
+) -> Model: ...
+@overload
+def predict(
+    model: Model,
+    ghn: GHN | str | Path | None = ...,
+    example_inputs: Any = ...,
+    *,
+    return_report: Literal[True],
+) -> tuple[Model, PredictionReport]: ...
+def predict(
+    model: Model,
+    ghn: GHN | str | Path | None = None,
+    example_inputs: Any = None,
+    return_report: bool = False,
+) -> Model | tuple[Model, PredictionReport]:
+    """Predicts all parameters of a model, in place, in one forward pass of a GHN.
+
+    Nothing but parameters changes. Batch-norm statistics are not parameters: evaluate the model
+    with batch statistics, or calibrate them (see :mod:`ghn_fast.evaluation`).
+
+    Args:
+        model: any module that can be called; its parameters keep their device and dtype.
+        ghn: a GHN, or what :func:`ghn_fast.from_pretrained` takes; by default ``ghn2-cifar10``,
+            which is shipped with the package.
+        example_inputs: what the model is called with (a tensor, a tuple of arguments or a dict of
+            keyword arguments) where it cannot be worked out from the model.
+        return_report: also return a :class:`PredictionReport`, which names every parameter that
+            was predicted and every one that was not.
+
+    Returns:
+        The model, or the model and the report.
+
+    Raises:
+        ValueError: a model without parameters, on the meta device, or not yet initialised.
+        ghn_fast.graph.TraceError: the model could not be run; says what to pass.
+        ghn_fast.checkpoint.CheckpointError: the GHN could not be loaded.
+    """
+    _check_model(model)
+    report = PredictionReport()
+    with _timed(report, "load"):
+        network = ghn if isinstance(ghn, GHN) else _load(str(ghn or DEFAULT_GHN))
+    with _timed(report, "graph"):
+        graph = Graph.from_model(model, example_inputs)
+    with _timed(report, "predict"):
+        plan = _write(model, network, graph)
+    _fill(report, model, plan)
+    return (model, report) if return_report else model
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ValueError(f"{type(model).__name__} has no parameters to predict")
+    for name, parameter in parameters.items():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"parameter {name!r} has no shape yet: call the model once on an example input "
+                "to initialise its lazy modules, then predict"
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"parameter {name!r} is on the meta device and has no memory to write to: "
+                "materialise the model first, for example with model.to_empty(device='cpu')"
+            )
+        if not parameter.is_floating_point():
+            raise ValueError(
+                f"parameter {name!r} is {parameter.dtype}; only floating-point parameters can be "
+                "predicted: predict before quantising the model"
+            )
+
+
+@lru_cache(maxsize=4)
+def _load(name: str) -> GHN:
+    """Loaded once: a GHN in evaluation mode is never changed by predicting with it."""
+    from ghn_fast.checkpoint import from_pretrained
+
+    return from_pretrained(name)
+
+
+@torch.no_grad()
+def _write(model: nn.Module, ghn: GHN, graph: Graph) -> Plan:
+    batch = GraphBatch([graph])
+    plan = make_plan(batch, ghn.config)
+    for group, tensors in ghn.predict_groups(batch, plan):
+        for target, tensor in zip(group.targets, tensors, strict=True):
+            assign(model, target.parameter, tensor, attach=False)
+    return plan
+
+
+def _fill(report: PredictionReport, model: nn.Module, plan: Plan) -> None:
+    report.rules = plan.rules(0)
+    parameters = dict(model.named_parameters())
+    # A tied parameter is in the plan under one of its names; named_parameters may give the other.
+    predicted = {id(model.get_parameter(name)): rule for name, rule in report.rules.items()}
+    for name, parameter in parameters.items():
+        if id(parameter) in predicted:
+            report.predicted[name] = tuple(parameter.shape)
+        else:
+            reason = plan.skipped[0].get(name, "has no node in the model's graph")
+            report.unpredicted[name] = reason
+
+
+@contextmanager
+def _timed(report: PredictionReport, stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    report.stages[stage] = time.perf_counter() - start

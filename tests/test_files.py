@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ghn_fast.files import replace, write_text
+
+
+def test_the_content_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    write_text(path, "one")
+    write_text(path, "two")
+    assert path.read_text() == "two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write_half(aside: Path) -> None:
+        aside.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        replace(path, write_half)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
