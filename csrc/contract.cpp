@@ -9,12 +9,15 @@ namespace {
 
 void validate(const Records& records, const std::int64_t* outputs, std::size_t num_outputs) {
   const auto num_records = static_cast<std::int64_t>(records.num_records);
+  // First, so that no operand outside of the array is read below.
+  for (std::int64_t r = 0; r < num_records; ++r) {
+    if (records.offsets[r] > records.offsets[r + 1]) {
+      throw std::invalid_argument("the offsets decrease at record " + std::to_string(r));
+    }
+  }
   for (std::int64_t r = 0; r < num_records; ++r) {
     if (records.kinds[r] > static_cast<std::uint8_t>(RecordKind::kJoin)) {
       throw std::invalid_argument("record " + std::to_string(r) + " has an unknown kind");
-    }
-    if (records.offsets[r] > records.offsets[r + 1]) {
-      throw std::invalid_argument("the offsets decrease at record " + std::to_string(r));
     }
     for (std::int64_t i = records.offsets[r]; i < records.offsets[r + 1]; ++i) {
       if (records.operands[i] < 0 || records.operands[i] >= r) {

@@ -73,6 +73,10 @@ bool is_reduction(int cell, int cells);
 
 std::int64_t count_parameters(const Net& net, int num_classes, bool large_images);
 
+// Of the forward pass for one image. Throws std::invalid_argument for a network whose output is cut
+// off.
+std::int64_t count_multiply_adds(const Net& net, int num_classes, bool large_images);
+
 // Which operations carry a signal to the output.
 struct CellPlan {
   bool alive = false;  // false: nothing of the cell is computed
@@ -122,5 +126,16 @@ struct NetGraph {
 
 // Throws std::invalid_argument for a network whose output is cut off.
 NetGraph build_graph(const Net& net, int num_classes, bool large_images);
+
+// A node in the published files: the numbers of its primitive (its type, or 15 for a pointwise
+// convolution), of its cell, and of its name in published_names(). Throws std::out_of_range for a
+// network larger than the format provides for.
+std::array<std::uint16_t, 3> published_row(const GraphNode& node, int cells);
+
+// Names without their cell, for cells of up to `positions` operations.
+std::vector<std::string> published_names(int positions);
+
+// The number of edges on the longest path.
+std::int64_t depth(const NetGraph& graph);
 
 }  // namespace ghn_fast::deepnets

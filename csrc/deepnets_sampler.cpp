@@ -134,9 +134,7 @@ Genotype sample_genotype(Stream& stream, int steps) {
   return genotype;
 }
 
-bool is_convolution(Op op) {
-  return op >= Op::kSepConv3 && op <= Op::kConv7;
-}
+bool is_convolution(Op op) { return op >= Op::kSepConv3 && op <= Op::kConv7; }
 
 bool is_large(Op op) { return op == Op::kConv5 || op == Op::kConv7; }
 
@@ -177,8 +175,8 @@ bool attempt(Stream& stream, const Rules& rules, Net& net) {
   net.kernel = 3 + 2 * stream.below(3);
   net.stem_pool = net.stem_type == 0 && stream.coin();
   const bool may_lack_norm = net.cells <= rules.min_cells + 1 && steps <= rules.medium_steps;
-  net.norm = rules.norm != Norm::kNever &&
-             !(rules.norm == Norm::kMixed && may_lack_norm && stream.coin());
+  net.norm =
+      rules.norm != Norm::kNever && !(rules.norm == Norm::kMixed && may_lack_norm && stream.coin());
   net.fc_layers = 1 + stream.below(2);
   net.fc_dim = kReferenceFcDim;
   net.width = kMinWidth;
@@ -189,8 +187,8 @@ bool attempt(Stream& stream, const Rules& rules, Net& net) {
 
 void draw_training_widths(Stream& stream, Net& net, bool large_images) {
   const std::int64_t parameters = count_parameters(net, 10, large_images);
-  const bool dense = count_ops(net.genotype.normal, is_large) > 0 ||
-                     count_ops(net.genotype.reduce, is_large) > 0;
+  const bool dense =
+      count_ops(net.genotype.normal, is_large) > 0 || count_ops(net.genotype.reduce, is_large) > 0;
   int hidden = stream.below(4);
   int widths = 7;
   if (parameters > 800'000 || !net.glob_avg || dense || net.cells > 12) {

@@ -3,14 +3,19 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
+#include "contract_module.h"
 #include "cpu.h"
+#include "deepnets_module.h"
 #include "gated_gnn.h"
 #include "shortest_paths.h"
+#include "tile.h"
 
 namespace py = pybind11;
 
@@ -159,6 +164,66 @@ void shortest_paths_cuda(std::uintptr_t node_offsets, std::uintptr_t matrix_offs
 }
 #endif
 
+// A tensor: its address, then its sizes and strides, in five dimensions.
+using TensorInfo = std::array<std::int64_t, 1 + 2 * ghn_fast::kTileDims>;
+
+template <class T>
+ghn_fast::StridedArray<T> as_array(const TensorInfo& info) {
+  ghn_fast::StridedArray<T> array{at<T>(static_cast<Address>(info[0])), {}, {}};
+  std::copy_n(info.begin() + 1, ghn_fast::kTileDims, array.sizes.begin());
+  std::copy_n(info.begin() + 1 + ghn_fast::kTileDims, ghn_fast::kTileDims, array.strides.begin());
+  return array;
+}
+
+template <class T>
+void tile(const std::vector<TensorInfo>& blocks, const std::vector<TensorInfo>& parameters,
+          const std::vector<std::int64_t>& types, const std::vector<std::int64_t>& rules,
+          const std::vector<double>& scales, int num_threads) {
+  const std::size_t count = blocks.size();
+  if (parameters.size() != count || types.size() != count || rules.size() != count ||
+      scales.size() != count) {
+    throw std::invalid_argument("as many blocks as parameters, types, rules and scales are needed");
+  }
+  std::vector<ghn_fast::TileJob<T>> jobs;
+  for (std::size_t i = 0; i < count; ++i) {
+    jobs.push_back({as_array<const T>(blocks[i]), as_array<void>(parameters[i]),
+                    static_cast<ghn_fast::ElementType>(types[i]),
+                    static_cast<ghn_fast::TileRule>(rules[i]), scales[i]});
+  }
+  py::gil_scoped_release release;
+  ghn_fast::tile<T>(jobs.data(), count, num_threads);
+}
+
+template <class T>
+void tile_backward(const std::vector<TensorInfo>& blocks,
+                   const std::vector<TensorInfo>& block_gradients,
+                   const std::vector<TensorInfo>& parameter_gradients,
+                   const std::vector<bool>& adds, const std::vector<std::int64_t>& rules,
+                   const std::vector<double>& scales, int num_threads) {
+  const std::size_t count = blocks.size();
+  if (block_gradients.size() != count || parameter_gradients.size() != count ||
+      adds.size() != count || rules.size() != count || scales.size() != count) {
+    throw std::invalid_argument("as many blocks as gradients, rules and scales are needed");
+  }
+  std::vector<ghn_fast::TileGradientJob<T>> jobs;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto block_gradient = as_array<T>(block_gradients[i]);
+    const auto parameter_gradient = as_array<const T>(parameter_gradients[i]);
+    jobs.push_back({as_array<const T>(blocks[i]), block_gradient.data, block_gradient.strides,
+                    parameter_gradient.data, parameter_gradient.sizes,
+                    static_cast<ghn_fast::TileRule>(rules[i]), scales[i], adds[i]});
+  }
+  py::gil_scoped_release release;
+  ghn_fast::tile_backward<T>(jobs.data(), count, num_threads);
+}
+
+void bind_tile(py::module_& m) {
+  m.def("tile_float", &tile<float>);
+  m.def("tile_double", &tile<double>);
+  m.def("tile_backward_float", &tile_backward<float>);
+  m.def("tile_backward_double", &tile_backward<double>);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -170,5 +235,8 @@ PYBIND11_MODULE(_C, m) {
 #endif
   m.def("isa", [] { return ghn_fast::isa_name(ghn_fast::isa()); });
   m.def("use_isa", &ghn_fast::use_isa, py::arg("name"));
+  ghn_fast::bind_contract(m);
   bind_gated_gnn(m);
+  bind_tile(m);
+  ghn_fast::deepnets::bind(m);
 }

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 try:
-    from ghn_fast import _C as core
+    from ghn_fast import _C
 except ImportError as error:
     raise ImportError(
         "ghn_fast's C++ core is not built. In a checkout, build it with "
         "`pip install -e .` (needs a C++17 compiler; CMake is fetched by pip); "
         f"the import failed with: {error}"
     ) from error
+
+core: Any = _C
 
 __all__ = ["core"]

@@ -24,12 +24,45 @@ class GraphBatch:
     def __init__(self, graphs: Sequence[Graph]) -> None:
         if len(graphs) == 0:
             raise ValueError("a GraphBatch needs at least one graph")
-        self.graphs: tuple[Graph, ...] = tuple(graphs)
-        self.num_nodes = torch.tensor([graph.num_nodes for graph in graphs], dtype=torch.int64)
+        self._set(
+            tuple(graphs),
+            torch.tensor([graph.num_nodes for graph in graphs], dtype=torch.int64),
+            torch.cat([graph.node_types for graph in graphs]),
+            torch.cat([graph.distances.flatten() for graph in graphs]),
+        )
+
+    @classmethod
+    def from_arrays(
+        cls, graphs: Sequence[Graph], num_nodes: Tensor, node_types: Tensor, distances: Tensor
+    ) -> GraphBatch:
+        """A batch whose arrays are there already; `graphs` may make its items when asked.
+
+        Args:
+            graphs: B graphs.
+            num_nodes, node_types, distances: as the attributes.
+
+        Raises:
+            ValueError: the lengths do not fit.
+        """
+        nodes, pairs = int(num_nodes.sum()), int((num_nodes**2).sum())
+        if (len(graphs), nodes, pairs) != (len(num_nodes), len(node_types), len(distances)):
+            raise ValueError(
+                f"{len(num_nodes)} graphs of {nodes} nodes need as many graphs and node types, "
+                f"and {pairs} distances, not {len(graphs)}, {len(node_types)} and {len(distances)}"
+            )
+        batch = cls.__new__(cls)
+        batch._set(graphs, num_nodes, node_types, distances)
+        return batch
+
+    def _set(
+        self, graphs: Sequence[Graph], num_nodes: Tensor, node_types: Tensor, distances: Tensor
+    ) -> None:
+        self.graphs: Sequence[Graph] = graphs
+        self.num_nodes = num_nodes
         self.offsets = torch.zeros(len(graphs) + 1, dtype=torch.int64)
-        torch.cumsum(self.num_nodes, dim=0, out=self.offsets[1:])
-        self.node_types = torch.cat([graph.node_types for graph in graphs])
-        self.distances = torch.cat([graph.distances.flatten() for graph in graphs])
+        torch.cumsum(num_nodes, dim=0, out=self.offsets[1:])
+        self.node_types = node_types
+        self.distances = distances
 
     def __len__(self) -> int:
         return len(self.graphs)

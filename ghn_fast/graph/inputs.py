@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 DEFAULT_SIZE = 224
 _SEQUENCE_LENGTH = 16
+_FIRST_LAYERS = (nn.Embedding, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def guess_inputs(
@@ -98,7 +99,7 @@ def _torchvision_inputs(
         return images(3, 128, 128), images(3, 128, 128)
     if package.startswith("torchvision.models.video"):
         return (images(3, 16, DEFAULT_SIZE, DEFAULT_SIZE),)
-    first = next((m for m in model.modules() if _parameters_of(m)), None)
+    first = next((m for m in model.modules() if isinstance(m, _FIRST_LAYERS)), None)
     if isinstance(first, nn.Embedding):
         batch = images().shape[0]
         ids = torch.arange(_SEQUENCE_LENGTH, device=device) % first.num_embeddings
@@ -111,7 +112,3 @@ def _torchvision_inputs(
     if isinstance(first, nn.Conv3d):
         return (images(channels, 16, DEFAULT_SIZE, DEFAULT_SIZE),)
     return (images(channels, DEFAULT_SIZE, DEFAULT_SIZE),)
-
-
-def _parameters_of(module: nn.Module) -> list[Tensor]:
-    return [p for p in module._parameters.values() if p is not None]

@@ -4,63 +4,62 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+Container = dict | list | set
+
 
 @contextmanager
-def preserved(model: nn.Module, buffers: bool = False) -> Iterator[None]:
+def preserved(
+    model: nn.Module, modules: Iterable[nn.Module], buffers: bool = False
+) -> Iterator[None]:
     """Restores modules' attributes and the random number generators on leaving.
 
     Args:
-        model: the model; its modules' attributes (mode, hooks, registered tensors, caches in
-            lists and dicts) are kept, not copied, tensors.
-        buffers: also the values of buffers, for when the model really runs.
+        model: the model.
+        modules: its modules. What they refer to (mode, hooks, registered tensors, caches in
+            lists and dicts) is kept, not copied.
+        buffers: also keep the values of buffers, for when the model really runs.
     """
-    attributes = [(module, _copied(module.__dict__)) for module in model.modules()]
+    attributes = [(m.__dict__, m.__dict__.copy(), _contents(m.__dict__)) for m in modules]
     values = [(b, b.detach().clone()) for b in model.buffers()] if buffers else []
     generators = _generator_states(model)
     try:
         yield
     finally:
-        for module, saved in attributes:
-            _restore(module.__dict__, saved)
+        for current, saved, contents in attributes:
+            current.clear()
+            current.update(saved)
+            _refill(contents)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)
         _restore_generators(generators)
 
 
-def _copied(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Each attribute and, of containers, a copy of what is in it."""
-    return {
-        name: (value, value.copy() if isinstance(value, (dict, list, set)) else None)
-        for name, value in attributes.items()
-    }
+def _contents(attributes: dict[str, Any]) -> list[tuple[Container, Container]]:
+    """Each container among a module's attributes and a copy of it."""
+    return [
+        (value, value.copy())
+        for value in attributes.values()
+        if isinstance(value, (dict, list, set))
+    ]
 
 
-def _restore(attributes: dict[str, Any], saved: dict[str, tuple[Any, Any]]) -> None:
-    for name in [name for name in attributes if name not in saved]:
-        del attributes[name]
-    for name, (value, content) in saved.items():
-        attributes[name] = value
-        if content is None:
+def _refill(contents: list[tuple[Container, Container]]) -> None:
+    for container, content in contents:
+        if not container and not content:
             continue
-        if isinstance(value, list):
-            value[:] = content
-        elif len(value) != len(content) or _changed(value, content):
-            value.clear()
-            value.update(content)
-
-
-def _changed(value: Any, content: Any) -> bool:
-    if isinstance(value, set):
-        return value != content
-    return any(value.get(key) is not item for key, item in content.items())
+        if isinstance(container, list):
+            container[:] = content
+        else:
+            container.clear()
+            container.update(content)
 
 
 def _generator_states(model: nn.Module) -> dict[str, Any]:

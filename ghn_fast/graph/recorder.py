@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from ghn_fast.graph.graph import Node
 
-_ID = "_ghn_fast_record"
-_STALE = "_ghn_fast_stale"
+_CONSTANT = -1
+_numbers = count()
+_CPU = torch.device("cpu")
 
 
 class Kind(IntEnum):
@@ -33,6 +35,10 @@ class Kind(IntEnum):
 
 class NeedsValues(Exception):
     """The model asked for the values of a tensor that has only a shape."""
+
+
+class Hidden(Exception):
+    """A tensor came from a call that was not seen, such as one in a scripted function."""
 
 
 @dataclass(eq=False)
@@ -74,24 +80,35 @@ class Records:
     sourceless: set[int] = field(default_factory=set)
 
 
-Handler = Callable[["Recorder", Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+Func = Callable[..., Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Handler = Callable[["Recorder", Func, Args, Kwargs], Any]
+"""How a call is read: with the function and its arguments, to its result."""
+
+
+def bind(names: Sequence[str], args: Args, kwargs: Kwargs) -> list[Any]:
+    """Arguments by position or name, None where not given."""
+    return [*args, *(kwargs.get(name) for name in names[len(args) :])][: len(names)]
 
 
 class Recorder(TorchFunctionMode):
     """The mode under which a model runs to have its data flow recorded.
 
     Args:
-        model: the model; its parameters and buffers are known by identity.
+        modules: the model's, with their names; parameters and buffers are known by identity.
         handlers: the rules, by the function they apply to.
         execute: run every operation for real instead of working out shapes. For models whose
             course depends on the values of activations.
+        products: for each gate and attention, in order of execution, whether it is a node.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        modules: Sequence[tuple[str, nn.Module]],
         handlers: dict[Callable[..., Any], Handler],
         execute: bool = False,
+        products: Iterable[bool] = (),
     ) -> None:
         super().__init__()
         self.handlers = handlers
@@ -99,25 +116,27 @@ class Recorder(TorchFunctionMode):
         self.records = Records()
         self.parameters: dict[int, Parameter] = {}
         self.opaque = 0
-        self._products: Iterator[bool] = iter(getattr(model, "graph_products", ()))
+        self._products = iter(products)
+        # Marks on tensors are this recorder's own: a tensor may outlive it in some cache.
+        mark = next(_numbers)
+        self._id, self._stale = f"_ghn_fast_record_{mark}", f"_ghn_fast_stale_{mark}"
         self._owned: dict[int, int | None] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
-        self._register(model)
-        self.device = _device_of(model)
-        self._meta_model = self.device.type == "meta"
+        self._originals: dict[int, Tensor] = {}
+        self._register(modules)
+        self.device = next((p.tensor.device for p in self.parameters.values()), _CPU)
+        self._on_meta = self.device.type == "meta"
         self.input = self.add(Kind.KEEP, (), Node("input", "input"))
 
-    def _register(self, model: nn.Module) -> None:
-        owners: dict[int, nn.Module] = {}
-        for module in model.modules():
-            for tensor in module._parameters.values():
-                if tensor is not None:
-                    owners.setdefault(id(tensor), module)
-            for tensor in module._buffers.values():
-                if tensor is not None:
-                    self._owned[id(tensor)] = None
-        for name, tensor in model.named_parameters():
-            self.parameters[id(tensor)] = Parameter(name, tensor, owners[id(tensor)])
+    def _register(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
+        for prefix, module in modules:
+            for name, tensor in module._parameters.items():
+                if tensor is not None and id(tensor) not in self.parameters:
+                    full_name = f"{prefix}.{name}" if prefix else name
+                    self.parameters[id(tensor)] = Parameter(full_name, tensor, module)
+            for value in (*module._buffers.values(), *module.__dict__.values()):
+                if isinstance(value, Tensor):
+                    self._owned[id(value)] = None
 
     # --- records ---------------------------------------------------------------------------
 
@@ -160,7 +179,10 @@ class Recorder(TorchFunctionMode):
             return self.source(parameter)
         if id(tensor) in self._owned:
             return self._owned[id(tensor)]
-        return getattr(tensor, _ID, None)
+        number = getattr(tensor, self._id, None)
+        if number is None and (self.execute or tensor.is_meta) and not self._on_meta:
+            raise Hidden("a tensor comes from a call that cannot be seen")
+        return None if number == _CONSTANT else number
 
     def parameter_of(self, value: Any) -> Parameter | None:
         """The parameter that a value is, itself and not something made from it."""
@@ -200,7 +222,7 @@ class Recorder(TorchFunctionMode):
             if id(value) in self._owned:
                 self._owned[id(value)] = number
             elif id(value) not in self.parameters:
-                setattr(value, _ID, number)
+                setattr(value, self._id, number)
         elif isinstance(value, (tuple, list)):
             for item in value:
                 self.tag(item, number)
@@ -222,8 +244,20 @@ class Recorder(TorchFunctionMode):
 
     def records_in(self, *values: Any) -> list[int]:
         """The records of all tensors in nested arguments, in order, without those of None."""
-        found = (self.record_of(tensor) for value in values for tensor in self.tensors_in(value))
-        return [number for number in found if number is not None]
+        found: list[int] = []
+        self._collect(values, found)
+        return found
+
+    def _collect(self, values: Iterable[Any], found: list[int]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                number = self.record_of(value)
+                if number is not None:
+                    found.append(number)
+            elif isinstance(value, (tuple, list)):
+                self._collect(value, found)
+            elif isinstance(value, dict):
+                self._collect(value.values(), found)
 
     def product(self, parents: Iterable[int], node: Node) -> int:
         """The record of a gated value or of attention.
@@ -238,7 +272,7 @@ class Recorder(TorchFunctionMode):
     def fresh(self, shape: Sequence[int], number: int, dtype: torch.dtype) -> Tensor:
         """A tensor without values, made by a record."""
         tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
-        setattr(tensor, _ID, number)
+        setattr(tensor, self._id, number)
         return tensor
 
     def fake(self, tensor: Tensor) -> Tensor:
@@ -251,6 +285,7 @@ class Recorder(TorchFunctionMode):
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
             )
             known = self._twins[id(tensor)] = (tensor, twin)
+            self._originals[id(twin)] = tensor
         return known[1]
 
     def emit(
@@ -351,7 +386,7 @@ class Recorder(TorchFunctionMode):
 
     def shape_only(self, tensor: Tensor) -> bool:
         """Whether a tensor's values are not known: it never had any, or they were replaced."""
-        return tensor.is_meta or getattr(tensor, _STALE, False)
+        return tensor.is_meta or getattr(tensor, self._stale, False)
 
     def _constant(
         self,
@@ -363,7 +398,8 @@ class Recorder(TorchFunctionMode):
         """An operation on neither inputs nor parameters is done for real, but for counters."""
         if mutated is not None and self._belongs_to_model(mutated):
             return mutated
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        return self.tag(result, _CONSTANT) if self.execute else result
 
     def _belongs_to_model(self, tensor: Tensor) -> bool:
         base = tensor._base
@@ -374,13 +410,19 @@ class Recorder(TorchFunctionMode):
         self._replaced(target, number)
         base = target._base
         if base is not None:
-            old = self.record_of(base)
+            base = self._originals.get(id(base), base)
+            # What an operation made on its way to a view has no mark, and nobody else sees it.
+            old = self.record_of(base) if self._is_known(base) else None
             self._replaced(base, number if old is None else self.merge((old, number)))
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        owned = id(tensor) in self.parameters or id(tensor) in self._owned
+        return owned or hasattr(tensor, self._id)
 
     def _replaced(self, target: Tensor, number: int) -> None:
         self.tag(target, number)
         if not self.execute and not target.is_meta and not self._belongs_to_model(target):
-            setattr(target, _STALE, True)
+            setattr(target, self._stale, True)
 
 
 def _mutated(
@@ -396,11 +438,3 @@ def _mutated(
 
 def _name(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", "") or str(func)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    for tensor in model.parameters():
-        return tensor.device
-    for tensor in model.buffers():
-        return tensor.device
-    return torch.device("cpu")

@@ -1,10 +1,11 @@
 """The rules: which function or module makes which node of the graph.
 
-One table. A row names the node type, the functions it applies to and how such a call is read
-(:mod:`ghn_fast.graph.handlers`). Functions that are in no row are contracted: their inputs are
-joined to their outputs. The definition of the node types is that of arXiv 2110.13100, section 2,
-with the choices of the published graphs: a linear layer is ``conv``, every embedding is
-``pos_enc``, the bias of a normalisation belongs to its weight's node.
+One table. A row names the functions, the node type they make and how such a call is read (in
+:mod:`~ghn_fast.graph.layers`, :mod:`~ghn_fast.graph.operations` and
+:mod:`~ghn_fast.graph.contracted`). Functions that are in no row are contracted: their inputs are
+joined to their outputs. The node types are those of arXiv 2110.13100, section 2, with the choices
+of the published graphs: a linear layer is ``conv``, every embedding is ``pos_enc``, the bias of a
+normalisation belongs to its weight's node.
 
 :func:`register` adds a module of one's own.
 """
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghn_fast.graph import handlers as h
+from ghn_fast.graph import contracted, layers, operations
 from ghn_fast.graph.recorder import Handler
 from ghn_fast.graph.types import NODE_TYPE_INDEX
 
@@ -48,54 +49,54 @@ _RMS_NORM = ("input", "normalized_shape", "weight")
 
 LAYERS: tuple[Row, ...] = (
     # conv (sep_conv with groups, dil_conv with groups and dilation), then bias
-    (h.convolution(), [torch.conv1d, torch.conv2d, torch.conv3d]),
+    (layers.convolution(), [torch.conv1d, torch.conv2d, torch.conv3d]),
     (
-        h.convolution(transposed=True),
+        layers.convolution(transposed=True),
         [torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d],
     ),
-    (h.linear("conv"), [F.linear, torch._C._nn.linear]),
-    (h.bilinear("conv"), [F.bilinear, torch.bilinear]),
-    (h.addmm("conv"), [torch.addmm, Tensor.addmm]),
+    (layers.linear("conv"), [F.linear, torch._C._nn.linear]),
+    (layers.bilinear("conv"), [F.bilinear, torch.bilinear]),
+    (layers.addmm("conv"), [torch.addmm, Tensor.addmm]),
     # normalisations
-    (h.normalisation("bn", _BATCH_NORM), [F.batch_norm]),
-    (h.normalisation("ln", _INSTANCE_NORM), [F.instance_norm]),
-    (h.normalisation("ln", _LAYER_NORM), [F.layer_norm]),
-    (h.normalisation("ln", _GROUP_NORM), [F.group_norm]),
-    (h.normalisation("ln", _RMS_NORM), [F.rms_norm]),
-    (h.embedding("pos_enc"), [F.embedding]),
+    (layers.normalisation("bn", _BATCH_NORM), [F.batch_norm]),
+    (layers.normalisation("ln", _INSTANCE_NORM), [F.instance_norm]),
+    (layers.normalisation("ln", _LAYER_NORM), [F.layer_norm]),
+    (layers.normalisation("ln", _GROUP_NORM), [F.group_norm]),
+    (layers.normalisation("ln", _RMS_NORM), [F.rms_norm]),
+    (layers.embedding("pos_enc"), [F.embedding]),
     # contracted, but their parameters are known by what they are
-    (h.recurrent, [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]),
+    (layers.recurrent, [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]),
 )
 
 OPERATIONS: tuple[Row, ...] = (
-    (h.pooling("max_pool", 1), [torch.max_pool1d, F.max_pool1d, F._max_pool1d]),
-    (h.pooling("max_pool", 2), [torch.max_pool2d, F.max_pool2d, F._max_pool2d]),
-    (h.pooling("max_pool", 3), [torch.max_pool3d, F.max_pool3d, F._max_pool3d]),
-    (h.pooling("max_pool", 2), [F.max_pool2d_with_indices]),
-    (h.pooling("avg_pool", 1), [F.avg_pool1d]),
-    (h.pooling("avg_pool", 2), [F.avg_pool2d]),
-    (h.pooling("avg_pool", 3), [F.avg_pool3d]),
+    (operations.pooling("max_pool", 1), _tensor("max_pool1d", "_max_pool1d")),
+    (operations.pooling("max_pool", 2), _tensor("max_pool2d", "_max_pool2d")),
+    (operations.pooling("max_pool", 3), _tensor("max_pool3d", "_max_pool3d")),
+    (operations.pooling("max_pool", 2), [F.max_pool2d_with_indices]),
+    (operations.pooling("avg_pool", 1), [F.avg_pool1d]),
+    (operations.pooling("avg_pool", 2), [F.avg_pool2d]),
+    (operations.pooling("avg_pool", 3), [F.avg_pool3d]),
     # glob_avg, unless it is computed for a gate
-    (h.adaptive_average("glob_avg", 1), [F.adaptive_avg_pool1d]),
-    (h.adaptive_average("glob_avg", 2), [F.adaptive_avg_pool2d]),
-    (h.adaptive_average("glob_avg", 3), [F.adaptive_avg_pool3d]),
-    (h.mean("glob_avg"), [torch.mean, Tensor.mean]),
+    (operations.adaptive_average("glob_avg", 1), [F.adaptive_avg_pool1d]),
+    (operations.adaptive_average("glob_avg", 2), [F.adaptive_avg_pool2d]),
+    (operations.adaptive_average("glob_avg", 3), [F.adaptive_avg_pool3d]),
+    (operations.mean("glob_avg"), [torch.mean, Tensor.mean]),
     # msa: the product of a softmax with values, or all of it in one call
-    (h.softmax, [torch.softmax, Tensor.softmax, F.softmax]),
-    (h.product("msa"), [*_tensor("matmul", "bmm", "mm"), Tensor.__rmatmul__]),
-    (h.einsum("msa"), [torch.einsum]),
-    (h.fused_attention("msa"), [F.scaled_dot_product_attention]),
-    (h.multi_head_attention("msa"), [F.multi_head_attention_forward]),
+    (operations.softmax, [torch.softmax, Tensor.softmax, F.softmax]),
+    (operations.product("msa"), [*_tensor("matmul", "bmm", "mm"), Tensor.__rmatmul__]),
+    (operations.einsum("msa"), [torch.einsum]),
+    (operations.fused_attention("msa"), [F.scaled_dot_product_attention]),
+    (layers.multi_head_attention("msa"), [F.multi_head_attention_forward]),
     # cse: the product of a tensor with a gate that is computed from its own global average
-    (h.multiplication("cse"), _tensor("mul", "mul_", "multiply", "__rmul__")),
+    (operations.multiplication("cse"), _tensor("mul", "mul_", "multiply", "__rmul__")),
     # sum and concat: with at least two inputs that come from different nodes
-    (h.addition("sum"), _tensor("add", "add_", "__radd__")),
-    (h.concatenation("concat"), [torch.cat, torch.concat, torch.concatenate]),
+    (operations.addition("sum"), _tensor("add", "add_", "__radd__")),
+    (operations.concatenation("concat"), [torch.cat, torch.concat, torch.concatenate]),
 )
 
 CONTRACTED: tuple[Row, ...] = (
     (
-        h.unary,
+        contracted.unary,
         _tensor(
             *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "celu"),
             *("selu", "gelu", "silu", "mish", "sigmoid", "sigmoid_", "hardsigmoid", "hardswish"),
@@ -104,25 +105,26 @@ CONTRACTED: tuple[Row, ...] = (
             *("alpha_dropout", "feature_alpha_dropout", "clone", "contiguous", "log_softmax"),
             *("exp", "log", "sqrt", "rsqrt", "neg", "abs", "clamp", "clamp_", "clip", "sin"),
             *("cos", "square", "normalize", "hardshrink", "threshold", "rrelu", "floor"),
-            *("local_response_norm", "channel_shuffle", "native_channel_shuffle"),
+            *("local_response_norm", "roll", "flip", "channel_shuffle", "native_channel_shuffle"),
         ),
     ),
-    (h.binary, _tensor("sub", "sub_", "div", "div_", "true_divide")),
-    (h.to, _tensor("to", "type_as", "cpu", "cuda", *h._DTYPE_METHODS)),
-    (h.get_item, [Tensor.__getitem__]),
-    (h.set_item, [Tensor.__setitem__]),
-    (h.select, _tensor("nonzero", "where", "masked_select")),
-    (h.unique, [torch.unique, Tensor.unique]),
+    (contracted.reshape, _tensor("reshape")),
+    (contracted.binary, _tensor("sub", "sub_", "div", "div_", "true_divide")),
+    (contracted.to, _tensor("to", "type_as", "cpu", "cuda", *contracted._DTYPE_METHODS)),
+    (contracted.get_item, [Tensor.__getitem__]),
+    (contracted.set_item, [Tensor.__setitem__]),
+    (contracted.select, _tensor("nonzero", "where", "masked_select")),
+    (contracted.unique, [torch.unique, Tensor.unique]),
     (
-        h.constant_like,
+        contracted.constant_like,
         _tensor(
             *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
             *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
         ),
     ),
-    (h.device, _properties("device")),
+    (contracted.device, _properties("device")),
     (
-        h.look,
+        contracted.look,
         [
             *_properties("shape", "dtype", "ndim", "layout", "requires_grad", "is_leaf", "names"),
             *_properties("is_sparse", "is_quantized", "is_nested", "is_mkldnn", "itemsize"),
@@ -133,7 +135,7 @@ CONTRACTED: tuple[Row, ...] = (
         ],
     ),
     (
-        h.values,
+        contracted.values,
         [
             *_tensor("item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
             *_tensor("__bool__", "__float__", "__int__", "__index__", "__array__"),
@@ -156,7 +158,7 @@ def _function_rules(vision: bool) -> dict[Callable[..., Any], Handler]:
             if function is not None:
                 table[function] = handler
     if vision:
-        table[torch.ops.torchvision.nms] = h.suppress
+        table[torch.ops.torchvision.nms] = contracted.suppress
     return table
 
 
@@ -197,6 +199,7 @@ ROLES: tuple[tuple[str, str], ...] = (
     ),
     (r"layer_?scale|gamma|lambda|ls_?\d?$|res_scale|\bgain\b|skipinit", "layer_scale"),
     (r"logit_scale|temperature|tau", "scalar"),
+    (r"gat(e|ing)|alpha", "gate"),
     (r"scale", "scale"),
     (r"pos(ition)?|embed", "embedding"),
     (r"bias|beta", "bias"),

@@ -163,15 +163,13 @@ def concatenation(tensors: Sequence[Tensor], dim: int = 0) -> Shape:
     shapes = [t.shape for t in tensors if not (t.dim() == 1 and t.shape[0] == 0)]
     if not shapes:
         return (0,)
-    first = list(shapes[0])
+    first = tuple(shapes[0])
     axis = dim % len(first)
+    before, after = first[:axis], first[axis + 1 :]
     for shape in shapes[1:]:
-        if len(shape) != len(first) or any(
-            m != n for i, (m, n) in enumerate(zip(first, shape, strict=True)) if i != axis
-        ):
+        if shape[:axis] != before or shape[axis + 1 :] != after:
             raise ValueError(f"shapes {[tuple(s) for s in shapes]} do not concatenate")
-    first[axis] = sum(shape[axis] for shape in shapes)
-    return tuple(first)
+    return (*before, sum(shape[axis] for shape in shapes), *after)
 
 
 def reduction(x: Tensor, dim: IntOrSeq | None, keepdim: bool) -> Shape:

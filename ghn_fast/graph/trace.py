@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from ghn_fast.graph.autograd_walk import differentiable, read_backward
 from ghn_fast.graph.contract import contract
 from ghn_fast.graph.graph import Node
 from ghn_fast.graph.inputs import guess_inputs
+from ghn_fast.graph.layers import is_norm, is_position_table, layer_record, norm_record
 from ghn_fast.graph.preserve import preserved
-from ghn_fast.graph.recorder import Kind, NeedsValues, Parameter, Recorder
+from ghn_fast.graph.recorder import Hidden, Kind, NeedsValues, Parameter, Recorder
 from ghn_fast.graph.rules import MODULES, ROLES, function_rules
 from ghn_fast.graph.types import NODE_TYPE_INDEX
 
@@ -53,7 +57,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
 
     The model is left as it was: mode, buffers, attributes, hooks, gradients and random state.
     Parts that run only in training, such as auxiliary heads, are counted. A model whose course
-    depends on the values of activations is run for real, on the same inputs.
+    depends on the values of activations is run for real, on the same inputs; where its calls
+    cannot be seen, because it is scripted, autograd's graph of that run is read.
 
     Args:
         model: any module that can be called, on any device and in any floating point type.
@@ -63,19 +68,32 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
     Raises:
         TraceError: the model has no parameters, is not built yet, or could not be run.
     """
-    parameters = dict(model.named_parameters())
-    if not parameters:
-        raise TraceError(f"{type(model).__name__} has no parameters, so there is no graph of it")
-    lazy = [name for name, p in parameters.items() if nn.parameter.is_lazy(p)]
-    if lazy:
-        raise TraceError(
-            f"{lazy[0]} has no shape yet: call the model once on an example, then build its graph"
-        )
+    modules = list(model.named_modules())
+    _check_parameters(model, modules)
     args, kwargs = _arguments(model, example_inputs)
     result = _attempt(model, args, kwargs, training=False)
     if UNREACHED in result.unused.values() and _depends_on_mode(model):
         result = _with_training_parts(model, args, kwargs, result)
     return result
+
+
+Modules = Sequence[tuple[str, nn.Module]]
+
+
+def _check_parameters(model: nn.Module, modules: Modules) -> None:
+    found = False
+    for prefix, module in modules:
+        for name, tensor in module._parameters.items():
+            if tensor is None:
+                continue
+            found = True
+            if is_lazy(tensor):
+                raise TraceError(
+                    f"{prefix}.{name} has no shape yet: call the model once on an example, then "
+                    "build its graph"
+                )
+    if not found:
+        raise TraceError(f"{type(model).__name__} has no parameters, so there is no graph of it")
 
 
 def _with_training_parts(
@@ -91,7 +109,8 @@ def _with_training_parts(
 
 def _depends_on_mode(model: nn.Module) -> bool:
     """Whether any code of the model's own looks at ``training``."""
-    return any(_reads_training(module_class) for module_class in {type(m) for m in model.modules()})
+    classes: set[type] = {type(module) for module in model.modules()}
+    return any(_reads_training(module_class) for module_class in classes)
 
 
 @lru_cache(maxsize=4096)
@@ -113,15 +132,28 @@ def _attempt(
     training: bool,
     fallback: bool = True,
 ) -> Trace:
+    if fallback and any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        return _attempt_walk(model, args, kwargs, training)
     try:
         return _run(model, args, kwargs, training, execute=False)
-    except Exception as first:
+    except Exception as error:
         if not fallback or _on_meta(model):
-            raise _explain(model, args, kwargs, first) from first
-        try:
-            return _run(model, args, kwargs, training, execute=True)
-        except Exception as second:
-            raise _explain(model, args, kwargs, second) from second
+            raise _explain(model, args, kwargs, error) from error
+    try:
+        return _run(model, args, kwargs, training, execute=True)
+    except Hidden:
+        return _attempt_walk(model, args, kwargs, training)
+    except Exception as error:
+        raise _explain(model, args, kwargs, error) from error
+
+
+def _attempt_walk(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+) -> Trace:
+    try:
+        return _walk(model, args, kwargs, training)
+    except Exception as error:
+        raise _explain(model, args, kwargs, error) from error
 
 
 def _explain(
@@ -177,17 +209,50 @@ def _run(
     training: bool,
     execute: bool,
 ) -> Trace:
+    modules = list(model.named_modules())
+    products = getattr(model, "graph_products", ())
     with ExitStack() as stack:
-        stack.enter_context(preserved(model, buffers=execute))
+        stack.enter_context(preserved(model, [module for _, module in modules], execute))
         stack.enter_context(torch.set_grad_enabled(not execute))
         stack.enter_context(_eager())
-        for module in model.modules():
-            module.__dict__["training"] = training
-        recorder = Recorder(model, function_rules(), execute)
-        _isolate_registered(model, recorder)
+        _set_mode(modules, training)
+        recorder = Recorder(modules, function_rules(), execute, products)
+        _isolate_registered(modules, recorder)
         inputs = _enter(recorder, (args, kwargs))
         outputs = _outputs(model, recorder, *inputs)
-    return _assemble(model, recorder, outputs)
+    return _assemble(recorder, outputs)
+
+
+def _walk(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Trace:
+    """Runs the model for real and reads autograd's graph of it."""
+    if isinstance(model, torch.jit.ScriptModule):
+        model = _fresh_copy(model)
+    modules = list(model.named_modules())
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model, [module for _, module in modules], buffers=True))
+        stack.enter_context(_eager())
+        _set_mode(modules, training)
+        recorder = Recorder(modules, function_rules(), execute=True)
+        inputs = _enter(recorder, (args, kwargs))
+        stack.enter_context(differentiable(recorder, _tensors_of(inputs)))
+        output = _callable(model)(*inputs[0], **inputs[1])
+        outputs = read_backward(recorder, _tensors_of(output))
+    return _assemble(recorder, outputs)
+
+
+def _fresh_copy(model: torch.jit.ScriptModule) -> nn.Module:
+    """A copy that has not run: scripted code that has run hides its operations from autograd."""
+    content = io.BytesIO()
+    torch.jit.save(model, content)
+    content.seek(0)
+    return torch.jit.load(content)
+
+
+def _set_mode(modules: Modules, training: bool) -> None:
+    """Of all modules whose mode is an attribute; scripted ones keep theirs."""
+    for _, module in modules:
+        if "training" in module.__dict__:
+            module.__dict__["training"] = training
 
 
 def _outputs(
@@ -255,12 +320,12 @@ def _tensors_of(value: Any, depth: int = 0) -> Iterator[Tensor]:
             yield from _tensors_of(item, depth + 1)
 
 
-def _isolate_registered(model: nn.Module, recorder: Recorder) -> None:
+def _isolate_registered(modules: Sequence[tuple[str, nn.Module]], recorder: Recorder) -> None:
     """Modules with a rule of their own run unobserved and become one layer."""
     if not MODULES:
         return
     classes = tuple(MODULES)
-    for module in model.modules():
+    for _, module in modules:
         if isinstance(module, classes):
             node_type = next(t for c, t in reversed(MODULES.items()) if isinstance(module, c))
             module.__dict__["forward"] = _as_layer(recorder, module, node_type)
@@ -284,8 +349,6 @@ def _as_layer(recorder: Recorder, module: nn.Module, node_type: str) -> Callable
 
 
 def _layer(recorder: Recorder, module: nn.Module, node_type: str, parents: list[int]) -> int:
-    from ghn_fast.graph.handlers import layer_record, norm_record
-
     tensors = dict(module.named_parameters())
     if not tensors:
         return recorder.add(Kind.KEEP, parents, Node(node_type, node_type))
@@ -306,7 +369,7 @@ def _layer(recorder: Recorder, module: nn.Module, node_type: str, parents: list[
 # --- from records to a trace -------------------------------------------------------------------
 
 
-def _assemble(model: nn.Module, recorder: Recorder, outputs: list[int]) -> Trace:
+def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
     _settle_sources(recorder)
     records = recorder.records
     kept, edges, live = contract(records.kinds, records.parents, [recorder.input, *outputs])
@@ -314,7 +377,7 @@ def _assemble(model: nn.Module, recorder: Recorder, outputs: list[int]) -> Trace
     if not outputs or len(nodes) < 2:
         raise RuntimeError("no output of the model depends on its parameters")
     edges = _from_input(kept, edges, records.sourceless)
-    trained = any(p.requires_grad for p in model.parameters())
+    trained = any(p.tensor.requires_grad for p in recorder.parameters.values())
     result = Trace([n for n in nodes if n is not None], edges)
     _average_before_classifier(result)
     _account(recorder.parameters.values(), live, result)
@@ -325,8 +388,6 @@ def _assemble(model: nn.Module, recorder: Recorder, outputs: list[int]) -> Trace
 
 def _settle_sources(recorder: Recorder) -> None:
     """Parameters that entered computations directly: position tables, and what has no node."""
-    from ghn_fast.graph.handlers import is_position_table
-
     records = recorder.records
     for parameter in recorder.parameters.values():
         if parameter.source is None or parameter.node is not None:
@@ -389,13 +450,15 @@ def _account(parameters: Any, live: NDArray[np.bool_], result: Trace) -> None:
 def _role(parameter: Parameter) -> str:
     if parameter.role is not None:
         return parameter.role
+    if isinstance(parameter.module, nn.PReLU):
+        return "slope"
     if parameter.tensor.numel() == 1:
         return "scalar"
     name = parameter.name.rsplit(".", 1)[-1].lower()
     for pattern, role in ROLES:
         if re.search(pattern, name):
             return role
-    return "unknown"
+    return "scale" if is_norm(parameter.module) else "unknown"
 
 
 def _set_frozen_aside(parameters: Any, result: Trace) -> None:

@@ -6,10 +6,13 @@ from ghn_fast.nets.adjust import adjust_net
 from ghn_fast.nets.count import count_parameters
 from ghn_fast.nets.deepnets1m import DeepNets1M
 from ghn_fast.nets.direct import graph_of
+from ghn_fast.nets.export import PartialExportError, export_nets
 from ghn_fast.nets.genotypes import DARTS, OPERATIONS, VIT, Genotype, from_dict, to_dict
+from ghn_fast.nets.multiply_adds import count_multiply_adds
 from ghn_fast.nets.network import Network, build_ghost, build_net
 from ghn_fast.nets.published_files import NetsFileError
 from ghn_fast.nets.sampler import SPLITS, sample_net_args
+from ghn_fast.nets.stream import MetaBatches
 
 __all__ = [
     "DARTS",
@@ -18,12 +21,16 @@ __all__ = [
     "VIT",
     "DeepNets1M",
     "Genotype",
+    "MetaBatches",
     "NetsFileError",
     "Network",
+    "PartialExportError",
     "adjust_net",
     "build_ghost",
     "build_net",
+    "count_multiply_adds",
     "count_parameters",
+    "export_nets",
     "from_dict",
     "graph_of",
     "sample_net_args",

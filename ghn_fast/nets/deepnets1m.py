@@ -74,6 +74,11 @@ class DeepNets1M(Dataset[Graph]):
             raise ValueError(f"num_nets is {num_nets}, but split {split!r} has {size} networks")
         self._size = size if num_nets is None else num_nets
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether networks are neither read from files nor predefined."""
+        return self._published is None and self.split != "predefined"
+
     def __len__(self) -> int:
         return self._size
 

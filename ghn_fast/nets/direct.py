@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from ghn_fast._core import core
 from ghn_fast.graph.graph import Graph, Node
+from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.genotypes import Genotype, from_dict
 from ghn_fast.nets.liveness import CellPlan, is_reduction, plan_network
 from ghn_fast.nets.network import build_net, no_garbage_collection
@@ -43,16 +45,36 @@ def graph_of(
         graph = Graph.from_model(model)
         graph.net_args, graph.index = dict(net_args), index
         return graph
+    arguments = {**net_args, "genotype": from_dict(net_args["genotype"])}
     with no_garbage_collection():
-        writer = _Writer(net_args, num_classes, is_imagenet_input)
-        writer.write()
+        types, edges, names, shapes, biases, unused = core.deepnets_graph(
+            arguments, num_classes, is_imagenet_input
+        )
+        kinds = [NODE_TYPES[number] for number in types.tolist()]
         return Graph(
-            nodes=tuple(writer.nodes),
-            edges=torch.tensor(writer.edges, dtype=torch.int64),
-            unused=writer.unused,
+            nodes=tuple(
+                Node(kind, name or kind, shape, name, bias)
+                for kind, name, shape, bias in zip(kinds, names, shapes, biases, strict=True)
+            ),
+            edges=torch.from_numpy(edges),
+            unused=dict.fromkeys(unused, UNREACHED),
             net_args=dict(net_args),
             index=index,
         )
+
+
+def reference_graph_of(
+    net_args: Mapping[str, Any], num_classes: int = 10, is_imagenet_input: bool = False
+) -> Graph:
+    """What `graph_of` gives for a `Network`, in Python: it explains what the core does."""
+    writer = _Writer(net_args, num_classes, is_imagenet_input)
+    writer.write()
+    return Graph(
+        nodes=tuple(writer.nodes),
+        edges=torch.tensor(writer.edges, dtype=torch.int64),
+        unused=writer.unused,
+        net_args=dict(net_args),
+    )
 
 
 class _Writer:

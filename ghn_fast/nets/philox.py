@@ -31,14 +31,12 @@ class Stream:
     high))`; words are used in order. Only integers are involved, so that any platform and
     language gives the same numbers.
 
-    Raises:
-        ValueError: seed or index is negative or takes more than 64 bits.
+    Args:
+        seed, index: from 0 to 2**64 - 1.
+        stream: from 0 to 2**32 - 1.
     """
 
     def __init__(self, seed: int, stream: int, index: int) -> None:
-        for name, value in (("seed", seed), ("index", index)):
-            if not 0 <= value < 1 << 64:
-                raise ValueError(f"{name} must be from 0 to 2**64 - 1, got {value}")
         self._key = (seed & _WORD, seed >> 32)
         self._item = (stream, index & _WORD, index >> 32)
         self._block = 0

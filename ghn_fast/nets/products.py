@@ -135,7 +135,8 @@ class _Builder:
                 strided = reduction and source < 2 and not self.attends
                 term = self._operation(name, states[source], (cell, position), strided)
                 present += [] if term is None else [term]
-            states.append(_Op("sum", present) if len(present) == 2 else (present or [None])[0])
+            sole = present[0] if present else None
+            states.append(_Op("sum", present) if len(present) == 2 else sole)
         parts = [states[state] for state in concat]
         known = next((part for part in parts if part is not None), None)
         if known is None:

@@ -30,6 +30,26 @@ class NetsFileError(ValueError):
     """A file is damaged; the message names it, the network and the cause."""
 
 
+def file_of(split: str) -> str:
+    """The part of the files' names that says where a split is."""
+    return split if split in ("train", "search") else "eval"
+
+
+def import_h5py() -> Any:
+    """The module h5py.
+
+    Raises:
+        ImportError: says how to install it.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError(
+            "published files of networks need h5py: pip install 'ghn-fast[nets]'"
+        ) from None
+    return h5py
+
+
 class PublishedNets:
     """The networks of one split.
 
@@ -42,7 +62,7 @@ class PublishedNets:
     """
 
     def __init__(self, nets_dir: Path, split: str) -> None:
-        name = split if split in ("train", "search") else "eval"
+        name = file_of(split)
         self.path = nets_dir / f"deepnets1m_{name}.hdf5"
         self.meta_path = nets_dir / f"deepnets1m_{name}_meta.json"
         self.split = split
@@ -141,12 +161,7 @@ class PublishedNets:
     def _open(self) -> Any:
         # HDF5 handles do not survive a fork.
         if self._file is None or self._owner != os.getpid():
-            try:
-                import h5py
-            except ImportError:
-                raise ImportError(
-                    "reading published networks needs h5py: pip install 'ghn-fast[nets]'"
-                ) from None
+            h5py = import_h5py()
             try:
                 self._file = h5py.File(self.path, "r")
             except OSError as error:

@@ -81,9 +81,7 @@ def _on_device(
             distances.data_ptr(),
             torch.cuda.current_stream(device).cuda_stream,
         )
-    return [
-        matrix.view(n, n) for matrix, n in zip(distances.split(sizes), num_nodes, strict=True)
-    ]
+    return [matrix.view(n, n) for matrix, n in zip(distances.split(sizes), num_nodes, strict=True)]
 
 
 def shortest_paths_reference(

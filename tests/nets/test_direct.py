@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from ghn_fast._core import core
 from ghn_fast.graph import Graph
 from ghn_fast.nets import SPLITS, Genotype, build_ghost, build_net, graph_of, sample_net_args
+from ghn_fast.nets.direct import reference_graph_of
 from ghn_fast.ops.shortest_paths import shortest_paths
 
 SAMPLED = tuple(split for split in SPLITS if split != "predefined")
+COMPARED = int(os.environ.get("GHN_FAST_COMPARED_NETWORKS", "10"))
+"""Networks of each split that are traced; 1000 take about a quarter of an hour in all."""
 
 
 def assert_same(direct: Graph, traced: Graph) -> None:
@@ -27,12 +32,42 @@ def assert_same(direct: Graph, traced: Graph) -> None:
 
 @pytest.mark.parametrize("split", SAMPLED)
 def test_sampled_networks(split: str) -> None:
-    for index in range(10):
+    for index in range(COMPARED):
         large = index % 2 == 1
         classes = 1000 if large else 10
         net_args = sample_net_args(split, 17, index, large)
         traced = Graph.from_model(build_ghost(net_args, classes, large))
         assert_same(graph_of(net_args, classes, large), traced)
+
+
+@pytest.mark.parametrize("split", SAMPLED)
+def test_core_and_reference(split: str) -> None:
+    for index in range(20):
+        net_args = sample_net_args(split, 23, index)
+        for large in (False, True):
+            assert_same(graph_of(net_args, 10, large), reference_graph_of(net_args, 10, large))
+
+
+def test_batch_of_the_core() -> None:
+    for split, first in (("dense", 3), ("train", 1 << 40)):
+        indices = [first + (7 * i) % 6 for i in range(6)]
+        num_nodes, types, shapes, num_edges, edges, distances, rows = core.deepnets_batch(
+            split, 5, indices, 10, False, 50, False, 2
+        )
+        assert rows.shape == (0, 3)
+        node = edge = pair = 0
+        for i in range(6):
+            graph = graph_of(sample_net_args(split, 5, indices[i]))
+            n, e = int(num_nodes[i]), int(num_edges[i])
+            assert (n, e) == (graph.num_nodes, len(graph.edges))
+            assert types[node : node + n].tolist() == graph.node_types.tolist()
+            padded = [[*(x.shape or ()), 0, 0, 0, 0][:4] for x in graph.nodes]
+            assert shapes[node : node + n].tolist() == padded
+            assert edges[edge : edge + e].tolist() == graph.edges.tolist()
+            matrix = distances[pair : pair + n * n].reshape(n, n)
+            assert (matrix == graph.distances.numpy()).all()
+            node, edge, pair = node + n, edge + e, pair + n * n
+        assert (node, edge, pair) == (len(types), len(edges), len(distances))
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -61,7 +96,9 @@ SAME = Genotype([("skip_connect", 0), ("skip_connect", 1)], [2],
 def test_odd_networks(genotype: Genotype, changes: dict[str, Any]) -> None:
     for cells in (1, 5, 6):
         net_args = {"C": 16, "genotype": genotype, "n_cells": cells, **changes}
-        assert_same(graph_of(net_args), Graph.from_model(build_ghost(net_args, 10, False)))
+        graph = graph_of(net_args)
+        assert_same(graph, Graph.from_model(build_ghost(net_args, 10, False)))
+        assert_same(graph, reference_graph_of(net_args))
 
 
 def test_network_without_output() -> None:

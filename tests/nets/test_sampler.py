@@ -53,6 +53,14 @@ def test_streams_differ_in_every_part() -> None:
 
 
 @pytest.mark.parametrize("split", SAMPLED)
+def test_core_draws_the_reference(split: str) -> None:
+    for index in range(60):
+        seed, large = (index * 0x9E3779B97F4A7C15) % (1 << 64), index % 3 == 0
+        expected = sampler.reference_net_args(split, seed, index << (index % 58), large)
+        assert sample_net_args(split, seed, index << (index % 58), large) == expected
+
+
+@pytest.mark.parametrize("split", SAMPLED)
 def test_networks_obey_their_split(split: str) -> None:
     rules = sampler.RULES[split]
     for index in range(12):
@@ -237,5 +245,5 @@ def test_a_broken_rule_is_noticed(
             "steps": {"steps": (1, 3, 4)},
         }[broken]
         monkeypatch.setitem(sampler.RULES, "train", sampler.SplitRules(**{**rules, **change}))
-    nets = [sample_net_args("train", 1, index) for index in range(2000)]
+    nets = [sampler.reference_net_args("train", 1, index) for index in range(2000)]
     assert min(p_values(nets, reference).values()) < 1e-4

@@ -1,0 +1,145 @@
+"""Tracing leaves a model as it was."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ghn_fast.graph.trace import trace
+
+
+class Busy(nn.Module):
+    """Changes everything that a forward pass can change."""
+
+    def __init__(self, needs_values: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("queue", torch.zeros(8, 4))
+        self.cache: dict[str, Any] = {}
+        self.history: list[Any] = []
+        self.needs_values = needs_values
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        x = self.drop(self.bn(self.conv(x))).mean((2, 3))
+        self.queue[: len(x)] = x
+        self.cache["last"] = x
+        self.history.append(x)
+        self.last = x
+        noise = torch.rand(len(x), 4) + random.random() + float(np.random.rand())  # noqa: NPY002
+        if self.needs_values and x.sum() > 1e9:
+            return x
+        return self.head(F.dropout(x + noise, 0.5, training=True))
+
+
+def snapshot(model: nn.Module) -> dict[str, Any]:
+    return {
+        "modes": [m.training for m in model.modules()],
+        "state": copy.deepcopy(model.state_dict()),
+        "identities": [id(t) for t in (*model.parameters(), *model.buffers())],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "gradients": [p.grad for p in model.parameters()],
+        "attributes": [sorted(m.__dict__) for m in model.modules()],
+        "tensor_attributes": [sorted(t.__dict__) for t in (*model.parameters(), *model.buffers())],
+        "hooks": [len(m._forward_hooks) for m in model.modules()],
+    }
+
+
+def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for name, value in before.pop("state").items():
+        torch.testing.assert_close(after["state"][name], value, rtol=0, atol=0)
+    after.pop("state")
+    assert after == before
+
+
+@pytest.mark.parametrize("needs_values", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_model_is_as_before(needs_values: bool, training: bool) -> None:
+    model = Busy(needs_values).train(training)
+    model.bn.train(not training)
+    model.conv.weight.requires_grad_(False)
+    calls: list[int] = []
+    handle = model.conv.register_forward_hook(lambda *_: calls.append(1))
+    before = snapshot(model)
+    generators = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    grad_enabled = torch.is_grad_enabled()
+    result = trace(model, torch.zeros(2, 3, 8, 8))
+    assert result.unused.keys() == {"conv.weight"}
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert random.getstate() == generators[1]
+    assert np.random.get_state()[1].tolist() == generators[2]  # noqa: NPY002
+    assert torch.is_grad_enabled() == grad_enabled
+    assert_same(before, snapshot(model))
+    assert model.cache == {}
+    assert model.history == []
+    handle.remove()
+    assert len(model._modules["conv"]._forward_hooks) == 0
+
+
+@pytest.mark.parametrize("needs_values", [False, True])
+def test_model_is_as_before_when_it_fails(needs_values: bool) -> None:
+    model = Busy(needs_values)
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="pass example_inputs"):
+        trace(model, torch.zeros(2, 5, 8, 8))
+    assert_same(before, snapshot(model))
+
+
+def test_training_attempt_leaves_no_mark() -> None:
+    class Conditional(Busy):
+        def __init__(self) -> None:
+            super().__init__(False)
+            self.aux = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            y = super().forward(x)
+            return (y, self.aux(self.last)) if self.training else y
+
+    model = Conditional().eval()
+    before = snapshot(model)
+    assert trace(model, torch.zeros(2, 3, 8, 8)).unused == {}
+    assert_same(before, snapshot(model))
+
+
+def test_example_inputs_are_as_before() -> None:
+    x = torch.ones(2, 4)
+
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x += 1
+            return self.layer(x) if x.sum() > 0 else x
+
+    trace(InPlace(), x)
+    assert torch.equal(x, torch.ones(2, 4))
+    assert x.__dict__ == {}
+
+
+def test_weight_norm_keeps_its_weight() -> None:
+    with pytest.warns(FutureWarning):
+        layer = torch.nn.utils.weight_norm(nn.Linear(4, 2))
+    weight = layer.weight
+    trace(layer, torch.zeros(2, 4))
+    assert layer.weight is weight
+
+
+def test_memory_stays_small() -> None:
+    """A large input and a large weight are never allocated."""
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(3, 4096, 3, padding=1), nn.ReLU(), nn.Conv2d(4096, 9, 1))
+    images = torch.zeros(1, device="meta").expand(4096, 3, 4096, 4096)
+    assert len(trace(model, images).nodes) == 5

@@ -1,0 +1,315 @@
+"""tile against its definition, its backends against each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ghn_fast.ops.tile import RULES, Tile, TileTable, tile, tile_
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+BACKENDS = ["cpp", "reference"]
+
+
+def definition(block: Tensor, entry: Tile) -> Tensor:
+    """Element after element."""
+    out = torch.empty(entry.shape, dtype=torch.float64)
+    for place in itertools.product(*map(range, entry.shape)):
+        p = block[tuple(i % n for i, n in zip(place, block.shape, strict=True))].double()
+        out[place] = {
+            "scale": entry.scale * p,
+            "norm_weight": 2 * torch.sigmoid(p / 2),
+            "bias": torch.tanh(p / 5),
+        }[entry.rule]
+    return out
+
+
+def random_blocks(
+    number: int, shape: tuple[int, ...], order: tuple[int, ...], dtype: torch.dtype, seed: int
+) -> Tensor:
+    """(number, *shape) whose dimensions lie in memory in the given order."""
+    sizes = (number, *shape)
+    g = torch.Generator().manual_seed(seed)
+    dense = torch.randn([sizes[i] for i in order], generator=g, dtype=torch.float64)
+    return dense.to(dtype).permute(torch.tensor(order, dtype=torch.int64).argsort().tolist())
+
+
+def some_blocks(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    return [
+        random_blocks(3, (7, 5, 2, 2), (0, 3, 4, 1, 2), dtype, 0),
+        random_blocks(2, (6,), (0, 1), dtype, 1),
+        random_blocks(4, (5, 6, 3, 3), (0, 3, 4, 1, 2), dtype, 2),
+        random_blocks(2, (1, 9, 4), (0, 1, 2, 3), dtype, 3),
+    ]
+
+
+SOME_TILES = TileTable(
+    [
+        Tile(0, 0, (16, 9, 3, 2), "scale", 0.3),
+        Tile(0, 2, (3, 2, 1, 1), "scale", 2.0),
+        Tile(1, 0, (20,), "bias"),
+        Tile(1, 1, (4,), "norm_weight"),
+        Tile(2, 0, (10, 12, 3, 3)),
+        Tile(2, 3, (5, 6, 5, 4), "bias"),
+        Tile(2, 3, (4, 5, 2, 2), "scale", 0.5),
+        Tile(3, 1, (1, 9, 7)),
+    ]
+)
+
+
+@st.composite
+def one_tile(draw: st.DrawFn) -> tuple[Tensor, TileTable]:
+    dims = draw(st.integers(0, 5))
+    size = st.integers(1, 7 if dims < 4 else 4)
+    block = tuple(draw(st.lists(size, min_size=dims, max_size=dims)))
+    shape = tuple(draw(st.lists(size, min_size=dims, max_size=dims)))
+    order = tuple(draw(st.permutations(range(dims + 1))))
+    number = draw(st.integers(1, 3))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    blocks = random_blocks(number, block, order, dtype, draw(st.integers(0, 99)))
+    entry = Tile(0, draw(st.integers(0, number - 1)), shape, draw(st.sampled_from(RULES)), 0.7)
+    return blocks, TileTable([entry])
+
+
+@given(case=one_tile(), dtype=st.sampled_from(DTYPES), backend=st.sampled_from(BACKENDS))
+@settings(max_examples=100, deadline=None)
+def test_equals_definition(
+    case: tuple[Tensor, TileTable], dtype: torch.dtype, backend: str
+) -> None:
+    blocks, table = case
+    entry = table.tiles[0]
+    expected = definition(blocks[entry.row], entry)
+    (got,) = tile([blocks], table, dtype, backend)
+    assert got.dtype == dtype
+    # Exact up to one rounding to the blocks' precision and one to the parameter's.
+    precision = max(torch.finfo(dtype).eps, torch.finfo(blocks.dtype).eps)
+    torch.testing.assert_close(got.double(), expected, rtol=3 * precision, atol=3 * precision)
+
+
+@given(case=one_tile(), order=st.permutations(range(5)), dtype=st.sampled_from(DTYPES))
+@settings(max_examples=60, deadline=None)
+def test_fills_parameters_of_any_layout(
+    case: tuple[Tensor, TileTable], order: list[int], dtype: torch.dtype
+) -> None:
+    blocks, table = case
+    shape = table.tiles[0].shape
+    order = [i for i in order if i < len(shape)]
+    memory = torch.full([shape[i] + 1 for i in order], 7.0, dtype=dtype)
+    inner = memory[tuple(slice(1, None) for _ in order)]
+    parameter = inner.permute(torch.tensor(order, dtype=torch.int64).argsort().tolist())
+    tile_([blocks], table, [parameter], "cpp")
+    assert torch.equal(parameter, tile([blocks], table, dtype, "cpp")[0])
+    assert memory.eq(7).sum() >= memory.numel() - inner.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounds_as_pytorch_does(dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (200_000,), generator=g).to(torch.int32)
+    exact = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype).float()
+    between = (exact[1:] + exact[:-1]) / 2
+    values = torch.cat([bits.view(torch.float32), exact, between])
+    table = TileTable([Tile(0, 0, values.shape)])
+    (got,) = tile([values[None]], table, dtype, "cpp")
+    torch.testing.assert_close(got, values.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck(backend: str) -> None:
+    blocks = [b.requires_grad_() for b in some_blocks()]
+
+    def function(*blocks: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tile(blocks, SOME_TILES, backend=backend))
+
+    assert torch.autograd.gradcheck(function, blocks)
+
+
+@given(case=one_tile())
+@settings(max_examples=60, deadline=None)
+def test_gradient_equals_reference(case: tuple[Tensor, TileTable]) -> None:
+    blocks, table = case
+    blocks = blocks.double().requires_grad_()
+    direction = torch.randn(table.tiles[0].shape, dtype=torch.float64)
+    got, expected = (
+        torch.autograd.grad(tile([blocks], table, backend=b), blocks, direction) for b in BACKENDS
+    )
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_of_parameters_of_other_types(dtype: torch.dtype) -> None:
+    blocks = [b.float().requires_grad_() for b in some_blocks()]
+    outs = [tile(blocks, SOME_TILES, dtype, backend) for backend in BACKENDS]
+    directions = [torch.randn_like(out) for out in outs[0]]
+    got, expected = (torch.autograd.grad(out, blocks, directions) for out in outs)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_gradient_where_some_parameters_are_not_used() -> None:
+    blocks = [b.requires_grad_() for b in some_blocks()]
+    grads = {}
+    for backend in BACKENDS:
+        outs = tile(blocks, SOME_TILES, backend=backend)
+        loss = outs[1].square().sum() + outs[6].transpose(0, 1).exp().sum()
+        grads[backend] = torch.autograd.grad(loss, blocks, materialize_grads=True)
+    for got, expected in zip(grads["cpp"], grads["reference"], strict=True):
+        torch.testing.assert_close(got, expected)
+    assert not grads["cpp"][0][1].any()  # no parameter is made from this block
+
+
+def test_gradient_lies_as_the_blocks_do() -> None:
+    blocks = [b.requires_grad_() for b in some_blocks()]
+    outs = tile(blocks, SOME_TILES, backend="cpp")
+    grads = torch.autograd.grad(outs, blocks, [torch.ones_like(out) for out in outs])
+    assert [g.stride() for g in grads] == [b.stride() for b in blocks]
+
+
+def test_blocks_that_are_only_scaled_are_not_kept() -> None:
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    blocks = [b.requires_grad_() for b in some_blocks()]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outs = tile(blocks, TileTable([Tile(0, 0, (16, 9, 3, 2))]), backend="cpp")
+    assert outs[0].requires_grad
+    assert sum(t.numel() for t in kept) == 0
+
+
+def test_large_parameters() -> None:
+    """Beyond what fits in the caches, with rows that do not begin at cache lines."""
+    blocks = random_blocks(1, (64, 63, 3, 3), (0, 3, 4, 1, 2), torch.float32, 0)
+    table = TileTable([Tile(0, 0, (1027, 1013, 3, 3), "scale", 0.1)])
+    (got,) = tile([blocks], table, backend="cpp")
+    assert got.nbytes > 32 << 20
+    assert torch.equal(got, tile([blocks], table, backend="reference")[0])
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_same_bits_for_any_number_of_threads(threads: None) -> None:
+    blocks = random_blocks(2, (64, 64, 3, 3), (0, 3, 4, 1, 2), torch.float32, 0).requires_grad_()
+    table = TileTable([Tile(0, i, (512, 512, 3, 3)) for i in range(2)])
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        outs = tile([blocks], table, backend="cpp")
+        results.append([*outs, *torch.autograd.grad(outs, blocks, outs)])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_filling_is_seen_by_autograd(backend: str) -> None:
+    weight = torch.ones(20, requires_grad=True)
+    squared = weight.square().sum()
+    tile_(some_blocks(), TileTable([Tile(1, 0, (20,), "bias")]), [weight], backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        squared.backward()
+    assert weight.is_leaf
+    assert not weight.eq(1).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_filling_in_inference_mode(backend: str) -> None:
+    with torch.inference_mode():
+        weight = torch.ones(20)
+        tile_(some_blocks(), TileTable([Tile(1, 0, (20,), "bias")]), [weight], backend)
+    assert not weight.eq(1).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_to_do(backend: str) -> None:
+    assert tile([], TileTable([]), backend=backend) == []
+    tile_([], TileTable([]), [], backend)
+    (empty,) = tile(some_blocks(), TileTable([Tile(0, 0, (3, 0, 2, 2))]), backend=backend)
+    assert empty.shape == (3, 0, 2, 2)
+
+
+def test_registered_op() -> None:
+    blocks = [b.float().detach().requires_grad_() for b in some_blocks()]
+    arguments = (blocks, SOME_TILES.entries, SOME_TILES.scales, torch.float32)
+    torch.library.opcheck(torch.ops.ghn_fast.tile.default, arguments)
+
+
+def test_compiles_as_one_graph() -> None:
+    blocks = [b.requires_grad_() for b in some_blocks()]
+
+    def function() -> Tensor:
+        return sum(out.square().sum() for out in tile(blocks, SOME_TILES))
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    got = torch.autograd.grad(compiled(), blocks)
+    for a, b in zip(got, torch.autograd.grad(function(), blocks), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_table_from_its_entries() -> None:
+    again = TileTable.from_entries(SOME_TILES.entries, SOME_TILES.scales)
+    assert again.tiles == SOME_TILES.tiles
+
+
+def test_choice_of_backend() -> None:
+    table = TileTable([Tile(0, 0, (3, 2))])
+    blocks = torch.randn(1, 2, 2)
+    assert torch.equal(*tile([blocks], table), *tile([blocks], table, backend="cpp"))
+    (half,) = tile([blocks.bfloat16()], table)
+    assert half.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="'cpp' works on"):
+        tile([blocks.bfloat16()], table, backend="cpp")
+    with pytest.raises(ValueError, match="'cpp' works on"):
+        tile([blocks], table, torch.complex64, backend="cpp")
+    with pytest.raises(ValueError, match="unknown backend"):
+        tile([blocks], table, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (Tile(0, 3, (1, 1, 1, 1)), "block 3 of tensor 0"),
+        (Tile(0, -1, (1, 1, 1, 1)), "block -1 of tensor 0"),
+        (Tile(4, 0, (1,)), "tensor 4"),
+        (Tile(0, 0, (1, 1)), "equally many dimensions"),
+    ],
+)
+def test_bad_tiles(entry: Tile, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tile(some_blocks(), TileTable([entry]))
+
+
+def test_bad_tables() -> None:
+    with pytest.raises(ValueError, match="rule"):
+        TileTable([Tile(0, 0, (1,), "softmax")])
+    with pytest.raises(ValueError, match="6 dimensions"):
+        TileTable([Tile(0, 0, (1,) * 6)])
+
+
+def test_bad_blocks_and_parameters() -> None:
+    table = TileTable([Tile(0, 0, (4, 2))])
+    blocks = torch.randn(1, 2, 2)
+    with pytest.raises(TypeError, match="different dtypes"):
+        tile([blocks, blocks.double()], table)
+    with pytest.raises(ValueError, match="different devices"):
+        tile([blocks, blocks.to("meta")], table)
+    with pytest.raises(ValueError, match="empty block"):
+        tile([blocks[:, :0]], table)
+    with pytest.raises(ValueError, match="2 parameters"):
+        tile_([blocks], table, [torch.empty(4, 2)] * 2)
+    with pytest.raises(ValueError, match="shape"):
+        tile_([blocks], table, [torch.empty(2, 4)])
+    with pytest.raises(ValueError, match="expanded"):
+        tile_([blocks], table, [torch.empty(4, 1).expand(4, 2)])
