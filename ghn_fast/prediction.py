@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ghn_fast.ghn import GHN, Plan, make_plan
-from ghn_fast.ghn.ghn2 import assign
+from ghn_fast.ghn.ghn import assign
+from ghn_fast.ghn.rules import fill
 from ghn_fast.graph import Graph, GraphBatch
 
 DEFAULT_GHN = "ghn2-cifar10"
@@ -29,7 +30,9 @@ class PredictionReport:
     Attributes:
         predicted: {parameter name: shape}.
         unpredicted: {parameter name: why it kept its value}.
-        rules: {parameter name: by which rule it was predicted}.
+        rules: {parameter name: by which rule it was predicted}. The rules of parameters that are
+            decoded are told by :class:`ghn_fast.ghn.plan.Group`, those of the others by
+            :mod:`ghn_fast.ghn.rules`.
         stages: {stage: seconds}; ``load`` (the GHN), ``graph`` and ``predict``.
         seconds: graph and prediction together.
     """
@@ -99,8 +102,8 @@ def predict(
     with _timed(report, "graph"):
         graph = Graph.from_model(model, example_inputs)
     with _timed(report, "predict"):
-        plan = _write(model, network, graph)
-    _fill(report, model, plan)
+        plan, report.rules = _write(model, network, graph)
+    _account(report, model, plan)
     return (model, report) if return_report else model
 
 
@@ -121,7 +124,7 @@ def _check_model(model: nn.Module) -> None:
                 f"parameter {name!r} is on the meta device and has no memory to write to: "
                 "materialise the model first, for example with model.to_empty(device='cpu')"
             )
-        if not parameter.is_floating_point():
+        if not (parameter.is_floating_point() or parameter.is_complex()):
             raise ValueError(
                 f"parameter {name!r} is {parameter.dtype}; only floating-point parameters can be "
                 "predicted: predict before quantising the model"
@@ -137,26 +140,28 @@ def _load(name: str) -> GHN:
 
 
 @torch.no_grad()
-def _write(model: nn.Module, ghn: GHN, graph: Graph) -> Plan:
+def _write(model: nn.Module, ghn: GHN, graph: Graph) -> tuple[Plan, dict[str, str]]:
+    """Writes all parameters; returns the plan and {parameter name: rule}."""
     batch = GraphBatch([graph])
-    plan = make_plan(batch, ghn.config)
+    plan = make_plan(batch, ghn.config, [model])
     for group, tensors in ghn.predict_groups(batch, plan):
         for target, tensor in zip(group.targets, tensors, strict=True):
             assign(model, target.parameter, tensor, attach=False)
-    return plan
+    return plan, plan.rules(0) | fill(model, plan.others[0])
 
 
-def _fill(report: PredictionReport, model: nn.Module, plan: Plan) -> None:
-    report.rules = plan.rules(0)
-    parameters = dict(model.named_parameters())
+def _account(report: PredictionReport, model: nn.Module, plan: Plan) -> None:
     # A tied parameter is in the plan under one of its names; named_parameters may give the other.
-    predicted = {id(model.get_parameter(name)): rule for name, rule in report.rules.items()}
-    for name, parameter in parameters.items():
-        if id(parameter) in predicted:
-            report.predicted[name] = tuple(parameter.shape)
-        else:
+    rules = {id(model.get_parameter(name)): rule for name, rule in report.rules.items()}
+    report.rules = {}
+    for name, parameter in model.named_parameters():
+        rule = rules.get(id(parameter))
+        if rule is None:
             reason = plan.skipped[0].get(name, "has no node in the model's graph")
             report.unpredicted[name] = reason
+        else:
+            report.predicted[name] = tuple(parameter.shape)
+            report.rules[name] = rule
 
 
 @contextmanager

@@ -92,7 +92,8 @@ def test_torchvision(entry: str, shared: Path) -> None:
 @pytest.mark.parametrize("index", DEEPNETS)
 def test_deepnets_graph(index: int, shared: Path) -> None:
     expected = entries(shared, "deepnets_20.json")[index]
-    graph = Graph.from_model(Network(**expected["net_args"], num_classes=10, is_imagenet_input=False))
+    net = Network(**expected["net_args"], num_classes=10, is_imagenet_input=False)
+    graph = Graph.from_model(net)
     counts = torch.bincount(graph.node_types, minlength=len(NODE_TYPES))
     missed = counts - torch.tensor(expected["types"])
     # The public code finds attention and squeeze-and-excitation by the positions of autograd nodes
@@ -115,6 +116,4 @@ def test_deepnets_predictions(index: int, shared: Path) -> None:
     graph = DeepNets1M("train", nets_dir=shared / "conformance" / "deepnets1m")[index]
     for name in GHNS:
         net = Network(**expected["net_args"], num_classes=10, is_imagenet_input=False)
-        assert_same_parameters(
-            net, checkpoint(shared, name), graph, expected["predictions"][name]
-        )
+        assert_same_parameters(net, checkpoint(shared, name), graph, expected["predictions"][name])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class ConvDecoder(nn.Module):
         out, channels, height, width = block
         slices = slices if slices is not None else {}
         features = self._positions(x, height, width, slices)
-        features = F.relu(_pointwise(self.conv[0], features))
+        features = F.relu(_pointwise(_layer(self.conv, 0), features))
         weight, bias = self._channels(out, channels, slices)
         values = F.linear(features, weight, bias)
         return values.view(len(x), height, width, out, channels).permute(0, 3, 4, 1, 2)
@@ -60,7 +61,7 @@ class ConvDecoder(nn.Module):
     def class_weight(self, x: Tensor, channels: int, slices: Slices | None = None) -> Tensor:
         """x (n, hid) to classification layers (n, num_classes, channels)."""
         block = self(x, (self.max_shape[0], channels, 1, 1), slices).flatten(2)
-        predictor = self.class_layer_predictor[1]
+        predictor = _layer(self.class_layer_predictor, 1)
         return _pointwise(predictor, F.relu(block).transpose(1, 2)).transpose(1, 2)
 
     def _positions(self, x: Tensor, height: int, width: int, slices: Slices) -> Tensor:
@@ -72,7 +73,7 @@ class ConvDecoder(nn.Module):
         return features.view(len(x), -1, height * width).transpose(1, 2)
 
     def _slice_positions(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        layer = self.fc[0]
+        layer = _layer(self.fc, 0)
         shape = (-1, *self.max_shape[2:])
         rows = self._span(height, self.max_shape[2])
         columns = self._span(width, self.max_shape[3])
@@ -83,7 +84,7 @@ class ConvDecoder(nn.Module):
         """The last layer's weight and bias for a corner of the channels."""
         key = ("channels", out, channels)
         if key not in slices:
-            layer = self.conv[2]
+            layer = _layer(self.conv, 2)
             shape = self.max_shape[:2]
             weight = layer.weight.view(*shape, -1)[:out, :channels].flatten(0, 1)
             slices[key] = weight, layer.bias.view(shape)[:out, :channels].flatten()
@@ -114,6 +115,11 @@ class MLPDecoder(nn.Module):
         return weight.view(len(x), self.num_classes, self.max_shape[1])[:, :, :channels]
 
 
-def _pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+def _layer(layers: nn.Sequential, index: int) -> nn.Linear:
+    """A layer of weight and bias; a 1x1 convolution has them as well."""
+    return cast(nn.Linear, layers[index])
+
+
+def _pointwise(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer or 1x1 convolution over the last dimension."""
     return F.linear(x, layer.weight.flatten(1), layer.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -12,11 +13,22 @@ from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.decoder import ConvDecoder, MLPDecoder, Slices
 from ghn_fast.ghn.gated_gnn import GatedGNN
 from ghn_fast.ghn.layers import MLP
-from ghn_fast.ghn.plan import Group, Plan, classifier_rule, make_plan, unsupported
+from ghn_fast.ghn.plan import Group, Plan, class_rules, make_plan, misfit
 from ghn_fast.ghn.pretrained import Pretrained
-from ghn_fast.ghn.shape_encoder import ShapeEncoder, shape_as_4d
-from ghn_fast.ghn.tiling import normalise, position_rows, tile
+from ghn_fast.ghn.rules import fill
+from ghn_fast.ghn.shape_encoder import PositionTable, ShapeEncoder, shape_as_4d
+from ghn_fast.ghn.tiling import (
+    along_channels,
+    channel_axis,
+    normalise,
+    over_time,
+    position_rows,
+    tile,
+)
 from ghn_fast.graph import NODE_TYPES, Graph, GraphBatch, Node
+
+# Rules of parameters that are decoded to a vector.
+VECTOR_RULES = ("norm_weight", "norm_bias", "bias", "class_bias")
 
 
 class GHN(Pretrained, nn.Module):
@@ -64,7 +76,8 @@ class GHN(Pretrained, nn.Module):
 
         In training mode with gradients enabled the models get tensors that carry gradients back
         to the GHN, in place of their parameters. Otherwise the predicted values are copied into
-        the models' own parameters.
+        the models' own parameters. Parameters that no node stands for get the values that
+        :mod:`ghn_fast.ghn.rules` gives them.
 
         Args:
             models: a model, or several.
@@ -78,12 +91,14 @@ class GHN(Pretrained, nn.Module):
         """
         model_list = [models] if isinstance(models, nn.Module) else list(models)
         batch = self.batch(model_list, graphs)
-        plan = make_plan(batch, self.config)
+        plan = make_plan(batch, self.config, model_list)
         training = self.training and torch.is_grad_enabled()
         with torch.set_grad_enabled(training):
             for group, tensors in self.predict_groups(batch, plan):
                 for target, tensor in zip(group.targets, tensors, strict=True):
                     assign(model_list[target.graph], target.parameter, tensor, attach=training)
+        for model, kinds in zip(model_list, plan.others, strict=True):
+            fill(model, kinds)
         return models
 
     def predict_groups(self, batch: GraphBatch, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
@@ -92,7 +107,8 @@ class GHN(Pretrained, nn.Module):
         slices: Slices = {}
         for group in plan.groups:
             nodes = torch.tensor(group.nodes, device=embeddings.device)
-            yield group, self.decode(embeddings[nodes], group.rule, group.shape, slices)
+            x = embeddings[nodes]
+            yield group, self.decode(x, group.rule, group.shape, slices, group.fan_in)
 
     def node_embeddings(self, batch: GraphBatch) -> Tensor:
         """(sum N, hid): the embeddings that parameters are decoded from."""
@@ -112,12 +128,37 @@ class GHN(Pretrained, nn.Module):
         return propagated
 
     def decode(
-        self, x: Tensor, rule: str, shape: Sequence[int], slices: Slices | None = None
+        self,
+        x: Tensor,
+        rule: str,
+        shape: Sequence[int],
+        slices: Slices | None = None,
+        fan_in: float | None = None,
     ) -> Tensor:
-        """Decodes embeddings x (n, hid) to parameters (n, *shape) by their rule."""
+        """Decodes embeddings x (n, hid) to parameters (n, *shape) by their rule.
+
+        Args:
+            x: of the parameters' nodes.
+            rule: see :class:`ghn_fast.ghn.plan.Group`.
+            shape: of each parameter.
+            slices: see :class:`ghn_fast.ghn.decoder.ConvDecoder`.
+            fan_in: of a weight, where it does not follow from the shape.
+        """
+        if rule == "pos_enc":
+            return self._position_table(x, shape, slices)
+        if rule == "video_weight":
+            kernel = (*shape[:2], *shape[3:])
+            return over_time(self.decode(x, "weight", kernel, slices, fan_in), shape[2])
+        if rule in VECTOR_RULES:
+            length = shape[channel_axis(shape)]
+            vectors = self._normalised(tile(self._vectors_of(x, rule), (length,)), rule)
+            return along_channels(vectors, shape)
         blocks = self._blocks(x, rule, shape, slices)
         values = tile(blocks.view(len(x), *blocks.shape[1 : 1 + len(shape)]), shape)
-        return normalise(values, rule) if self.config.weight_norm else values
+        return self._normalised(values, rule, fan_in)
+
+    def _normalised(self, values: Tensor, rule: str, fan_in: float | None = None) -> Tensor:
+        return normalise(values, rule, fan_in) if self.config.weight_norm else values
 
     @torch.no_grad()
     def embed(self, model_or_graph: nn.Module | Graph) -> Tensor:
@@ -151,33 +192,41 @@ class GHN(Pretrained, nn.Module):
         A classification layer that is not predicted because it has another number of classes is
         encoded with the number the GHN knows, so that the rest of the network is not disturbed.
         """
+        if misfit(graph, self.config) is None:
+            return graph.nodes
         nodes = list(graph.nodes)
-        for position in range(max(graph.num_nodes - 2, 0), graph.num_nodes):
+        for position in class_rules(graph, self.config):
             node = nodes[position]
-            if classifier_rule(graph, position) and unsupported(graph, position, self.config):
-                assert node.shape is not None
-                shape = (self.config.num_classes, *node.shape[1:])
-                nodes[position] = Node(node.type, node.name, shape, node.parameter, node.bias)
+            assert node.shape is not None
+            shape = (self.config.num_classes, *node.shape[1:])
+            nodes[position] = replace(node, shape=shape)
         return nodes
 
-    def _blocks(
-        self, x: Tensor, rule: str, shape: Sequence[int], slices: Slices | None
-    ) -> Tensor:
+    def _vectors_of(self, x: Tensor, rule: str) -> Tensor:
+        """(n, channels): the vectors that a rule takes."""
+        if rule == "class_bias":
+            return self.bias_class(self._vectors(x)[:, 1])
+        return self._vectors(x)[:, 0 if rule == "norm_weight" else 1]
+
+    def _position_table(self, x: Tensor, shape: Sequence[int], slices: Slices | None) -> Tensor:
+        """Tables (n, *shape) of a grid of positions and of extra rows before it."""
+        table = PositionTable.of(shape)
+        grid = self._kernels(x, (1, table.channels, table.height, table.width), slices)
+        rows = tile(position_rows(grid, table.rows), (1, table.rows, table.channels))
+        if table.channels_first:
+            rows = rows.transpose(2, 3)
+        return rows.reshape(len(x), *shape)
+
+    def _blocks(self, x: Tensor, rule: str, shape: Sequence[int], slices: Slices | None) -> Tensor:
         """Decoded blocks: at most as large as ``max_shape``, at most as large as needed."""
         if rule == "class_weight":
             return self._class_weight(x, shape, slices)
-        if rule == "class_bias":
-            return self.bias_class(self._vectors(x))[:, 1]
-        if rule in ("bias", "norm_bias"):
-            return self._vectors(x)[:, 1]
-        if rule == "norm_weight":
-            return self._vectors(x)[:, 0]
-        wanted = shape_as_4d(shape)
+        return self._kernels(x, shape_as_4d(shape), slices)
+
+    def _kernels(self, x: Tensor, wanted: Sequence[int], slices: Slices | None) -> Tensor:
+        """Blocks (n, out, in, h, w) of all positions wanted but of ``max_shape`` channels."""
         block = [min(size, most) for size, most in zip(wanted, self.config.max_shape, strict=True)]
-        blocks = self._resize(self.decoder(x, block, slices), wanted)
-        if rule == "pos_enc" and len(shape) == 3:
-            return position_rows(blocks, shape[1])
-        return blocks
+        return self._resize(self.decoder(x, block, slices), wanted)
 
     def _resize(self, blocks: Tensor, wanted: Sequence[int]) -> Tensor:
         """Blocks (n, out, in, h, w) to the spatial size that is wanted, where they are smaller."""

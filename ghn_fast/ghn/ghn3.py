@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.decoder import ConvDecoder
-from ghn_fast.ghn.ghn2 import GHN
+from ghn_fast.ghn.ghn import GHN
 from ghn_fast.ghn.graphormer import MAX_DEGREE, MAX_INPUT_DISTANCE, Graphormer, centrality
 from ghn_fast.graph import GraphBatch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,22 +42,61 @@ def nearest(vocabulary: Sequence[int], largest: int, exceptions: dict[int, int])
     return table
 
 
-def shape_as_4d(shape: Sequence[int]) -> tuple[int, int, int, int]:
+def shape_as_4d(shape: Sequence[int], node_type: str = "conv") -> tuple[int, int, int, int]:
     """A parameter's shape as (out, in, height, width).
 
-    A linear layer's (o, i) is (o, i, 1, 1), a vector's (n,) is (n, 1, 1, 1), and a table of
-    positions' (1, T, C) is (1, C, s, s) with s the integer root of T. A video kernel
-    (o, i, t, h, w) leaves out its time.
+    A linear layer's (o, i) is (o, i, 1, 1), a vector's (n,) is (n, 1, 1, 1), that of a single
+    number (1, 1, 1, 1). Of more than four dimensions, such as a video kernel's (o, i, t, h, w),
+    the first two and the last two are taken. Tables of positions are (1, channels, height, width),
+    see :class:`PositionTable`.
     """
     shape = tuple(shape)
-    if len(shape) == 3 and shape[0] == 1 and min(shape[1:]) > 1:
-        side = math.isqrt(shape[1])
-        return (1, shape[2], side, side)
-    if len(shape) == 5:
-        return (shape[0], shape[1], shape[3], shape[4])
-    if len(shape) > 5:
-        raise ValueError(f"a parameter of shape {shape} has too many dimensions")
-    return (*shape, *(1,) * (4 - len(shape)))  # type: ignore[return-value]
+    if node_type == "pos_enc" and len(shape) > 2:
+        table = PositionTable.of(shape)
+        return (1, table.channels, table.height, table.width)
+    if len(shape) > 4:
+        shape = (*shape[:2], *shape[-2:])
+    padded = (*shape, *(1,) * (4 - len(shape)))
+    return padded[0], padded[1], padded[2], padded[3]
+
+
+class PositionTable(NamedTuple):
+    """How the dimensions of a table of positions are to be read.
+
+    Channels are the last dimension, as in (1, T, C) and (1, H, W, C). Of three dimensions and more
+    that count they are the first, as in (1, C, H, W), where the other two are equal or, if that
+    does not tell, where the first is not smaller than the last. Positions that are not given as
+    height and width are taken for a square grid, and for extra rows before it where it does not
+    come out even, as those of class tokens are.
+
+    Attributes:
+        rows: as many as positions, the extra ones too.
+    """
+
+    channels: int
+    height: int
+    width: int
+    rows: int
+    channels_first: bool
+
+    @classmethod
+    def of(cls, shape: Sequence[int]) -> PositionTable:
+        single = len(shape) == 4 and shape[0] == 1
+        sizes = list(shape[1:]) if single else [size for size in shape if size > 1]
+        sizes = [1] * (2 - len(sizes)) + sizes
+        first = len(sizes) > 2 and _channels_first(sizes)
+        channels, positions = (sizes[0], sizes[1:]) if first else (sizes[-1], sizes[:-1])
+        rows = math.prod(positions)
+        if len(positions) == 2 and (first or min(positions) > 1):
+            return cls(channels, positions[0], positions[1], rows, first)
+        side = math.isqrt(rows)
+        return cls(channels, side, side, rows, first)
+
+
+def _channels_first(sizes: Sequence[int]) -> bool:
+    if len(sizes) == 3 and (sizes[0] == sizes[1]) != (sizes[1] == sizes[2]):
+        return sizes[1] == sizes[2]
+    return sizes[0] >= sizes[-1]
 
 
 class ShapeEncoder(nn.Module):
@@ -78,7 +118,10 @@ class ShapeEncoder(nn.Module):
 
     def indices(self, nodes: Sequence[Node]) -> Tensor:
         """(N, 4) int64: the embeddings' indices of each node's shape, on the CPU."""
-        shapes = [shape_as_4d(node.shape) if node.shape else (0, 0, 0, 0) for node in nodes]
+        shapes = [
+            (0, 0, 0, 0) if node.shape is None else shape_as_4d(node.shape, node.type)
+            for node in nodes
+        ]
         sizes = torch.tensor(shapes, dtype=torch.int64)
         channels = self.channel_index[sizes[:, :2].clamp(max=len(self.channel_index) - 1)]
         spatial = self.spatial_index[sizes[:, 2:].clamp(max=len(self.spatial_index) - 1)]

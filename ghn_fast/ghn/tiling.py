@@ -40,13 +40,37 @@ def position_rows(blocks: Tensor, rows: int) -> Tensor:
     return torch.cat((drawn.to(table).expand(*table.shape[:2], -1, -1), table), dim=2)
 
 
-def normalise(values: Tensor, rule: str) -> Tensor:
+def along_channels(vectors: Tensor, shape: Sequence[int]) -> Tensor:
+    """Vectors (n, channels) to (n, *shape), the same at all positions of the other dimensions.
+
+    The channels are the first dimension that is larger than one, as in the weight of a layer norm
+    over (channels, height, width) and in a bias (1, channels, 1, 1).
+    """
+    axis = channel_axis(shape)
+    singles = (*(1,) * axis, vectors.shape[1], *(1,) * (len(shape) - axis - 1))
+    return vectors.view(-1, *singles).expand(-1, *shape)
+
+
+def channel_axis(shape: Sequence[int]) -> int:
+    """The first dimension that is larger than one, or the first."""
+    return next((axis for axis, size in enumerate(shape) if size > 1), 0)
+
+
+def over_time(kernels: Tensor, times: int) -> Tensor:
+    """Image kernels (n, out, in, h, w) to video kernels (n, out, in, t, h, w)."""
+    return (kernels / times).unsqueeze(3).expand(*kernels.shape[:3], times, *kernels.shape[3:])
+
+
+def normalise(values: Tensor, rule: str, fan_in: float | None = None) -> Tensor:
     """Normalises parameters (n, *shape) by their rule.
 
     Weights are scaled to the variance of fan-in initialisation, sqrt(beta / fan_in), with beta 2
     where a ReLU is assumed to follow and 1 elsewhere (depthwise kernels and the first of a pair of
     one-dimensional ones). Weights of normalisation layers are 2 sigmoid(p/2), in (0, 2); biases
     are tanh(p/5), in (-1, 1). Tables of positions stay as they are.
+
+    Args:
+        fan_in: of weights, where it is not the product of all dimensions but the first.
     """
     if rule == "pos_enc":
         return values
@@ -54,10 +78,10 @@ def normalise(values: Tensor, rule: str) -> Tensor:
         return 2 * torch.sigmoid(0.5 * values)
     if rule in ("bias", "norm_bias", "class_bias"):
         return torch.tanh(0.2 * values)
-    return values * weight_scale(values.shape[1:])
+    return values * weight_scale(values.shape[1:], fan_in)
 
 
-def weight_scale(shape: Sequence[int]) -> float:
+def weight_scale(shape: Sequence[int], fan_in: float | None = None) -> float:
     """sqrt(beta / fan_in) of a weight of this shape."""
     no_relu = len(shape) > 2 and (shape[1] == 1 or (len(shape) > 3 and shape[2] < shape[3]))
-    return math.sqrt((1.0 if no_relu else 2.0) / math.prod(shape[1:]))
+    return math.sqrt((1.0 if no_relu else 2.0) / (fan_in or math.prod(shape[1:])))

@@ -22,21 +22,39 @@ def test_vocabularies() -> None:
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
+        ((), (1, 1, 1, 1)),
         ((7,), (7, 1, 1, 1)),
         ((5, 6), (5, 6, 1, 1)),
-        ((1, 197, 768), (1, 768, 14, 14)),
+        ((1, 197, 768), (1, 197, 768, 1)),
         ((96, 1, 1), (96, 1, 1, 1)),
         ((8, 4, 3, 3), (8, 4, 3, 3)),
         ((8, 4, 2, 3, 5), (8, 4, 3, 5)),
+        ((1, 2, 3, 4, 5, 6), (1, 2, 5, 6)),
     ],
 )
 def test_shape_as_4d(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     assert shape_as_4d(shape) == expected
 
 
-def test_shape_of_too_many_dimensions() -> None:
-    with pytest.raises(ValueError, match="too many dimensions"):
-        shape_as_4d((1, 2, 3, 4, 5, 6))
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((1, 197, 768), (1, 768, 14, 14)),
+        ((1, 3136, 96), (1, 96, 56, 56)),
+        ((196, 1, 768), (1, 768, 14, 14)),
+        ((1, 96, 7, 9), (1, 96, 7, 9)),
+        ((1, 8, 14, 14), (1, 8, 14, 14)),  # channels first, though they are fewer
+        ((1, 14, 14, 8), (1, 8, 14, 14)),
+        ((1, 14, 14, 384), (1, 384, 14, 14)),
+        ((1, 1, 196, 96), (1, 96, 14, 14)),
+        ((1, 64, 1, 28), (1, 64, 1, 28)),
+        ((64, 7, 9), (1, 64, 7, 9)),
+        ((1, 4, 7, 9, 96), (1, 96, 15, 15)),  # time, height, width
+        ((20, 12), (20, 12, 1, 1)),  # an embedding, as far as its shape tells
+    ],
+)
+def test_shape_of_position_tables(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert shape_as_4d(shape, "pos_enc") == expected
 
 
 def indices_of(*shapes: tuple[int, ...] | None) -> list[list[int]]:

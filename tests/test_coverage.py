@@ -1,0 +1,145 @@
+"""Every parameter of a sample of models is predicted; ``bench/coverage.py`` has the whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ghn_fast.ghn import GHN, ghn2
+from ghn_fast.prediction import predict
+
+ROOT = Path(__file__).parents[1]
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_coverage", ROOT / "bench" / "coverage.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+script = load_script()
+
+
+@pytest.fixture(scope="module")
+def ghn() -> GHN:
+    torch.manual_seed(0)
+    return ghn2(num_classes=1000, max_shape=(64, 64, 16, 16)).eval()
+
+
+def small_vit() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(64, 16, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96)
+
+
+def small_swin() -> nn.Module:
+    from torchvision.models.swin_transformer import SwinTransformer, SwinTransformerBlockV2
+
+    sizes: dict[str, Any] = {"patch_size": [4, 4], "embed_dim": 24, "window_size": [7, 7]}
+    return SwinTransformer(**sizes, depths=[2, 2], num_heads=[2, 4], block=SwinTransformerBlockV2)
+
+
+def small_convnext() -> nn.Module:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    return ConvNeXt([CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 2)])
+
+
+def small_video() -> nn.Module:
+    from torchvision.models.video import MViT
+    from torchvision.models.video.mvit import MSBlockConfig
+
+    block = partial(MSBlockConfig, kernel_q=[3, 3, 3], kernel_kv=[3, 3, 3], stride_kv=[1, 2, 2])
+    blocks = [block(1, 24, 48, stride_q=[1, 1, 1]), block(2, 48, 48, stride_q=[1, 2, 2])]
+    return MViT(
+        (64, 64),
+        8,
+        blocks,
+        residual_pool=True,
+        residual_with_cls_embed=False,
+        rel_pos_embed=True,
+        proj_after_attn=True,
+        num_classes=1000,
+    )
+
+
+def torchvision_model(name: str) -> nn.Module:
+    from torchvision import models
+
+    return models.get_model(name)
+
+
+TORCHVISION: dict[str, tuple[Callable[[], nn.Module], set[str]]] = {
+    "shufflenet_v2_x0_5": (partial(torchvision_model, "shufflenet_v2_x0_5"), set()),
+    "mobilenet_v3_small": (partial(torchvision_model, "mobilenet_v3_small"), set()),
+    "vit": (small_vit, {"constant", "pos_enc"}),
+    "swin_v2": (small_swin, {"constant"}),
+    "convnext": (small_convnext, {"constant"}),
+    "mvit": (small_video, {"video_weight", "token"}),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision(ghn: GHN, name: str) -> None:
+    build, rules = TORCHVISION[name]
+    images = {"vit": (1, 3, 64, 64), "mvit": (1, 3, 8, 64, 64)}.get(name, (1, 3, 224, 224))
+    model, report = predict(build(), ghn, torch.zeros(images), return_report=True)
+    assert report.unpredicted == {}
+    assert set(report.predicted) == {name for name, _ in model.named_parameters()}
+    assert rules <= set(report.rules.values())
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_efficientnet", "test_convnext", "test_nfnet", "resnest14d"]
+)
+def test_timm(ghn: GHN, name: str) -> None:
+    pytest.importorskip("timm")
+    record = script.cover(script.Entry("timm", "", name, lambda: script._timm(name)), ghn)
+    assert record.error == ""
+    assert record.unpredicted == {}
+    assert record.complete
+
+
+def test_transformers(ghn: GHN) -> None:
+    pytest.importorskip("transformers")
+    records = [script.cover(entry, ghn) for entry in script.transformers_models()]
+    assert {r.group for r in records} >= {"ViT", "Swin", "BERT", "GPT-2", "T5", "Llama"}
+    assert {r.name: r.error or r.unpredicted for r in records if not r.complete} == {}
+
+
+def test_script_goes_on_where_it_was_broken_off(ghn: GHN, tmp_path: Path) -> None:
+    built = []
+
+    def build(number: int) -> nn.Module:
+        built.append(number)
+        if number == 1:
+            raise RuntimeError("out of luck")
+        return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 7))
+
+    def entries() -> list[Any]:
+        return [script.Entry("timm", "", f"m{i}", partial(build, i)) for i in range(3)]
+
+    log = tmp_path / "log.jsonl"
+    script.run(iter(entries()[:2]), ghn, log)
+    script.run(iter(entries()), ghn, log)
+    assert built == [0, 1, 2]
+    records = script.read(log)
+    assert [record.name for record in records] == ["m0", "m1", "m2"]
+    page = script.table(records, "some GHN")
+    assert "| timm | 3 | 0 | 2 | 1 |" in page
+    assert "- m1: RuntimeError: out of luck" in page
+    assert "- m2: 2 (2.weight): classification layer of 7 classes; this GHN predicts 1000" in page
