@@ -27,6 +27,8 @@ class TrainConfig:
 
     Attributes:
         ghn: settings of :class:`ghn_fast.ghn.GHNConfig`.
+        init: a GHN to start from, as :func:`ghn_fast.from_pretrained` takes it; it must have the
+            settings ``ghn``. None starts from random weights.
         seed: of the initial weights, the networks and the images.
         steps: of the optimiser; where None the run lasts ``max_minutes``, and the learning rate
             follows the share of them that has passed (such a run cannot be repeated exactly).
@@ -63,15 +65,16 @@ class TrainConfig:
     """
 
     ghn: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
     seed: int = 0
     steps: int | None = None
     max_minutes: float | None = 90.0
     meta_batch: int = 8
-    image_batch: int = 64
+    image_batch: int = 32
     num_networks: int | None = 4000
     cached_networks: int = 4000
     widths: tuple[int, ...] = (16, 24, 32, 48, 64)
-    max_work: float | None = 30.0
+    max_work: float | None = 25.0
     max_cells: int | None = None
     max_parameters: int | None = 3_000_000
     optimizer: str = "adamw"
@@ -83,17 +86,17 @@ class TrainConfig:
     final_lr: float = 0.01
     milestones: tuple[float, ...] = (0.67, 0.83)
     decay: float = 0.1
-    grad_clip: float = 5.0
+    grad_clip: float = 1.0
     network_clip: float = 2.0
     label_smoothing: float = 0.0
     ema_decay: float = 0.998
     precision: str = "float32"
     threads: int = 0
     log_every: int = 10
-    validate_every: int = 1000
+    validate_every: int = 2000
     checkpoint_every: int = 250
-    validation_networks: int = 10
-    validation_images: int = 512
+    validation_networks: int = 6
+    validation_images: int = 256
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

@@ -107,4 +107,4 @@ def _summary_writer(folder: Path, step: int) -> Any:
         raise ImportError(
             "tensorboard=True needs the package tensorboard: pip install 'ghn-fast[train]'"
         ) from None
-    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step + 1)

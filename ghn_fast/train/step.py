@@ -77,8 +77,8 @@ def train_step(
 
     Args:
         ghn: in training mode.
-        models: networks, for example from :func:`ghn_fast.nets.build_ghost`. Their parameters are
-            replaced.
+        models: networks, for example from :func:`ghn_fast.nets.build_ghost`. Afterwards they have
+            their own parameters again, so that keeping them costs no more than before.
         graphs: of the networks.
         images: (B, 3, H, W), as the networks take them.
         labels: (B,) int64.
@@ -99,6 +99,7 @@ def train_step(
     result = StepResult()
     optimizer.zero_grad(set_to_none=True)
     clock = _Clock(result.seconds)
+    own = [dict(module._parameters) for model in models for module in model.modules()]
     ghn(models, graphs)
     predicted = [_detach_predicted(model) for model in models]
     clock.lap("predict")
@@ -123,6 +124,9 @@ def train_step(
         _backward(predicted, outcomes)
         clock.lap("backward")
         _update(result, ghn, optimizer, grad_clip, scale=len(outcomes) / good)
+    modules = (module for model in models for module in model.modules())
+    for module, parameters in zip(modules, own, strict=True):
+        module._parameters.update(parameters)
     clock.lap("update")
     return result
 
@@ -184,7 +188,7 @@ def _run_network(
         value = loss.item()
         if not torch.isfinite(loss):
             return _Outcome(value, error=f"the loss is {value}")
-        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        (loss * weight).backward()
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise

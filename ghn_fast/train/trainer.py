@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ghn_fast.checkpoint import save
+from ghn_fast.checkpoint import from_pretrained, save
 from ghn_fast.data import Images, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.files import replace
@@ -265,7 +265,13 @@ _COUNTERS = ("step", "network_position", "minutes", "skipped_steps", "left_out_n
 
 
 def _make_ghn(config: TrainConfig) -> GHN:
-    return make_ghn(GHNConfig.from_dict(config.ghn)).train()
+    settings = GHNConfig.from_dict(config.ghn)
+    if config.init is None:
+        return make_ghn(settings).train()
+    ghn = from_pretrained(config.init)
+    if ghn.config != settings:
+        raise ConfigError(f"{config.init} is a GHN of {ghn.config}, not of {settings}")
+    return ghn.train()
 
 
 def _make_optimizer(config: TrainConfig, ghn: GHN) -> torch.optim.Optimizer:

@@ -163,3 +163,14 @@ def test_a_ghn_in_evaluation_mode_is_refused(
     ghn = make_ghn().eval()
     with pytest.raises(ValueError, match=r"ghn\.train\(\)"):
         train_step(ghn, *parts(networks), *batch, sgd(ghn))
+
+
+def test_models_get_their_own_parameters_back(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    ghn = make_ghn()
+    models, graphs = parts(networks)
+    own = [dict(model.named_parameters()) for model in models]
+    assert train_step(ghn, models, graphs, *batch, sgd(ghn)).updated
+    for model, before in zip(models, own, strict=True):
+        assert all(parameter is before[name] for name, parameter in model.named_parameters())

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from ghn_fast.checkpoint import load_ghn
+from ghn_fast.checkpoint import load_ghn, save
 from ghn_fast.data import Images
+from ghn_fast.ghn import ghn2
 from ghn_fast.train import ConfigError, TrainConfig, Trainer, read_log
 
 TINY = TrainConfig(
@@ -228,3 +229,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     with pytest.raises(OSError, match="No space left"):
         make_trainer(uninterrupted).save()
     assert (uninterrupted / "checkpoint.pt").read_bytes() == before
+
+
+def test_starts_from_a_trained_ghn(tmp_path: Path) -> None:
+    start = ghn2(**TINY.ghn)
+    save(start, tmp_path / "start.safetensors")
+    config = replace(TINY, init=str(tmp_path / "start.safetensors"))
+    trainer = make_trainer(tmp_path / "run", config)
+    for name, tensor in trainer.ghn.state_dict().items():
+        assert torch.equal(tensor, start.state_dict()[name])
+    with pytest.raises(ConfigError, match="is a GHN of GHNConfig"):
+        make_trainer(tmp_path / "other", replace(config, ghn={}))
