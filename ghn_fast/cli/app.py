@@ -7,7 +7,11 @@ from typing import Annotated
 import typer
 
 from ghn_fast._version import __version__
+from ghn_fast.cli import nets
+from ghn_fast.cli.draw import draw
+from ghn_fast.cli.eval import evaluate
 from ghn_fast.cli.predict import predict
+from ghn_fast.cli.train import train
 
 app = typer.Typer(
     name="ghn-fast",
@@ -17,6 +21,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(predict)
+app.command()(train)
+app.command("eval")(evaluate)
+app.command()(draw)
+app.add_typer(nets.app, name="nets")
 
 
 def _version(value: bool) -> None:

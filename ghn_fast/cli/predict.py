@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,6 +42,9 @@ def predict(
         Path | None,
         typer.Option(help="CIFAR-10 folder; by default it is looked for in the usual places."),
     ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Download CIFAR-10 (170 MB) where none is found.")
+    ] = False,
     images: Annotated[int, typer.Option(min=1, help="How many test images to classify.")] = 1000,
     batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
 ) -> None:
@@ -68,7 +71,7 @@ def predict(
     if out is not None:
         _write(target, out, model, ghn)
     if small:
-        _print_accuracy(target, network, data, images, batch_size)
+        _print_accuracy(target, network, data, download, images, batch_size)
 
 
 def _print_report(model: str, ghn: str, report: PredictionReport, built: float) -> None:
@@ -109,20 +112,24 @@ def _write(model: nn.Module, out: Path, name: str, ghn: str) -> None:
 
 
 def _print_accuracy(
-    model: nn.Module, ghn: GHN, data: Path | None, num_images: int, batch_size: int
+    model: nn.Module,
+    ghn: GHN,
+    data: Path | None,
+    download: bool,
+    num_images: int,
+    batch_size: int,
 ) -> None:
     from ghn_fast.data import find_cifar10, load_cifar10
     from ghn_fast.evaluation import top1
 
     if ghn.config.num_classes != 10:
         return
-    root = data if data is not None else find_cifar10()
-    if root is None:
-        typer.echo("accuracy: not measured, no CIFAR-10 found; pass its folder with --data")
+    if data is None and not download and find_cifar10() is None:
+        typer.echo("accuracy: not measured, no CIFAR-10 found; pass --data FOLDER or --download")
         return
-    test: Any = load_cifar10(root, "test")
-    result = top1(model, test.images[:num_images], test.labels[:num_images], batch_size)
+    test = load_cifar10(data, "test", download).first(num_images)
+    accuracy = top1(model, test, batch_size)
     typer.echo(
-        f"top-1 on {min(num_images, len(test.labels)):,} CIFAR-10 test images, "
-        f"batch statistics of {batch_size}: {result:.1f} % (chance is 10 %)"
+        f"top-1 on {len(test):,} CIFAR-10 test images, batch statistics of {batch_size}: "
+        f"{accuracy:.1f} % (chance is 10 %)"
     )

@@ -1,0 +1,51 @@
+"""``ghn-fast draw``: the graph of a model as a picture."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ghn_fast.graph import Graph
+
+
+def draw(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A torchvision model (resnet50), timm/<name>, package.module:callable, or a "
+            "network of DeepNets-1M (val:3)."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Picture, .svg, .png or .pdf; by default <model>.svg.")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Of the model.")] = None,
+    seed: Annotated[int, typer.Option(help="Of a network of DeepNets-1M.")] = 0,
+    large_images: Annotated[
+        bool, typer.Option("--large-images", help="A network of DeepNets-1M for 224 x 224 images.")
+    ] = False,
+) -> None:
+    """Draw the graph of a model: node types by colour and shape, from top to bottom."""
+    from ghn_fast.graph.draw import draw as draw_graph
+
+    graph = _graph(model, num_classes, seed, large_images)
+    path = out if out is not None else Path(re.sub(r"[/:]", "-", model) + ".svg")
+    draw_graph(graph, path, title=f"{model}: {graph.num_nodes} nodes")
+    typer.echo(f"wrote {path} ({graph.num_nodes} nodes, {len(graph.edges)} edges)")
+
+
+def _graph(name: str, num_classes: int | None, seed: int, large_images: bool) -> Graph:
+    from ghn_fast.cli.models import build_model
+    from ghn_fast.graph import Graph
+    from ghn_fast.nets import SPLITS, DeepNets1M
+
+    split, _, index = name.partition(":")
+    if split in SPLITS and index.isdecimal():
+        limit = None if split == "predefined" else int(index) + 1
+        nets = DeepNets1M(split, seed, limit, large_images, num_classes=num_classes)
+        return nets[int(index)]
+    return Graph.from_model(build_model(name, num_classes or 1000))

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from ghn_fast.checkpoint import save
+from ghn_fast.cli import main
+from ghn_fast.ghn import ghn2
+from tests.graphs import SmallClassifier
+
+
+@pytest.fixture(scope="module")
+def ghn_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("ghn") / "ghn.safetensors"
+    save(ghn2(max_shape=(16, 16, 3, 3)), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of noise in the layout of the real one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = tmp_path_factory.mktemp("cifar10")
+    generator = torch.Generator().manual_seed(0)
+    for split, count in (("train", 5200), ("test", 80)):
+        pixels = torch.randint(0, 256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.numpy()).save(buffer, format="PNG")
+        images = [{"bytes": buffer.getvalue(), "path": None}] * count
+        table = pa.table({"img": images, "label": [index % 10 for index in range(count)]})
+        pq.write_table(table, root / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["ghn-fast", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def test_predict_prints_and_writes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    ghn_file: Path,
+    cifar10: Path,
+) -> None:
+    out = tmp_path / "model.safetensors"
+    name = "tests.graphs:SmallClassifier"
+    arguments = ("--ghn", ghn_file, "--data", cifar10, "--images", 64, "--out", out)
+    assert run(monkeypatch, "predict", name, *arguments) == 0
+    printed = capsys.readouterr().out
+    total = sum(parameter.numel() for parameter in SmallClassifier().parameters())
+    assert f"{total:,}" in printed
+    assert "predicted in" in printed
+    assert "top-1 on 64 CIFAR-10 test images, batch statistics of 64: 1" in printed
+    with safe_open(out, "pt") as written:
+        assert set(written.keys()) >= {"conv.weight", "bn.weight", "fc.bias"}
+        assert written.metadata()["model"] == name
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_predict_reports_what_it_did_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ghn_file: Path
+) -> None:
+    arguments = ("predict", "squeezenet1_1", "--ghn", ghn_file, "--no-small-images")
+    assert run(monkeypatch, *arguments, "--num-classes", 10) == 0
+    assert "not predicted" not in capsys.readouterr().out
+    assert run(monkeypatch, "predict", "resnet18", "--ghn", ghn_file, "--num-classes", 7) == 0
+    assert "not predicted: fc.weight: classification layer of 7" in capsys.readouterr().out
+
+
+def test_train_resume_and_eval(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    cifar10: Path,
+) -> None:
+    run_folder = tmp_path / "run"
+    settings = [
+        *("--set", "meta_batch=2", "--set", "image_batch=4", "--set", "widths=[16]"),
+        *("--set", "max_work=5", "--set", 'ghn={"max_shape": [16, 16, 3, 3]}'),
+        *("--set", "validate_every=0", "--set", "threads=1"),
+    ]
+    common = ("--out", run_folder, "--data", cifar10, "--no-progress")
+    assert run(monkeypatch, "train", *common, "--steps", 2, *settings) == 0
+    assert "step 2" in capsys.readouterr().out
+    assert run(monkeypatch, "train", *common) == 0
+    assert "going on at step 2" in capsys.readouterr().out
+
+    results = tmp_path / "results"
+    arguments = ("--data", cifar10, "--num-nets", 2, "--images", 64, "--random", "--out", results)
+    ghn = run_folder / "ghn.safetensors"
+    assert run(monkeypatch, "eval", "--ghn", ghn, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "top-1 in % of 2 networks of split test" in printed
+    assert "random initialisation" in printed
+    assert {path.name for path in results.iterdir()} == {"test-ghn.json", "test-random.json"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("predict", "resnet55"), "did you mean resnet"),
+        (("predict", "resnet18", "--ghn", "ghn2-cifar11"), "ghn2-cifar10"),
+        (("train", "--out", "x", "--set", "speed=3"), "unknown settings: speed"),
+        (("eval", "--data", "no/such/folder"), "no/such/folder"),
+    ],
+)
+def test_errors_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    ghn_file: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    extra = () if "--ghn" in arguments or arguments[0] == "train" else ("--ghn", str(ghn_file))
+    assert run(monkeypatch, *arguments, *extra) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert message in printed
+    assert len(printed.splitlines()) == 1

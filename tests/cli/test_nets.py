@@ -1,0 +1,97 @@
+"""The commands nets and draw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ghn_fast.cli.app import app
+from ghn_fast.cli.errors import UsageError
+from ghn_fast.nets import DeepNets1M, sample_net_args, to_dict
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_sample() -> None:
+    result = run("nets", "sample", "--split", "val", "--index", 3, "--count", 2)
+    assert result.exit_code == 0
+    graph = DeepNets1M("val")[3]
+    assert f"val:3  {graph.num_nodes} nodes, {len(graph.edges)} edges" in result.output
+    assert "val:4" in result.output
+    assert "reduce: 2 = " in result.output
+
+
+def test_sample_as_json_beyond_the_published_size() -> None:
+    result = run("nets", "sample", "--index", 1_000_000, "--json", "--seed", 4)
+    read = json.loads(result.output)
+    expected = sample_net_args("train", 4, 1_000_000)
+    assert read == {
+        "split": "train",
+        "index": 1_000_000,
+        **expected,
+        "genotype": json.loads(json.dumps(to_dict(expected["genotype"]))),
+    }
+
+
+def test_sample_of_predefined() -> None:
+    result = run("nets", "sample", "--split", "predefined", "--count", 2)
+    assert "resnet50 of torchvision" in result.output
+    assert "msa(1)" in result.output
+    assert isinstance(
+        run("nets", "sample", "--split", "predefined", "--index", 2).exception, UsageError
+    )
+
+
+def test_stats() -> None:
+    result = run("nets", "stats", "--split", "deep", "--count", 30, "--bins", 4)
+    assert result.exit_code == 0
+    assert "30 networks of split deep" in result.output
+    for title in ("nodes", "depth", "parameters", "multiply-adds", "edges at a node", "sep_conv"):
+        assert title in result.output
+    shares = [line for line in result.output.splitlines() if "%" in line and "█" in line]
+    assert len(shares) > 20
+
+
+def test_export_and_reading_it(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    result = run("nets", "export", "--split", "train", "--range", "7:12", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "wrote" in result.output
+    nets = DeepNets1M(nets_dir=tmp_path)
+    assert len(nets) == 5
+    assert nets.net_args(0)["genotype"] == sample_net_args("train", 0, 7)["genotype"]
+    listed = run("nets", "sample", "--nets-dir", tmp_path, "--index", 4)
+    assert "train:4" in listed.output
+    assert run("nets", "stats", "--nets-dir", tmp_path).exit_code == 0
+    again = run("nets", "export", "--split", "train", "--count", 5, "--out", tmp_path)
+    assert isinstance(again.exception, FileExistsError)
+
+
+def test_export_of_the_evaluation_file(tmp_path: Path) -> None:
+    pytest.importorskip("h5py")
+    assert run("nets", "export", "--split", "eval", "--count", 2, "--out", tmp_path).exit_code == 0
+    for split in ("val", "test", "wide", "deep", "dense", "bnfree"):
+        assert len(DeepNets1M(split, nets_dir=tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--range", "5"), ("--range", "5:5"), ("--range", "0:5", "--count", "3")]
+)
+def test_bad_ranges(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    result = run("nets", "export", "--split", "val", "--out", tmp_path, *arguments)
+    assert isinstance(result.exception, UsageError)
+
+
+@pytest.mark.parametrize("name", ["val:3", "predefined:1", "squeezenet1_1"])
+def test_draw(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "picture.svg"
+    result = run("draw", name, "--out", path)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {path}" in result.output.replace("\n", "")
+    assert "<svg" in path.read_text()
