@@ -1,0 +1,1 @@
+"""``ppuda.deepnets1m``: graphs and networks."""

@@ -1,0 +1,1 @@
+"""``ppuda.ghn``: graph hypernetworks."""

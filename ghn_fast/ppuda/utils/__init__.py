@@ -1,0 +1,21 @@
+"""``ppuda.utils``: fitting, measuring and training networks."""
+
+from __future__ import annotations
+
+from ghn_fast.nets import adjust_net
+from ghn_fast.ppuda.utils.metrics import AvgrageMeter, CrossEntropyLabelSmooth, accuracy, infer
+from ghn_fast.ppuda.utils.trainer import Trainer
+from ghn_fast.ppuda.utils.utils import capacity, default_device, rand_choice, set_seed
+
+__all__ = [
+    "AvgrageMeter",
+    "CrossEntropyLabelSmooth",
+    "Trainer",
+    "accuracy",
+    "adjust_net",
+    "capacity",
+    "default_device",
+    "infer",
+    "rand_choice",
+    "set_seed",
+]

@@ -1,0 +1,1 @@
+"""``ppuda.vision``: images."""
