@@ -9,9 +9,6 @@
 namespace ghn_fast {
 namespace {
 
-// Unreachable while sweeping; saturating addition keeps it there.
-constexpr std::uint8_t kUnreachable = 255;
-
 std::string describe(std::int64_t source, std::int64_t target) {
   return "(" + std::to_string(source) + ", " + std::to_string(target) + ")";
 }
@@ -38,7 +35,7 @@ void validate(const Dag& graph) {
   }
 }
 
-// Targets grouped by source (compressed sparse rows).
+// Targets grouped by source (compressed sparse rows), those of a source in ascending order.
 struct Successors {
   std::vector<std::size_t> offsets;
   std::vector<std::uint32_t> targets;
@@ -50,39 +47,59 @@ struct Successors {
     for (std::size_t e = 0; e < graph.num_edges; ++e) {
       targets[next[graph.edges[2 * e]]++] = static_cast<std::uint32_t>(graph.edges[2 * e + 1]);
     }
+    // The first successor's row is copied and has to be the longest.
+    for (std::size_t u = 0; u < graph.num_nodes; ++u) {
+      std::sort(targets.begin() + offsets[u], targets.begin() + offsets[u + 1]);
+    }
   }
 };
 
-// row[w] = min(row[w], successor[w] + 1), saturating. The compiler turns this into byte-wide
-// minimum and saturating addition, 16 to 64 entries an instruction.
-void relax(std::uint8_t* __restrict row, const std::uint8_t* __restrict successor,
-           std::size_t length) {
-  for (std::size_t w = 0; w < length; ++w) {
-    const std::uint8_t through = successor[w] == kUnreachable ? kUnreachable : successor[w] + 1;
-    row[w] = std::min(row[w], through);
-  }
+// GCC makes a copy of a function for each instruction set and picks one when the library loads.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define GHN_FAST_CLONES __attribute__((target_clones("avx2", "default")))
+#else
+#define GHN_FAST_CLONES
+#endif
+
+// One edge more than a distance; 0, which is no path, stays 0, and what is too far becomes it.
+std::uint8_t one_further(std::uint8_t distance, std::uint8_t max_distance) {
+  return distance == 0 || distance >= max_distance ? 0 : distance + 1;
 }
 
-// Unreachable, too far, and the node itself become 0.
-void finish(std::uint8_t* __restrict row, std::size_t length, std::uint8_t max_distance) {
-  for (std::size_t w = 0; w < length; ++w) row[w] = row[w] <= max_distance ? row[w] : 0;
+// row[w] = one further than successor[w].
+GHN_FAST_CLONES void extend(std::uint8_t* __restrict row, const std::uint8_t* __restrict successor,
+                            std::size_t length, std::uint8_t max_distance) {
+  for (std::size_t w = 0; w < length; ++w) row[w] = one_further(successor[w], max_distance);
+}
+
+// row[w] = the shorter of row[w] and one further than successor[w].
+GHN_FAST_CLONES void relax(std::uint8_t* __restrict row, const std::uint8_t* __restrict successor,
+                           std::size_t length, std::uint8_t max_distance) {
+  for (std::size_t w = 0; w < length; ++w) {
+    const std::uint8_t through = one_further(successor[w], max_distance);
+    // Less one, no path is the largest byte, and the minimum is the shorter path.
+    const std::uint8_t known = row[w] - 1, found = through - 1;
+    row[w] = std::min(known, found) + 1;
+  }
 }
 
 void sweep(const Dag& graph, std::uint8_t max_distance, std::uint8_t* distances) {
   const std::size_t n = graph.num_nodes;
   const Successors successors(graph);
-  std::memset(distances, kUnreachable, n * n);
   // Successors come later in the order, so their rows are final when u's is computed, and a row
-  // holds nothing before its own node.
+  // holds nothing up to its own node.
   for (std::size_t u = n; u-- > 0;) {
     std::uint8_t* row = distances + u * n;
-    for (std::size_t i = successors.offsets[u]; i < successors.offsets[u + 1]; ++i) {
-      const std::size_t v = successors.targets[i];
-      relax(row + v, distances + v * n + v, n - v);
+    const std::uint32_t* begin = successors.targets.data() + successors.offsets[u];
+    const std::uint32_t* end = successors.targets.data() + successors.offsets[u + 1];
+    std::memset(row, 0, begin == end ? n : *begin);
+    for (const std::uint32_t* v = begin; v != end; ++v) {
+      const std::uint8_t* successor = distances + *v * n;
+      const auto combine = v == begin ? extend : relax;
+      combine(row + *v, successor + *v, n - *v, max_distance);
+      row[*v] = 1;
     }
-    row[u] = 0;
   }
-  finish(distances, n * n, max_distance);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""The command line: ``ghn-fast predict``, ``train`` and ``eval``."""
+"""The command line: ``ghn-fast predict``, ``train``, ``eval``, ``nets`` and ``draw``."""
 
 from __future__ import annotations
 
