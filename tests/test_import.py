@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +22,11 @@ def test_unknown_name() -> None:
         _ = ghn_fast.predicts  # type: ignore[attr-defined]
 
 
-def test_import_is_light() -> None:
+def test_import_is_light(tmp_path: Path) -> None:
     """What only some functions need is imported by them."""
     code = f"import sys, ghn_fast; print([m for m in {HEAVY} if m in sys.modules])"
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
     assert loaded.strip() == "[]"
 

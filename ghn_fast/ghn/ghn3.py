@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -119,6 +119,16 @@ def ghn3(size: str = "t", num_classes: int = 1000, **config: Any) -> GHN3:
     values = {"max_shape": (hid, hid, 16, 16), "hid": hid, "layers": layers, "heads": heads}
     chosen = GHN3Config.from_dict({**values, "num_classes": num_classes, **config})
     return GHN3(cast(GHN3Config, chosen))
+
+
+def make_config(values: Mapping[str, Any]) -> GHNConfig:
+    """The configuration of any GHN from its fields; a hypernet ``graphormer`` is a GHN-3's.
+
+    Raises:
+        ValueError: an unknown field, or a value that no GHN can have.
+    """
+    kind = GHN3Config if values.get("hypernet") == "graphormer" else GHNConfig
+    return kind.from_dict(values)
 
 
 def make_ghn(config: GHNConfig) -> GHN:

@@ -26,7 +26,8 @@ class TrainConfig:
     The defaults train a GHN-2 for CIFAR-10 on a small CPU.
 
     Attributes:
-        ghn: settings of :class:`ghn_fast.ghn.GHNConfig`.
+        ghn: settings of :class:`ghn_fast.ghn.GHNConfig`, or with
+            ``{"hypernet": "graphormer"}`` of :class:`ghn_fast.ghn.GHN3Config`.
         init: a GHN to start from, as :func:`ghn_fast.from_pretrained` takes it; it must have the
             settings ``ghn``. None starts from random weights.
         seed: of the initial weights, the networks and the images.

@@ -19,7 +19,7 @@ from ghn_fast.checkpoint import from_pretrained, save
 from ghn_fast.data import Images, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.files import replace
-from ghn_fast.ghn import GHN, GHNConfig, make_ghn
+from ghn_fast.ghn import GHN, make_config, make_ghn
 from ghn_fast.graph import GraphBatch
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import Meter, RunLog
@@ -265,7 +265,7 @@ _COUNTERS = ("step", "network_position", "minutes", "skipped_steps", "left_out_n
 
 
 def _make_ghn(config: TrainConfig) -> GHN:
-    settings = GHNConfig.from_dict(config.ghn)
+    settings = make_config(config.ghn)
     if config.init is None:
         return make_ghn(settings).train()
     ghn = from_pretrained(config.init)

@@ -200,5 +200,6 @@ def test_what_loading_imports(tmp_path: Path, ghn: GHN) -> None:
         f"from_pretrained({str(tmp_path / 'x.pt')!r});"
         "print([name for name in heavy if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr

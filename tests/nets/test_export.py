@@ -129,7 +129,7 @@ def test_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("ghn_fast.nets.export.CHUNK_NETWORKS", 60)
     partial = tmp_path / "deepnets1m_train.hdf5.partial"
     for grown in (400_000, 1_200_000):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)])
+        process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=tmp_path)
         deadline = time.monotonic() + 60
         while not partial.exists() or partial.stat().st_size < grown:
             assert time.monotonic() < deadline

@@ -129,6 +129,7 @@ def test_stopped_and_resumed_it_is_the_same(uninterrupted: Path, tmp_path: Path)
 
 CHILD = """
 import sys
+sys.path.append(sys.argv[2])
 from tests.train.test_trainer import TINY, Path, make_trainer
 make_trainer(Path(sys.argv[1])).fit()
 """
@@ -137,9 +138,9 @@ make_trainer(Path(sys.argv[1])).fit()
 def start_child(folder: Path, steps: int) -> subprocess.Popen[bytes]:
     """Another process that trains, once it has made so many steps."""
     root = Path(__file__).parents[2]
-    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": paths}
-    child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)], env=environment)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", CHILD, str(folder), str(root)]
+    child = subprocess.Popen(command, cwd=folder)  # not in the checkout: the installed package
     log = folder / "log.jsonl"
     deadline = time.monotonic() + 120
     while not log.exists() or log.read_text().count("\n") < steps:
@@ -240,3 +241,14 @@ def test_starts_from_a_trained_ghn(tmp_path: Path) -> None:
         assert torch.equal(tensor, start.state_dict()[name])
     with pytest.raises(ConfigError, match="is a GHN of GHNConfig"):
         make_trainer(tmp_path / "other", replace(config, ghn={}))
+
+
+def test_trains_a_ghn3(tmp_path: Path) -> None:
+    settings = {"hypernet": "graphormer", "hid": 8, "heads": 2, "layers": 2}
+    shape = {"num_classes": 10, "max_shape": [16, 16, 7, 7]}
+    trainer = make_trainer(tmp_path, replace(TINY, ghn={**settings, **shape}, steps=2))
+    before = {name: p.detach().clone() for name, p in trainer.ghn.named_parameters()}
+    trainer.fit()
+    changed = [n for n, p in trainer.ghn.named_parameters() if not torch.equal(p, before[n])]
+    assert any(name.startswith("gnn.") for name in changed)
+    assert load_ghn(tmp_path / "ghn.safetensors").config == trainer.ghn.config
