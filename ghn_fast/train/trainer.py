@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -136,7 +135,7 @@ class Trainer:
         self,
         log: RunLog,
         bar: Any,
-        workers: ThreadPoolExecutor | None,
+        workers: ThreadPoolExecutor,
         preparing: ThreadPoolExecutor,
     ) -> None:
         meter = Meter()
@@ -166,7 +165,7 @@ class Trainer:
     def _advance(
         self,
         drawing: Future[tuple[list[Drawn], int]],
-        workers: ThreadPoolExecutor | None,
+        workers: ThreadPoolExecutor,
         preparing: ThreadPoolExecutor,
     ) -> tuple[StepResult, Future[tuple[list[Drawn], int]]]:
         """One step; meanwhile the networks of the next one are drawn."""
@@ -310,15 +309,12 @@ def _check_same_run(config: TrainConfig, saved: TrainConfig, path: Path) -> None
 
 
 @contextmanager
-def _network_workers(config: TrainConfig) -> Iterator[ThreadPoolExecutor | None]:
-    """Threads that run networks, each with one core; none where there is but one.
+def _network_workers(config: TrainConfig) -> Iterator[ThreadPoolExecutor]:
+    """Threads that run networks, each with one core.
 
     Small networks gain little from several cores each, several networks at once gain fully.
     """
-    count = config.threads or len(os.sched_getaffinity(0))
-    if count == 1:
-        yield None
-        return
+    count = config.threads or torch.get_num_threads()
     with ThreadPoolExecutor(count, "ghn-fast-net", initializer=_use_one_core) as workers:
         yield workers
 
