@@ -8,27 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghn_fast.cli import options
+
 if TYPE_CHECKING:
     from ghn_fast.evaluation import EvaluationResult, NetworkResult
 
 
 def evaluate(
-    ghn: Annotated[
-        str, typer.Option(help="Which GHN: a name, a file, or a Hugging Face repository.")
-    ] = "ghn2-cifar10",
+    ghn: options.Ghn = "ghn2-cifar10",
     split: Annotated[
         str, typer.Option(help="test, val, wide, deep, dense, bnfree, search or predefined.")
     ] = "test",
     num_nets: Annotated[int, typer.Option(min=1, help="The first so many of the split.")] = 50,
-    images: Annotated[int, typer.Option(min=1, help="How many test images to classify.")] = 1000,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="CIFAR-10 folder; by default it is looked for in the usual places."),
-    ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Download CIFAR-10 (170 MB) where none is found.")
-    ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
+    images: options.Images = 1000,
+    data: options.Data = None,
+    download: options.Download = False,
+    batch_size: options.BatchSize = 64,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
     random: Annotated[
         bool, typer.Option("--random", help="Also evaluate PyTorch's random initialisation.")

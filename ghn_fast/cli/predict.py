@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghn_fast.cli import options
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -23,9 +25,7 @@ def predict(
             help="A torchvision model (resnet50), timm/<name>, or package.module:callable."
         ),
     ],
-    ghn: Annotated[
-        str, typer.Option(help="Which GHN: a name, a file, or a Hugging Face repository.")
-    ] = "ghn2-cifar10",
+    ghn: options.Ghn = "ghn2-cifar10",
     num_classes: Annotated[
         int | None, typer.Option(help="Of the model; by default those the GHN predicts.")
     ] = None,
@@ -38,15 +38,10 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Write the model's state dict here, as safetensors.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="CIFAR-10 folder; by default it is looked for in the usual places."),
-    ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Download CIFAR-10 (170 MB) where none is found.")
-    ] = False,
-    images: Annotated[int, typer.Option(min=1, help="How many test images to classify.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in a batch.")] = 64,
+    data: options.Data = None,
+    download: options.Download = False,
+    images: options.Images = 1000,
+    batch_size: options.BatchSize = 64,
 ) -> None:
     """Predict all parameters of a model; tell what was predicted, how fast, and how good it is."""
     from ghn_fast.checkpoint import from_pretrained

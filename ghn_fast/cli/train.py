@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ghn_fast.cli import options
+
 if TYPE_CHECKING:
     from ghn_fast.train import TrainConfig
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it goes on.")],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="CIFAR-10 folder; by default it is looked for in the usual places."),
-    ] = None,
-    download: Annotated[
-        bool, typer.Option("--download", help="Download CIFAR-10 (170 MB) where none is found.")
-    ] = False,
+    data: options.Data = None,
+    download: options.Download = False,
     config: Annotated[
         Path | None, typer.Option(help="A config.json, as saved with a run, to start from.")
     ] = None,

@@ -1,0 +1,19 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Ghn = Annotated[str, typer.Option(help="Which GHN: a name, a file, or a Hugging Face repository.")]
+Images = Annotated[int, typer.Option(min=1, help="How many test images to classify.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="CIFAR-10 folder; by default it is looked for in the usual places."),
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Download CIFAR-10 (170 MB) where none is found.")
+]
