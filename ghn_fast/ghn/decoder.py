@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghn_fast.ghn.corner_products import corner_products
 from ghn_fast.ghn.layers import MLP
 
 Slices = dict[tuple[str, int, int], tuple[Tensor, Tensor]]
@@ -77,18 +78,14 @@ class ConvDecoder(nn.Module):
         Returns:
             For each size blocks (n, out, in, height, width).
         """
-        # Sizes of equal channels next to each other.
-        sizes = sorted(nodes)
+        sizes = sorted(nodes)  # those of equal channels next to each other
         features = F.relu(_pointwise(_layer(self.conv, 0), self._features(x, nodes, sizes)))
-        counts = [len(nodes[size]) * math.prod(size[2:]) for size in sizes]
-        values: list[Tensor] = []
-        products = [list(group) for _, group in itertools.groupby(sizes, lambda size: size[:2])]
-        rows = iter(counts)
-        shares = [list(itertools.islice(rows, len(group))) for group in products]
-        parts = features.split([sum(share) for share in shares])
-        for group, share, part in zip(products, shares, parts, strict=True):
-            weight, bias = self._channels(*group[0][:2], {})
-            values += F.linear(part, weight, bias).split(share)
+        rows = [len(nodes[size]) * math.prod(size[2:]) for size in sizes]
+        last = _layer(self.conv, 2)
+        weight = last.weight.view(*self.max_shape[:2], -1)
+        values = corner_products(
+            features, weight, last.bias.view(weight.shape[:2]), [size[:2] for size in sizes], rows
+        )
         blocks = {
             size: value.view(-1, *size[2:], *size[:2]).permute(0, 3, 4, 1, 2)
             for size, value in zip(sizes, values, strict=True)
@@ -104,7 +101,7 @@ class ConvDecoder(nn.Module):
         for space, group in itertools.groupby(by_space, lambda size: size[2:]):
             members = list(group)
             rows = [nodes[size] for size in members]
-            positions = self._positions(x[torch.cat(rows)], *space, {})
+            positions = self._positions(x[torch.cat(rows)], space[0], space[1], {})
             found.update(zip(members, positions.split([len(row) for row in rows]), strict=True))
         return torch.cat([found[size].flatten(0, 1) for size in sizes])
 
