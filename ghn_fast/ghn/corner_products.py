@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def corner_products(
         rows: how many of the features each corner is for, in order.
 
     Returns:
-        For each corner (rows, out * in). Differentiable once.
+        For each corner (rows, out, in), with any strides. Differentiable once.
     """
     together = [
         (corner, [count for _, count in group])
@@ -40,13 +41,12 @@ def corner_products(
             zip(corners, rows, strict=True), lambda pair: pair[0]
         )
     ]
-    products = _CornerProducts.apply(
-        features,
-        weight,
-        bias,
-        [corner for corner, _ in together],
-        [sum(counts) for _, counts in together],
-    )
+    distinct = [corner for corner, _ in together]
+    sums = [sum(counts) for _, counts in together]
+    if torch.is_grad_enabled():
+        products = _CornerProducts.apply(features, weight, bias, distinct, sums)
+    else:
+        products = tuple(map(partial(_product, weight, bias), features.split(sums), distinct))
     return [
         part
         for product, (_, counts) in zip(products, together, strict=True)
@@ -59,9 +59,30 @@ def corner_products_reference(
 ) -> list[Tensor]:
     """:func:`corner_products` by slices alone."""
     return [
-        F.linear(part, weight[:out, :into].flatten(0, 1), bias[:out, :into].flatten())
+        F.linear(part, weight[:out, :into].flatten(0, 1), bias[:out, :into].flatten()).unflatten(
+            1, (out, into)
+        )
         for part, (out, into) in zip(features.split(list(rows)), corners, strict=True)
     ]
+
+
+COPY_COST = 30
+"""As many multiply-adds take as long as copying one value of the weight (measured on a CPU)."""
+
+
+def _product(weight: Tensor, bias: Tensor, features: Tensor, corner: Corner) -> Tensor:
+    """(rows, out, in), with any strides.
+
+    A corner of all input channels lies in one piece. To cut one of fewer out takes a copy, so that
+    for few rows it is cheaper to compute all of them and leave some aside.
+    """
+    out, into = corner
+    width = weight.shape[1]
+    if len(features) * (width - into) < COPY_COST * into:
+        product = F.linear(features, weight[:out].flatten(0, 1), bias[:out].flatten())
+        return product.view(-1, out, width)[:, :, :into]
+    product = F.linear(features, weight[:out, :into].flatten(0, 1), bias[:out, :into].flatten())
+    return product.view(-1, out, into)
 
 
 class _CornerProducts(torch.autograd.Function):
@@ -85,7 +106,8 @@ class _CornerProducts(torch.autograd.Function):
         grad_features = torch.empty_like(features) if ctx.needs_input_grad[0] else None
         grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(weight.shape[:2])
         start = 0
-        for grad, (out, into), count in zip(grads, ctx.corners, ctx.rows, strict=True):
+        for values, (out, into), count in zip(grads, ctx.corners, ctx.rows, strict=True):
+            grad = values.flatten(1)
             part = slice(start, start + count)
             start += count
             corner = weight[:out, :into].flatten(0, 1)

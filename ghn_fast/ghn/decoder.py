@@ -87,7 +87,7 @@ class ConvDecoder(nn.Module):
             features, weight, last.bias.view(weight.shape[:2]), [size[:2] for size in sizes], rows
         )
         blocks = {
-            size: value.view(-1, *size[2:], *size[:2]).permute(0, 3, 4, 1, 2)
+            size: value.unflatten(0, (-1, *size[2:])).permute(0, 3, 4, 1, 2)
             for size, value in zip(sizes, values, strict=True)
         }
         return [blocks[size] for size in nodes]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,6 +30,17 @@ def test_products_and_gradients_are_those_of_slices() -> None:
         sum((value * w).sum() for value, w in zip(values, weights, strict=True)).backward()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("copy_cost", [0, 1, 1000])
+def test_without_gradients(copy_cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By cut-out weights alone, and by wider products where those are cheaper."""
+    monkeypatch.setattr("ghn_fast.ghn.corner_products.COPY_COST", copy_cost)
+    expected = corner_products_reference(*inputs(), CORNERS, ROWS)
+    with torch.no_grad():
+        found = corner_products(*inputs(), CORNERS, ROWS)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other.detach())
 
 
 def test_gradcheck() -> None:
