@@ -20,6 +20,7 @@ from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.decoder import ConvDecoder, MLPDecoder, Slices
 from ghn_fast.ghn.gated_gnn import GatedGNN
 from ghn_fast.ghn.layers import MLP
+from ghn_fast.ghn.leaves import Leaves
 from ghn_fast.ghn.plan import Group, Plan, class_rules, make_plan, misfit
 from ghn_fast.ghn.pretrained import Pretrained
 from ghn_fast.ghn.rules import fill
@@ -119,6 +120,35 @@ class GHN(Pretrained, nn.Module):
         for target, tensor in zip(table.targets, predicted, strict=True):
             assign(models[target.graph], target.parameter, tensor, attach=True)
         self._assign_direct(models, embeddings, table, attach=True)
+
+    def attach_leaves(
+        self,
+        models: Sequence[nn.Module],
+        graphs: Graph | GraphBatch | Sequence[Graph] | None = None,
+    ) -> Leaves:
+        """Puts predicted tensors that are cut off from the GHN in the places of the parameters.
+
+        For loops that differentiate the models one by one, each up to its predicted parameters,
+        and the GHN once for all of them: see :class:`ghn_fast.ghn.leaves.Leaves`.
+
+        Args:
+            models: several.
+            graphs: of the models; made from them where left out.
+
+        Raises:
+            ValueError: as many graphs as models are needed.
+        """
+        batch = self.batch(models, graphs)
+        plan = make_plan(batch, self.config, models)
+        table = make_block_table(plan, self.config, self.interpolates)
+        embeddings = self.node_embeddings(batch)
+        blocks = self.blocks(embeddings, table)
+        leaves = Leaves(blocks, table, list(self._decode_groups(embeddings, table.direct)))
+        for target, tensor in zip(leaves.targets, leaves.tensors, strict=True):
+            assign(models[target.graph], target.parameter, tensor, attach=True)
+        for model, kinds in zip(models, plan.others, strict=True):
+            fill(model, kinds)
+        return leaves
 
     @torch.no_grad()
     def write(self, models: Sequence[nn.Module], batch: GraphBatch) -> Plan:

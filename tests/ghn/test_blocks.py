@@ -123,6 +123,34 @@ def test_gradients_are_those_of_the_reference(ghn: GHN) -> None:
         torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
 
 
+def test_leaves_lead_back_to_the_same_gradients(ghn: GHN) -> None:
+    ghn = ghn.double().train()
+    shapes = [
+        *(("conv", (24, 3, 3, 3)), ("bn", (24,)), ("pos_enc", (1, 10, 24)), ("conv", (40, 24))),
+        *(("conv", (8, 40, 9, 9)), ("conv", (10, 8)), ("bias", (10,))),
+    ]
+    models = [Net(shapes), Net(shapes[3:])]
+    batch = GraphBatch([model.graph() for model in models])
+    ghn(models, batch)
+    attached = [dict(model._parameters) for model in models]
+    weights = [{k: torch.randn_like(v) for k, v in values.items()} for values in attached]
+    del weights[0]["w0"]  # a parameter that does not matter
+    loss = sum((attached[i][k] * w).sum() for i, ws in enumerate(weights) for k, w in ws.items())
+    loss.backward()
+    wanted = {name: copy.copy(p.grad) for name, p in ghn.named_parameters()}
+    ghn.zero_grad()
+    leaves = ghn.attach_leaves(models, batch)
+    for index, model in enumerate(models):
+        for name, value in model._parameters.items():
+            assert value.is_leaf
+            assert any(value is tensor for tensor in leaves.of(index))
+            torch.testing.assert_close(value, attached[index][name])
+        sum((model._parameters[k] * w).sum() for k, w in weights[index].items()).backward()
+    leaves.backward()
+    for name, parameter in ghn.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
+
+
 def test_blocks_of_equal_size_are_decoded_together() -> None:
     net = Net([("conv", (64, 64)), ("conv", (128, 256)), ("conv", (64, 64, 3, 3))])
     batch = GraphBatch([net.graph()])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ghn_fast.ops.tile import RULES, Tile, TileTable, tile, tile_
+from ghn_fast.ops.tile import RULES, Tile, TileTable, tile, tile_, tile_backward
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 BACKENDS = ["cpp", "reference"]
@@ -313,3 +313,20 @@ def test_bad_blocks_and_parameters() -> None:
         tile_([blocks], table, [torch.empty(2, 4)])
     with pytest.raises(ValueError, match="expanded"):
         tile_([blocks], table, [torch.empty(4, 1).expand(4, 2)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_without_autograd(backend: str) -> None:
+    blocks, table = [b.requires_grad_() for b in some_blocks()], SOME_TILES
+    parameters = tile(blocks, table, backend="reference")
+    grads: list[Tensor | None] = [torch.randn_like(p) for p in parameters]
+    grads[1] = None
+    pairs = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None]
+    expected = torch.autograd.grad(
+        [p for p, _ in pairs], blocks, [g for _, g in pairs], materialize_grads=True
+    )
+    found = tile_backward([b.detach() for b in blocks], table, grads, backend)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="gradient 0 has shape"):
+        tile_backward(blocks, table, [torch.zeros(1), *grads[1:]], backend)
