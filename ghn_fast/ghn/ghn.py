@@ -21,7 +21,7 @@ from ghn_fast.ghn.decoder import ConvDecoder, MLPDecoder, Slices
 from ghn_fast.ghn.gated_gnn import GatedGNN
 from ghn_fast.ghn.layers import MLP
 from ghn_fast.ghn.leaves import Leaves
-from ghn_fast.ghn.plan import Group, Plan, Target, class_rules, make_plan, misfit
+from ghn_fast.ghn.plan import Group, Plan, Target, Uses, class_rules, make_plan, misfit
 from ghn_fast.ghn.pretrained import Pretrained
 from ghn_fast.ghn.rules import fill
 from ghn_fast.ghn.shape_encoder import PositionTable, ShapeEncoder, shape_as_4d
@@ -149,18 +149,28 @@ class GHN(Pretrained, nn.Module):
         return leaves
 
     @torch.no_grad()
-    def write(self, models: Sequence[nn.Module], batch: GraphBatch) -> Plan:
+    def write(
+        self,
+        models: Sequence[nn.Module],
+        batch: GraphBatch,
+        uses: Sequence[Uses] | None = None,
+    ) -> Plan:
         """Writes predicted values into the models' own parameters.
 
         What follows from the architecture alone is kept for the next time (:class:`PlanCache`).
 
+        Args:
+            models: several.
+            batch: of their graphs.
+            uses: of the models, where they are known already.
+
         Returns:
             The plan. Its ``others`` are left to :func:`ghn_fast.ghn.rules.fill`.
         """
-        plan, table = _plans.get(batch, self.config, models, self.interpolates)
+        uses = uses if uses is not None else [Uses.of(model) for model in models]
+        plan, table = _plans.get(batch, self.config, uses, self.interpolates)
         embeddings = self.node_embeddings(batch)
-        named = [dict(model.named_parameters(remove_duplicate=False)) for model in models]
-        parameters = [named[t.graph][t.parameter] for t in table.targets]
+        parameters = [uses[t.graph].parameters[t.parameter] for t in table.targets]
         tile_into(self.blocks(embeddings, table), table.tiles, parameters)
         self._assign_direct(models, embeddings, table, keep_grad=False)
         return plan
