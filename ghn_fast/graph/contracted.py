@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ghn_fast.graph import shapes
-from ghn_fast.graph.recorder import Args, Func, Kwargs, NeedsValues, Recorder, bind
+from ghn_fast.graph.recorder import LARGE, Args, Func, Kwargs, NeedsValues, Recorder, bind
+
+_META = torch.device("meta")
 
 
 def unary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
@@ -120,13 +123,36 @@ def device(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     return func(*args, **kwargs) if rec.record_of(args[0]) is None else rec.device
 
 
+def constant(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """``zeros``, ``full``, ...: a constant, with values unless it is large."""
+    if rec.execute or _elements(kwargs.get("size", args)) <= LARGE:
+        return func(*args, **kwargs)
+    return rec.large_constant(func, args, {**kwargs, "device": _META})
+
+
 def constant_like(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """``zeros_like``, ``new_ones``, ...: a constant of that size, on the model's device."""
     x = args[0] if args else kwargs["input"]
-    if rec.record_of(x) is None or rec.execute or not x.is_meta:
+    if rec.execute:
         return func(*args, **kwargs)
-    kwargs.setdefault("device", rec.device)
+    if _elements_like(func.__name__, x, args[1:], kwargs) > LARGE:
+        return rec.large_constant(func, args, {**kwargs, "device": _META})
+    if x.is_meta:
+        kwargs.setdefault("device", rec.device)
     return func(*args, **kwargs)
+
+
+def _elements_like(name: str, x: Tensor, args: Args, kwargs: Kwargs) -> int:
+    if name.endswith("_like"):
+        return x.numel()
+    return 0 if name == "new_tensor" else _elements(kwargs.get("size", args))
+
+
+def _elements(size: Any) -> int:
+    """Of a size that is given as a sequence or as several numbers."""
+    if isinstance(size, Sequence) and size and isinstance(size[0], Sequence):
+        size = size[0]
+    return math.prod(size) if all(isinstance(length, int) for length in size) else 0
 
 
 def look(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:

@@ -25,6 +25,8 @@ from ghn_fast.graph.graph import Node
 _CONSTANT = -1
 _numbers = count()
 _CPU = torch.device("cpu")
+LARGE = 1 << 20
+"""Elements; constants above are known by their shape only, so that they take no memory."""
 _PLAIN = frozenset((bool, int, float, str, tuple, list, dict, OrderedDict, set, type(None)))
 """What most attributes of modules are: a look at the class tells that they are no tensors."""
 
@@ -380,7 +382,7 @@ class Recorder(TorchFunctionMode):
     def _has_values(self, values: Any) -> bool:
         """Whether everything is a small tensor with values that are not a parameter's."""
         for tensor in self.tensors_in(values):
-            if self.shape_only(tensor) or tensor.numel() > 1 << 20:
+            if self.shape_only(tensor) or tensor.numel() > LARGE:
                 return False
             if id(tensor) in self.parameters:
                 return False
@@ -400,8 +402,16 @@ class Recorder(TorchFunctionMode):
         """An operation on neither inputs nor parameters is done for real, but for counters."""
         if mutated is not None and self._belongs_to_model(mutated):
             return mutated
+        if not self.execute and any(map(self.shape_only, self.tensors_in((args, kwargs)))):
+            return self.large_constant(func, args, kwargs)
         result = func(*args, **kwargs)
         return self.tag(result, _CONSTANT) if self.execute else result
+
+    def large_constant(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The result, without values, of an operation on neither inputs nor parameters."""
+        return self.tag(self.run(func, args, kwargs), _CONSTANT)
 
     def _belongs_to_model(self, tensor: Tensor) -> bool:
         base = tensor._base
