@@ -50,9 +50,12 @@ def binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """Arithmetic on two values or a value and a number."""
     a, b = bind(("input", "other"), args, kwargs)
     parents = rec.records_in(a, b)
-    if not parents:
-        return rec.generic(func, args, kwargs)
-    return binary_result(rec, func, args, kwargs, a, b, rec.merge(parents))
+    if parents:
+        return binary_result(rec, func, args, kwargs, a, b, rec.merge(parents))
+    made = isinstance(a, Tensor) and isinstance(b, Tensor) and not _in_place(func)
+    if made and not rec.execute and math.prod(shapes.broadcast(a.shape, b.shape)) > LARGE:
+        return rec.large_constant(func, args, kwargs)
+    return rec.generic(func, args, kwargs)
 
 
 def binary_result(
@@ -60,7 +63,7 @@ def binary_result(
 ) -> Any:
     both = isinstance(a, Tensor) and isinstance(b, Tensor)
     first = a if isinstance(a, Tensor) else b
-    in_place = func.__name__.endswith("_") and not func.__name__.endswith("__")
+    in_place = _in_place(func)
     plain = first.is_floating_point() and (
         a.dtype == b.dtype if both else isinstance(a if first is b else b, (int, float))
     )
@@ -75,11 +78,14 @@ def binary_result(
 
 def _run_binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs, number: int) -> Any:
     result = func(*args, **kwargs) if rec.known(args, kwargs) else rec.run(func, args, kwargs)
-    name = func.__name__
-    if name.endswith("_") and not name.endswith("__"):
+    if _in_place(func):
         rec.mutate(args[0], number)
         return args[0]
     return rec.tag(result, number)
+
+
+def _in_place(func: Func) -> bool:
+    return func.__name__.endswith("_") and not func.__name__.endswith("__")
 
 
 def to(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:

@@ -403,6 +403,9 @@ class Recorder(TorchFunctionMode):
         if mutated is not None and self._belongs_to_model(mutated):
             return mutated
         if not self.execute and any(map(self.shape_only, self.tensors_in((args, kwargs)))):
+            for changed in (mutated, None if mutated is None else mutated._base):
+                if changed is not None:
+                    self._replaced(changed, _CONSTANT)
             return self.large_constant(func, args, kwargs)
         result = func(*args, **kwargs)
         return self.tag(result, _CONSTANT) if self.execute else result
