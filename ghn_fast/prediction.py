@@ -13,8 +13,7 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 from torch import nn
 
-from ghn_fast.ghn import GHN, Plan, make_plan
-from ghn_fast.ghn.ghn import assign
+from ghn_fast.ghn import GHN, Plan
 from ghn_fast.ghn.rules import fill
 from ghn_fast.graph import Graph, GraphBatch
 
@@ -58,6 +57,8 @@ def predict(
     ghn: GHN | str | Path | None = ...,
     example_inputs: Any = ...,
     return_report: Literal[False] = ...,
+    *,
+    graph: Graph | None = ...,
 ) -> Model: ...
 @overload
 def predict(
@@ -66,12 +67,15 @@ def predict(
     example_inputs: Any = ...,
     *,
     return_report: Literal[True],
+    graph: Graph | None = ...,
 ) -> tuple[Model, PredictionReport]: ...
 def predict(
     model: Model,
     ghn: GHN | str | Path | None = None,
     example_inputs: Any = None,
     return_report: bool = False,
+    *,
+    graph: Graph | None = None,
 ) -> Model | tuple[Model, PredictionReport]:
     """Predicts all parameters of a model, in place, in one forward pass of a GHN.
 
@@ -86,12 +90,15 @@ def predict(
             keyword arguments) where it cannot be worked out from the model.
         return_report: also return a :class:`PredictionReport`, which names every parameter that
             was predicted and every one that was not.
+        graph: of the model, as ``Graph.from_model`` made it, to predict again without tracing
+            again; that of the same architecture at another width will do.
 
     Returns:
         The model, or the model and the report.
 
     Raises:
-        ValueError: a model without parameters, on the meta device, or not yet initialised.
+        ValueError: a model without parameters, on the meta device, or not yet initialised; a graph
+            of another network.
         ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         ghn_fast.checkpoint.CheckpointError: the GHN could not be loaded.
     """
@@ -100,7 +107,10 @@ def predict(
     with _timed(report, "load"):
         network = ghn if isinstance(ghn, GHN) else _load(str(ghn or DEFAULT_GHN))
     with _timed(report, "graph"):
-        graph = Graph.from_model(model, example_inputs)
+        if graph is None:
+            graph = Graph.from_model(model, example_inputs)
+        else:
+            graph = graph.matched(model)
     with _timed(report, "predict"):
         plan, report.rules = _write(model, network, graph)
     _account(report, model, plan)
@@ -142,17 +152,14 @@ def _load(name: str) -> GHN:
 @torch.no_grad()
 def _write(model: nn.Module, ghn: GHN, graph: Graph) -> tuple[Plan, dict[str, str]]:
     """Writes all parameters; returns the plan and {parameter name: rule}."""
-    batch = GraphBatch([graph])
-    plan = make_plan(batch, ghn.config, [model])
-    for group, tensors in ghn.predict_groups(batch, plan):
-        for target, tensor in zip(group.targets, tensors, strict=True):
-            assign(model, target.parameter, tensor, attach=False)
+    plan = ghn.write([model], GraphBatch([graph]))
     return plan, plan.rules(0) | fill(model, plan.others[0])
 
 
 def _account(report: PredictionReport, model: nn.Module, plan: Plan) -> None:
     # A tied parameter is in the plan under one of its names; named_parameters may give the other.
-    rules = {id(model.get_parameter(name)): rule for name, rule in report.rules.items()}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    rules = {id(named[name]): rule for name, rule in report.rules.items()}
     report.rules = {}
     for name, parameter in model.named_parameters():
         rule = rules.get(id(parameter))

@@ -9,6 +9,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ghn_fast.ghn.blocks import (
+    VECTOR_RULES,
+    BlockTable,
+    PlanCache,
+    Source,
+    make_block_table,
+)
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.decoder import ConvDecoder, MLPDecoder, Slices
 from ghn_fast.ghn.gated_gnn import GatedGNN
@@ -23,12 +30,12 @@ from ghn_fast.ghn.tiling import (
     normalise,
     over_time,
     position_rows,
-    tile,
+    repeat,
 )
 from ghn_fast.graph import NODE_TYPES, Graph, GraphBatch, Node
+from ghn_fast.ops.tile import TileTable, tile, tile_
 
-# Rules of parameters that are decoded to a vector.
-VECTOR_RULES = ("norm_weight", "norm_bias", "bias", "class_bias")
+_plans = PlanCache(size=64)
 
 
 class GHN(Pretrained, nn.Module):
@@ -38,7 +45,12 @@ class GHN(Pretrained, nn.Module):
 
     Args:
         config: see :class:`GHNConfig`.
+
+    Attributes:
+        interpolates: kernels larger than the largest block are interpolated, not repeated.
     """
+
+    interpolates = False
 
     def __init__(self, config: GHNConfig) -> None:
         super().__init__()
@@ -91,21 +103,84 @@ class GHN(Pretrained, nn.Module):
         """
         model_list = [models] if isinstance(models, nn.Module) else list(models)
         batch = self.batch(model_list, graphs)
-        plan = make_plan(batch, self.config, model_list)
-        training = self.training and torch.is_grad_enabled()
-        with torch.set_grad_enabled(training):
-            for group, tensors in self.predict_groups(batch, plan):
-                for target, tensor in zip(group.targets, tensors, strict=True):
-                    assign(model_list[target.graph], target.parameter, tensor, attach=training)
+        if self.training and torch.is_grad_enabled():
+            plan = make_plan(batch, self.config, model_list)
+            self.attach(model_list, batch, make_block_table(plan, self.config, self.interpolates))
+        else:
+            plan = self.write(model_list, batch)
         for model, kinds in zip(model_list, plan.others, strict=True):
             fill(model, kinds)
         return models
 
-    def predict_groups(self, batch: GraphBatch, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
-        """Each group of the plan with its predicted parameters (n, *shape)."""
+    def attach(self, models: Sequence[nn.Module], batch: GraphBatch, table: BlockTable) -> None:
+        """Puts predicted tensors, which carry gradients, in the places of the parameters."""
         embeddings = self.node_embeddings(batch)
+        predicted = tile(self.blocks(embeddings, table), table.tiles)
+        for target, tensor in zip(table.targets, predicted, strict=True):
+            assign(models[target.graph], target.parameter, tensor, attach=True)
+        self._assign_direct(models, embeddings, table, attach=True)
+
+    @torch.no_grad()
+    def write(self, models: Sequence[nn.Module], batch: GraphBatch) -> Plan:
+        """Writes predicted values into the models' own parameters.
+
+        What follows from the architecture alone is kept for the next time (:class:`PlanCache`).
+
+        Returns:
+            The plan. Its ``others`` are left to :func:`ghn_fast.ghn.rules.fill`.
+        """
+        plan, table = _plans.get(batch, self.config, models, self.interpolates)
+        embeddings = self.node_embeddings(batch)
+        named = [dict(model.named_parameters(remove_duplicate=False)) for model in models]
+        parameters = [named[t.graph][t.parameter] for t in table.targets]
+        tile_into(self.blocks(embeddings, table), table.tiles, parameters)
+        self._assign_direct(models, embeddings, table, attach=False)
+        return plan
+
+    def blocks(self, embeddings: Tensor, table: BlockTable) -> list[Tensor]:
+        """The tensors of blocks, one for each of the table's views.
+
+        Args:
+            embeddings: (sum N, hid).
+            table: of the batch.
+        """
+        nodes = {source: rows.to(embeddings.device) for source, rows in table.nodes.items()}
+        decoded: dict[Source, Tensor] = {}
+        kernels = {source.size: rows for source, rows in nodes.items() if source.kind == "kernel"}
+        if kernels:
+            found = self.decoder.kernels(embeddings, kernels)
+            sources = [Source("kernel", size) for size in kernels]
+            decoded.update(zip(sources, found, strict=True))
+        for source, rows in nodes.items():
+            if source.kind != "kernel":
+                decoded[source] = self._decoded(source, embeddings[rows])
+        return [decoded[view.source].view(-1, *view.shape) for view in table.views]
+
+    def _decoded(self, source: Source, x: Tensor) -> Tensor:
+        if source.kind == "class_weight":
+            return self.decoder.class_weight(x, source.size[1])
+        vectors = self._vectors(x)
+        return self.bias_class(vectors[:, 1]) if source.kind == "class_bias" else vectors
+
+    def _assign_direct(
+        self, models: Sequence[nn.Module], embeddings: Tensor, table: BlockTable, attach: bool
+    ) -> None:
+        for group, tensors in self._decode_groups(embeddings, table.direct):
+            for target, tensor in zip(group.targets, tensors, strict=True):
+                assign(models[target.graph], target.parameter, tensor, attach)
+
+    def predict_groups(self, batch: GraphBatch, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
+        """Each group of the plan with its predicted parameters (n, *shape).
+
+        The reference path, group by group in plain PyTorch: :meth:`forward` gives the same values.
+        """
+        return self._decode_groups(self.node_embeddings(batch), plan.groups)
+
+    def _decode_groups(
+        self, embeddings: Tensor, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Tensor]]:
         slices: Slices = {}
-        for group in plan.groups:
+        for group in groups:
             nodes = torch.tensor(group.nodes, device=embeddings.device)
             x = embeddings[nodes]
             yield group, self.decode(x, group.rule, group.shape, slices, group.fan_in)
@@ -149,12 +224,12 @@ class GHN(Pretrained, nn.Module):
         if rule == "video_weight":
             kernel = (*shape[:2], *shape[3:])
             return over_time(self.decode(x, "weight", kernel, slices, fan_in), shape[2])
-        if rule in VECTOR_RULES:
+        if rule in (*VECTOR_RULES, "class_bias"):
             length = shape[channel_axis(shape)]
-            vectors = self._normalised(tile(self._vectors_of(x, rule), (length,)), rule)
+            vectors = self._normalised(repeat(self._vectors_of(x, rule), (length,)), rule)
             return along_channels(vectors, shape)
         blocks = self._blocks(x, rule, shape, slices)
-        values = tile(blocks.view(len(x), *blocks.shape[1 : 1 + len(shape)]), shape)
+        values = repeat(blocks.view(len(x), *blocks.shape[1 : 1 + len(shape)]), shape)
         return self._normalised(values, rule, fan_in)
 
     def _normalised(self, values: Tensor, rule: str, fan_in: float | None = None) -> Tensor:
@@ -212,7 +287,7 @@ class GHN(Pretrained, nn.Module):
         """Tables (n, *shape) of a grid of positions and of extra rows before it."""
         table = PositionTable.of(shape)
         grid = self._kernels(x, (1, table.channels, table.height, table.width), slices)
-        rows = tile(position_rows(grid, table.rows), (1, table.rows, table.channels))
+        rows = repeat(position_rows(grid, table.rows), (1, table.rows, table.channels))
         if table.channels_first:
             rows = rows.transpose(2, 3)
         return rows.reshape(len(x), *shape)
@@ -230,7 +305,7 @@ class GHN(Pretrained, nn.Module):
 
     def _resize(self, blocks: Tensor, wanted: Sequence[int]) -> Tensor:
         """Blocks (n, out, in, h, w) to the spatial size that is wanted, where they are smaller."""
-        return tile(blocks, (*blocks.shape[1:3], *wanted[2:]))
+        return repeat(blocks, (*blocks.shape[1:3], *wanted[2:]))
 
     def _class_weight(self, x: Tensor, shape: Sequence[int], slices: Slices | None) -> Tensor:
         channels = min(shape[1], self.config.max_shape[1])
@@ -257,6 +332,15 @@ def assign(model: nn.Module, parameter: str, value: Tensor, attach: bool) -> Non
         return
     with torch.no_grad():
         module._parameters[name].copy_(value)  # type: ignore[union-attr]
+
+
+def tile_into(blocks: Sequence[Tensor], table: TileTable, parameters: Sequence[Tensor]) -> None:
+    """:func:`tile_` for parameters that may be on several devices; blocks are the smaller part."""
+    devices = {parameter.device for parameter in parameters}
+    for device in devices:
+        there = [index for index, p in enumerate(parameters) if p.device == device]
+        part = table if len(devices) == 1 else TileTable(table.tiles[index] for index in there)
+        tile_([b.to(device) for b in blocks], part, [parameters[index] for index in there])
 
 
 def ghn1(num_classes: int = 10, **config: object) -> GHN:

@@ -86,6 +86,8 @@ class Plan:
 class Uses:
     """How a model uses its parameters, where the shape of a node does not tell.
 
+    Two models of equal graphs and equal uses have the same plan.
+
     Attributes:
         fan_in: of weights that are stored (in, out, ...): transposed convolutions, and linear
             layers that multiply from the right.
@@ -139,6 +141,12 @@ def _stored_fan_in(module: Any) -> float | None:
 def make_plan(
     batch: GraphBatch, config: GHNConfig, models: Sequence[nn.Module] | None = None
 ) -> Plan:
+    """:func:`plan_for` models, or for graphs of which nothing else is known."""
+    uses = [Uses() for _ in batch] if models is None else [Uses.of(model) for model in models]
+    return plan_for(batch, config, uses)
+
+
+def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan:
     """Sorts the parameters of a batch into groups of equal rule and shape.
 
     Every node is decoded by its own shape alone: two layers of equal embedding and shape get
@@ -147,18 +155,17 @@ def make_plan(
     Args:
         batch: the graphs.
         config: of the GHN.
-        models: of the graphs; they tell how weights are used (:class:`Uses`).
+        uses: how the graphs' models use their parameters.
     """
     groups: dict[tuple[str, tuple[int, ...], float | None], Group] = {}
     others, skipped = [], []
     for index, graph in enumerate(batch):
         offset = int(batch.offsets[index])
-        uses = Uses() if models is None else Uses.of(models[index])
-        decoded, without, left = _sort(graph, config, uses)
+        decoded, without, left = _sort(graph, config, uses[index])
         others.append(without)
         skipped.append(left)
         for position, rule, shape, parameter in decoded:
-            fan_in = uses.fan_in.get(parameter)
+            fan_in = uses[index].fan_in.get(parameter)
             group = groups.setdefault((rule, shape, fan_in), Group(rule, shape, fan_in))
             group.targets.append(Target(index, offset + position, parameter))
     return Plan(list(groups.values()), others, skipped)

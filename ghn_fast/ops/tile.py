@@ -17,6 +17,9 @@ from ghn_fast._core import core
 RULES = ("scale", "norm_weight", "bias")
 """How values p are normalised: scale * p, 2 sigmoid(p / 2), tanh(p / 5)."""
 
+MAX_DIMS = 5
+"""Of a parameter: output channels, input channels, three of space."""
+
 
 class Tile(NamedTuple):
     """One parameter, and what it is made from.
@@ -50,7 +53,7 @@ class TileTable:
         for tile in self.tiles:
             if tile.rule not in RULES:
                 raise ValueError(f"rule must be one of {RULES}, not {tile.rule!r}")
-            if len(tile.shape) > _DIMS:
+            if len(tile.shape) > MAX_DIMS:
                 raise ValueError(f"parameters of {len(tile.shape)} dimensions are not supported")
 
     def __len__(self) -> int:
@@ -182,9 +185,6 @@ def _normalise(values: Tensor, rule: str, scale: float) -> Tensor:
     return values * scale
 
 
-# The core's dimensions: output channels, input channels, three of space.
-_DIMS = 5
-
 # By the dtype of blocks: how the core's functions for it end.
 _CPP_FUNCTIONS = {torch.float32: "float", torch.float64: "double"}
 
@@ -195,7 +195,7 @@ _CPP_TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat
 def _layout(sizes: Sequence[int], strides: Sequence[int]) -> list[int]:
     """Five sizes and five strides; a single dimension is that of the input channels."""
     before = 1 if len(sizes) == 1 else 0
-    after = _DIMS - before - len(sizes)
+    after = MAX_DIMS - before - len(sizes)
     return [*(1,) * before, *sizes, *(1,) * after, *(0,) * before, *strides, *(0,) * after]
 
 
