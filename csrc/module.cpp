@@ -235,6 +235,12 @@ PYBIND11_MODULE(_C, m) {
 #ifdef GHN_FAST_WITH_CUDA
   m.def("shortest_paths_cuda", &shortest_paths_cuda);
 #endif
+#ifdef _OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+  m.attr("compiler") = GHN_FAST_COMPILER;
   m.def("isa", [] { return ghn_fast::isa_name(ghn_fast::isa()); });
   m.def("use_isa", &ghn_fast::use_isa, py::arg("name"));
   ghn_fast::bind_contract(m);
