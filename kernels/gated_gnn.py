@@ -42,8 +42,8 @@ ROWS = 4
 """Nodes of a level that are processed at once; levels of DeepNets-1M have 1.7 on average."""
 
 _BLOCK_HEARD = 64
-_SORT_ROWS = 16
-_SORT_COLUMNS = 128
+SORT_ROWS = 16
+SORT_COLUMNS = 128
 # Graphs and levels in one key to sort by.
 _LEVEL_BITS = tl.constexpr(16)
 
@@ -685,7 +685,7 @@ def make_schedule(distances: Tensor, num_nodes: Tensor) -> Schedule:
     find_levels[(len(counts),)](
         *(distances, node_offsets, matrix_offsets, keys),
         BLOCK=block,
-        num_warps=min(max(block // 256, 1), 32),
+        num_warps=warps_of(block),
         num_stages=1,
     )
     keys, order = torch.sort(keys, stable=True)
@@ -696,17 +696,22 @@ def make_schedule(distances: Tensor, num_nodes: Tensor) -> Schedule:
     starts.copy_(places - (places - level_starts) % ROWS)
     ends.copy_(torch.minimum(starts + ROWS, torch.searchsorted(keys, keys, right=True)))
     sorted_distances = distances.new_empty(2, len(distances))
-    sort_distances[(len(counts), triton.cdiv(most, _SORT_ROWS))](
+    sort_distances[(len(counts), triton.cdiv(most, SORT_ROWS))](
         *(distances, node_offsets, matrix_offsets, order),
         *(*sorted_distances, lowest, highest),
-        ROWS=_SORT_ROWS,
-        COLUMNS=_SORT_COLUMNS,
+        ROWS=SORT_ROWS,
+        COLUMNS=SORT_COLUMNS,
         num_stages=1,
     )
     # Graphs follow each other, so that none reaches into another.
     lowest.copy_(lowest.flip(0).cummin(0).values.flip(0))
     highest.copy_(highest.cummax(0).values)
     return Schedule(node_offsets, matrix_offsets, order, steps, sorted_distances)
+
+
+def warps_of(block: int) -> int:
+    """For a vector of so many elements."""
+    return min(max(block // 256, 1), 32)
 
 
 def _offsets(num_nodes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -720,7 +725,7 @@ def _offsets(num_nodes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class _Widths:
+class Widths:
     """Sizes that the kernels are compiled for; ``width_ve`` is 0 where there is no mlp_ve."""
 
     hid: int
@@ -728,7 +733,7 @@ class _Widths:
     width_ve: int
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor]) -> _Widths:
+    def of(cls, weights: Sequence[Tensor]) -> Widths:
         return cls(len(weights[3]), len(weights[0]), len(weights[8]) if len(weights) > 8 else 0)
 
     @property
@@ -766,7 +771,7 @@ def _block(size: int) -> int:
 
 def _saved_shapes(num_nodes: int, weights: Sequence[Tensor], rounds: int) -> list[tuple[int, ...]]:
     """Of the float32 tensors that :func:`forward` keeps: h, m, gates, hidden, said."""
-    widths, passes = _Widths.of(weights), 2 * rounds
+    widths, passes = Widths.of(weights), 2 * rounds
     kept = [(passes, num_nodes, width) for width in widths.kept()]
     return [(passes + 1, num_nodes, widths.hid), *kept]
 
@@ -806,7 +811,7 @@ def forward(
     """
     if len(x) == 0:
         return x.clone(), []
-    widths, passes = _Widths.of(weights), 2 * rounds
+    widths, passes = Widths.of(weights), 2 * rounds
     mlp, (w_ih, w_hh, b_ih, b_hh), mlp_ve = weights[:4], weights[4:8], weights[8:] or weights[:4]
     with _on(x.device):
         schedule = make_schedule(distances, num_nodes)
@@ -838,7 +843,7 @@ def backward(
     """The gradients of x and of the weights from that of the final states."""
     if len(grad_out) == 0:
         return torch.zeros_like(grad_out), [torch.zeros_like(w) for w in weights]
-    widths = _Widths.of(weights)
+    widths = Widths.of(weights)
     schedule, (h, m, gates, hidden, said) = Schedule(*saved[:5]), saved[5:]
     (w1, _, w2, _), (w_ih, w_hh, _, _), mlp_ve = weights[:4], weights[4:8], weights[8:]
     w1_ve, w2_ve = (mlp_ve[0], mlp_ve[2]) if mlp_ve else (w1, w2)
@@ -866,7 +871,7 @@ def backward(
 
 
 def _weight_gradients(
-    widths: _Widths,
+    widths: Widths,
     h: Tensor,
     m: Tensor,
     hidden: Tensor,

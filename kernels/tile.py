@@ -30,18 +30,18 @@ from ghn_fast.kernels.activations import sigmoid, tanh
 _TENSOR = tl.constexpr(11)
 
 # Of an entry: the block, the parameter, the parameter's dtype, the rule and the scale's bits.
-_FILL_FIELDS = 25
+FILL_FIELDS = 25
 
 # Of a block: its values, its gradient, and the range of entries that are made from it.
-_BLOCK_FIELDS = 24
+BLOCK_FIELDS = 24
 
 # Of an entry of the backward pass: the parameter's gradient, its dtype, the rule, the scale's bits.
-_GRADIENT_FIELDS = 14
+GRADIENT_FIELDS = 14
 
-_WIDE = (16, 256)
-_TALL = (256, 16)
-_WIDE_BACKWARD = (4, 256)
-_TALL_BACKWARD = (64, 16)
+WIDE = (16, 256)
+TALL = (256, 16)
+WIDE_BACKWARD = (4, 256)
+TALL_BACKWARD = (64, 16)
 # Rows of at most so many columns are given to tall programs.
 _SHORT = 32
 
@@ -272,12 +272,12 @@ def fill(
     heights, widths = _extents(table[:, 12:17])
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         on_device = _upload(table, device)
-        for shape, parts in _parts(heights, widths, _WIDE, _TALL):
+        for shape, parts in _parts(heights, widths, WIDE, TALL):
             fill_part[(len(parts),)](
                 on_device,
                 _upload(parts, device),
                 TYPE=_TYPES[dtype],
-                FIELDS=_FILL_FIELDS,
+                FIELDS=FILL_FIELDS,
                 ROWS=shape[0],
                 COLUMNS=shape[1],
                 num_stages=1,
@@ -316,14 +316,14 @@ def fill_backward(
     heights, widths = _extents(blocks[:, 1:6])
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         blocks_on_device, table_on_device = _upload(blocks, device), _upload(table, device)
-        for shape, parts in _parts(heights, widths, _WIDE_BACKWARD, _TALL_BACKWARD):
+        for shape, parts in _parts(heights, widths, WIDE_BACKWARD, TALL_BACKWARD):
             sum_part[(len(parts),)](
                 blocks_on_device,
                 table_on_device,
                 _upload(parts, device),
                 TYPE=_TYPES[dtype],
-                BLOCK_FIELDS=_BLOCK_FIELDS,
-                FIELDS=_GRADIENT_FIELDS,
+                BLOCK_FIELDS=BLOCK_FIELDS,
+                FIELDS=GRADIENT_FIELDS,
                 ROWS=shape[0],
                 COLUMNS=shape[1],
                 num_stages=1,

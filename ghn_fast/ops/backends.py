@@ -18,6 +18,13 @@ TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Of the tensors that Triton kernels take; they compute in float32."""
 
 
+def fast_backend(device: torch.device) -> str:
+    """The fastest backend on a device, for tensors of the dtypes that it takes."""
+    if device.type == "cpu":
+        return "cpp"
+    return "triton" if device.type == "cuda" and HAS_TRITON else "reference"
+
+
 def triton_runs_on(device: torch.device) -> bool:
     """Whether Triton kernels run on tensors of a device, on the CPU by Triton's interpreter."""
     if not HAS_TRITON:

@@ -20,6 +20,7 @@ from ghn_fast._core import core
 from ghn_fast.ops.backends import (
     TRITON_DTYPES,
     check_known,
+    fast_backend,
     triton_kernels,
     triton_runs_on,
     unsuitable,
@@ -96,14 +97,16 @@ def gated_gnn(
 
 def default_backend(x: Tensor) -> str:
     """The backend that :func:`gated_gnn` takes for states like ``x`` unless told otherwise."""
-    fast = "cpp" if x.device.type == "cpu" else "triton"
+    fast = fast_backend(x.device)
     return fast if _works(fast, x) else "reference"
 
 
 def _works(backend: str, x: Tensor) -> bool:
     if backend == "triton":
         return x.dtype in TRITON_DTYPES and triton_runs_on(x.device)
-    return x.dtype in _CPP_FUNCTIONS and x.device.type == "cpu"
+    if backend == "cpp":
+        return x.dtype in _CPP_FUNCTIONS and x.device.type == "cpu"
+    return True
 
 
 def gated_gnn_reference(

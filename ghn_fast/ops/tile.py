@@ -16,6 +16,7 @@ from ghn_fast._core import core
 from ghn_fast.ops.backends import (
     TRITON_DTYPES,
     check_known,
+    fast_backend,
     triton_kernels,
     triton_runs_on,
     unsuitable,
@@ -500,7 +501,7 @@ def _choose(
     devices = {tensor.device for tensor in (*blocks, *parameters)} or {torch.device("cpu")}
     known = all(dtype in _CPP_TYPES for dtype in dtypes)
     if backend is None:
-        fast = "cpp" if {device.type for device in devices} == {"cpu"} else "triton"
+        fast = fast_backend(next(iter(devices)))
         return fast if known and _works(fast, blocks, devices) else "reference"
     check_known(backend)
     if backend != "reference" and not (known and _works(backend, blocks, devices)):
