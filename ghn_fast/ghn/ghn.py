@@ -142,7 +142,8 @@ class GHN(Pretrained, nn.Module):
         table = make_block_table(plan, self.config, self.interpolates)
         embeddings = self.node_embeddings(batch)
         blocks = self.blocks(embeddings, table)
-        leaves = Leaves(blocks, table, list(self._decode_groups(embeddings, table.direct)))
+        direct = list(self._decode_groups(embeddings, table.direct))
+        leaves = Leaves(blocks, table, direct, len(models))
         attach(models, leaves.targets, leaves.tensors)
         for model, kinds in zip(models, plan.others, strict=True):
             fill(model, kinds)

@@ -88,9 +88,7 @@ def test_threads_change_nothing(networks: list[Drawn], batch: tuple[Tensor, Tens
     alone, shared = make_ghn(), make_ghn()
     for count, ghn in ((1, alone), (3, shared)):
         # One core each: sums over several may be rounded otherwise from one run to the next.
-        with ThreadPoolExecutor(
-            count, initializer=torch.set_num_threads, initargs=(1,)
-        ) as workers:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
             train_step(ghn, models, graphs, *batch, sgd(ghn), workers=workers)
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -199,14 +197,14 @@ def test_a_ghn_that_runs_out_of_memory_leaves_its_part_out(
     networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ghn = make_ghn()
-    predict = ghn.forward
+    predict = ghn.attach_leaves
     calls: list[int] = []
 
-    def forward(models: list[nn.Module], graphs: GraphBatch) -> object:
+    def attach(models: list[nn.Module], graphs: GraphBatch) -> object:
         calls.append(len(models))
         return out_of_memory() if len(calls) == 2 else predict(models, graphs)
 
-    monkeypatch.setattr(ghn, "forward", forward)
+    monkeypatch.setattr(ghn, "attach_leaves", attach)
     result = train_step(ghn, *parts(networks), *batch, sgd(ghn), accumulate=3)
     assert calls == [1, 1, 1]
     assert result.errors == {1: "the GHN ran out of memory: tried to allocate 7 GiB"}
