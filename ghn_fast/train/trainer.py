@@ -116,7 +116,7 @@ class Trainer:
         self.skipped_steps = 0
         self.left_out_networks = 0
         self.failed_checkpoints = 0
-        self._stop = False
+        self._stop = self._stopping = False
         self._started = time.perf_counter()
         self.longest = {"step": 0.0, "save": 0.0, "validate": 0.0}
         self._resume()
@@ -150,7 +150,7 @@ class Trainer:
             The GHN with averaged weights, in evaluation mode.
         """
         is_first = self.processes.is_first
-        self._stop = False
+        self._stop = self._stopping = False
         self._started = time.perf_counter() - 60 * self.minutes
         with ExitStack() as stack:
             stack.enter_context(_signals(self.stop))
@@ -180,7 +180,7 @@ class Trainer:
         if self.finished:
             return
         prepared = preparing.submit(self._prepare, self.step, self.network_position)
-        while not self.finished and not self._stop:
+        while not self.finished and not self._stopping:
             with self._timed("step"):
                 result, prepared = self._advance(prepared, workers, preparing)
                 meter.add(result)
@@ -218,7 +218,8 @@ class Trainer:
         """All processes take the first one's time, and stop if any was told to."""
         minutes = (time.perf_counter() - self._started) / 60
         states = self.processes.gather((self._stop, minutes, self.longest))
-        self._stop = any(stop for stop, _, _ in states)
+        # Not the request itself: one that arrives meanwhile is for the next agreement.
+        self._stopping = any(stop for stop, _, _ in states)
         _, self.minutes, longest = states[0]
         self.longest = dict(longest)
 

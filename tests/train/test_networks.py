@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ghn_fast.graph import Graph
@@ -60,3 +62,24 @@ def test_impossible_limits_are_named() -> None:
     config = TrainConfig(max_work=0.001, num_networks=10)
     with pytest.raises(ConfigError, match=r"fewer than 8 are within max_work=0\.001"):
         NetworkStream(config, 10).draw(0)
+
+
+def test_a_limit_of_nodes_draws_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(widths=None, max_work=None, max_parameters=None, meta_batch=3)
+    limited = replace(config, max_nodes=300)
+    position, seen = 0, []
+    for _ in range(5):
+        batch, position = NetworkStream(limited, 10).draw(position)
+        seen.append(sum(network.graph.num_nodes for network in batch))
+    assert max(seen) <= 300
+    assert position > 15
+    monkeypatch.setattr("ghn_fast.train.networks._MOST_REFUSALS", 20)
+    with pytest.raises(ConfigError, match="no 3 networks were found with at most max_nodes=2"):
+        NetworkStream(replace(config, max_nodes=2), 10).draw(0)
+
+
+def test_nodes_are_counted_without_graphs() -> None:
+    stream = NetworkStream(LIMITS, 10)
+    batch, _ = stream.draw(0)
+    counts = stream._count_nodes([network.graph.index or 0 for network in batch])
+    assert counts == [network.graph.num_nodes for network in batch]
