@@ -41,7 +41,7 @@ def bench_one(benchmark: Any, num_nodes: int, way: str) -> None:
         pytest.skip("takes minutes")
     benchmark.group = f"shortest_paths, {num_nodes} nodes"
     edges = network_edges(num_nodes)
-    benchmark.extra_info["kbytes"] = round(num_nodes**2 / 1e3, 1)
+    benchmark.extra_info.update(nodes=num_nodes, kbytes=round(num_nodes**2 / 1e3, 1))
     ways = {
         "ghn_fast": lambda n, e: lambda: shortest_paths(n, e),
         "writing": writing,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ghn_fast.nets import adjust_net as adjust_net
     from ghn_fast.prediction import PredictionReport as PredictionReport
     from ghn_fast.prediction import predict as predict
+    from ghn_fast.refine import refine_ as refine_
 
 # Each public name is imported when it is first used, so that `import ghn_fast` costs next to
 # nothing on top of `import torch`.
@@ -40,6 +41,7 @@ _EXPORTS = {
     "from_pretrained": "ghn_fast.checkpoint",
     "ghn2": "ghn_fast.ghn",
     "predict": "ghn_fast.prediction",
+    "refine_": "ghn_fast.refine",
     "show_config": "ghn_fast.environment",
 }
 

@@ -12,6 +12,24 @@ def write_text(path: Path, text: str) -> None:
     replace(path, lambda aside: aside.write_text(text))
 
 
+def append_line(path: Path, line: str) -> None:
+    """Appends a line to a text file: the whole line or, where that fails, nothing of it."""
+    with path.open("ab") as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            file.write(line.encode() + b"\n")
+            file.flush()
+        except OSError:
+            os.truncate(path, before)
+            raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what processes that were killed in :func:`replace` left beside ``path``."""
+    for aside in path.parent.glob(f".{path.name}.*.tmp"):
+        aside.unlink(missing_ok=True)
+
+
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Lets ``write`` make a file beside ``path``, then puts it in its place.
 
@@ -25,5 +43,17 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
+        _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the new name on the disk too; not every system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

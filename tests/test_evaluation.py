@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from ghn_fast.evaluation import (
     EvaluationError,
     EvaluationResult,
     NetworkResult,
+    calibrate,
     evaluate,
     evaluate_resnet50,
     top1,
@@ -109,34 +110,67 @@ def test_figures() -> None:
     assert result.standard_error == pytest.approx((1000 / 3) ** 0.5 / 2)
 
 
-def test_results_are_resumed(ghn: GHN, images: Images, tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    options = {"num_images": 4, "results_file": path}
-    whole = evaluate(ghn, "test", images, num_nets=2, num_images=4)
-    evaluate(ghn, "test", images, num_nets=1, **options)  # type: ignore[arg-type]
+def test_results_are_resumed(images: Images, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    options: dict[str, Any] = {"baseline": "random", "num_images": 4}
+    whole = evaluate(None, "test", images, num_nets=3, **options)
+    evaluate(None, "test", images, num_nets=1, results_file=path, **options)
+    with path.open("a") as file:
+        file.write('{"index": 1, "top')  # of a process that was killed
     done: list[int] = []
     resumed = evaluate(
-        ghn,
+        None,
         "test",
         images,
-        num_nets=2,
+        num_nets=3,
+        results_file=path,
         on_network=lambda network: done.append(network.index),
-        **options,  # type: ignore[arg-type]
+        **options,
     )
-    assert done == [1]
+    assert done == [1, 2]
     assert resumed.top1 == whole.top1
-    assert EvaluationResult.from_json(path) == resumed
-    assert json.loads(path.read_text())["summary"]["mean"] == pytest.approx(whole.mean)
+    assert EvaluationResult.load(path) == resumed
+
+
+def test_threads_change_no_random_network(images: Images) -> None:
+    options: dict[str, Any] = {"baseline": "random", "num_nets": 3, "num_images": 8}
+    alone = evaluate(None, "val", images, threads=1, **options)
+    shared = evaluate(None, "val", images, threads=2, **options)
+    assert [network.index for network in shared.networks] == [0, 1, 2]
+    assert shared.top1 == alone.top1
+
+
+def test_trained_networks_fit_the_training_images(images: Images) -> None:
+    train = Images(images.images[:8], torch.arange(8) % 2)
+    options: dict[str, Any] = {"baseline": "sgd", "num_nets": 1, "train": train, "batch_size": 8}
+    result = evaluate(None, "test", train, sgd_steps=12, **options)
+    assert result.sgd_steps == 12
+    assert result.top1[0] > 80
+    assert evaluate(None, "test", train, sgd_steps=12, **options).top1 == result.top1
+
+
+def test_calibration_takes_the_mean_statistics(images: Images) -> None:
+    model = calibrate(Brightness(), images, batches=3, batch_size=8)
+    pixels = images.batch(torch.arange(24))
+    norm = model.norm
+    assert isinstance(norm, nn.BatchNorm2d)
+    torch.testing.assert_close(norm.running_mean, pixels.mean(dim=(0, 2, 3)))
+    batches = pixels.reshape(3, 8, *pixels.shape[1:])
+    torch.testing.assert_close(norm.running_var, batches.var(dim=(1, 3, 4)).mean(dim=0))
+    assert norm.momentum == 0.1
+    assert not model.training
+    before = top1(model, images, 3, batch_statistics=False)
+    assert before == top1(model, images, 8, batch_statistics=False)
 
 
 def test_results_of_another_evaluation_are_refused(
     ghn: GHN, images: Images, tmp_path: Path
 ) -> None:
-    path = tmp_path / "results.json"
+    path = tmp_path / "results.jsonl"
     evaluate(ghn, "test", images, num_nets=1, num_images=4, results_file=path)
     with pytest.raises(EvaluationError, match="results for num_images=4, not 8"):
         evaluate(ghn, "test", images, num_nets=1, num_images=8, results_file=path)
-    path.write_text("{}")
+    path.write_text("{}\n")
     with pytest.raises(EvaluationError, match="holds no evaluation results"):
         evaluate(ghn, "test", images, num_nets=1, num_images=4, results_file=path)
 
@@ -144,7 +178,9 @@ def test_results_of_another_evaluation_are_refused(
 def test_impossible_evaluations_are_refused(images: Images) -> None:
     with pytest.raises(EvaluationError, match="needs a GHN"):
         evaluate(None, "test", images)
-    with pytest.raises(EvaluationError, match="must be one of ghn, random, not 'sgd'"):
+    with pytest.raises(EvaluationError, match="must be one of ghn, random, sgd, not 'adam'"):
+        evaluate(None, "test", images, baseline="adam")
+    with pytest.raises(EvaluationError, match="needs sgd_steps, not 0"):
         evaluate(None, "test", images, baseline="sgd")
-    with pytest.raises(ValueError, match="unknown split 'tset'"):
+    with pytest.raises(EvaluationError, match="unknown split 'tset'"):
         evaluate(None, "tset", images, baseline="random")

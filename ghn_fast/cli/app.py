@@ -11,7 +11,7 @@ from ghn_fast.cli import nets
 from ghn_fast.cli.draw import draw
 from ghn_fast.cli.eval import evaluate
 from ghn_fast.cli.predict import predict
-from ghn_fast.cli.train import train
+from ghn_fast.cli.train import plot, train
 
 app = typer.Typer(
     name="ghn-fast",
@@ -24,6 +24,7 @@ app.command()(predict)
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(draw)
+app.command()(plot)
 app.add_typer(nets.app, name="nets")
 
 

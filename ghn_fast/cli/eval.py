@@ -9,80 +9,183 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghn_fast.cli import options
+from ghn_fast.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from ghn_fast.evaluation import EvaluationResult, NetworkResult
+
+EVALUATED = ("test", "wide", "deep", "dense", "bnfree", "predefined")
+"""What ``--split all`` stands for: the splits that results are published for."""
 
 
 def evaluate(
     ghn: options.Ghn = "ghn2-cifar10",
     split: Annotated[
-        str, typer.Option(help="test, val, wide, deep, dense, bnfree, search or predefined.")
+        str,
+        typer.Option(
+            help="test, val, wide, deep, dense, bnfree, search, predefined, or all of those with "
+            "published results."
+        ),
     ] = "test",
-    num_nets: Annotated[int, typer.Option(min=1, help="The first so many of the split.")] = 50,
+    num_nets: Annotated[
+        int | None,
+        typer.Option(min=1, help="The first so many of each split, instead of all (100 or 500)."),
+    ] = None,
     images: options.Images = 1000,
-    data: options.Data = None,
+    data: options.DataSource = None,
+    image_size: Annotated[
+        int, typer.Option(help="Height and width of images, for other data sets than CIFAR-10.")
+    ] = 32,
     download: options.Download = False,
     batch_size: options.BatchSize = 64,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    norm: Annotated[
+        str,
+        typer.Option(
+            help="batch: normalise by each batch's statistics; calibrated: by those of training "
+            "images."
+        ),
+    ] = "batch",
+    seed: Annotated[int, typer.Option(help="Of the split; the published splits' is 0.")] = 0,
     random: Annotated[
         bool, typer.Option("--random", help="Also evaluate PyTorch's random initialisation.")
     ] = False,
+    sgd_steps: Annotated[
+        int | None, typer.Option(min=1, help="Also train each network with SGD for so many steps.")
+    ] = None,
+    sgd_epochs: Annotated[
+        float | None, typer.Option(min=0.0, help="The same, in epochs of 96-image batches.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Networks at once on a CPU, one core each; 0: one per core.")
+    ] = 0,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
+    ] = "auto",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for per-network results; evaluation goes on from them."),
     ] = None,
 ) -> None:
-    """Evaluate a GHN on networks of a split of DeepNets-1M, with batch statistics."""
+    """Evaluate a GHN on networks of DeepNets-1M that it has never seen.
+
+    In several processes: torchrun --nproc-per-node N -m ghn_fast eval ...
+    """
     from ghn_fast.checkpoint import from_pretrained
-    from ghn_fast.data import load_cifar10
+    from ghn_fast.data import load_images
+    from ghn_fast.evaluation import SGD_BATCH
     from ghn_fast.evaluation import evaluate as run
+    from ghn_fast.processes import choose_device, process_group
 
-    network = from_pretrained(ghn)
-    test = load_cifar10(data, "test", download)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-    results = [
-        run(
-            network,
-            split,
-            test,
-            num_nets=num_nets,
-            num_images=images,
-            batch_size=batch_size,
-            seed=seed,
-            baseline=baseline,
-            results_file=out / f"{split}-{baseline}.json" if out is not None else None,
-            on_network=partial(_print_network, baseline),
-        )
-        for baseline in (("ghn", "random") if random else ("ghn",))
-    ]
-    _print_table(ghn, results)
+    if sgd_steps is not None and sgd_epochs is not None:
+        raise UsageError("give --sgd-steps or --sgd-epochs, not both")
+    place = choose_device(device)
+    with process_group(place) as processes:
+        network = from_pretrained(ghn).to(place)
+        test = load_images(data, "test", image_size, download)
+        train = None
+        if norm == "calibrated" or sgd_steps is not None or sgd_epochs is not None:
+            train = load_images(data, "train", image_size, download)
+            if sgd_epochs is not None:
+                sgd_steps = max(1, round(sgd_epochs * (len(train) // SGD_BATCH)))
+        baselines = ["ghn", *(["random"] if random else []), *(["sgd"] if sgd_steps else [])]
+        splits = EVALUATED if split == "all" else (split,)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        results = [
+            run(
+                network,
+                name,
+                test,
+                num_nets=num_nets,
+                num_images=images,
+                batch_size=batch_size,
+                seed=seed,
+                baseline=baseline,
+                norm=norm,
+                train=train,
+                sgd_steps=sgd_steps or 0,
+                threads=threads,
+                device=place,
+                results_file=None if out is None else out / f"{name}-{baseline}.jsonl",
+                on_network=partial(_print_network, name, baseline),
+            )
+            for name in splits
+            for baseline in baselines
+        ]
+        if processes.is_first:
+            _print_tables(ghn, results, is_cifar10=data is None or test.num_classes == 10)
 
 
-def _print_network(baseline: str, result: NetworkResult) -> None:
+def _print_network(split: str, baseline: str, result: NetworkResult) -> None:
     typer.echo(
-        f"{baseline} network {result.index}: {result.top1:.1f} % "
+        f"{split} {baseline} network {result.index}: {result.top1:.1f} % "
         f"({result.parameters / 1e6:.2f} M parameters, {result.seconds:.1f} s)"
     )
 
 
-def _print_table(ghn: str, results: list[EvaluationResult]) -> None:
+def _print_tables(ghn: str, results: list[EvaluationResult], is_cifar10: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ghn_fast.published_results import DIFFERENCES
+
     first = results[0]
+    norm = (
+        "calibrated"
+        if first.norm == "calibrated"
+        else f"statistics of batches of {first.batch_size}"
+    )
     table = Table(
-        title=f"top-1 in % of {len(first.networks)} networks of split {first.split}, seed "
-        f"{first.seed}, on {first.num_images:,} CIFAR-10 test images, batch statistics of "
-        f"{first.batch_size}",
+        title=f"top-1 in % on {first.num_images:,} test images, networks of seed {first.seed}, "
+        f"batch normalisation by {norm}",
         title_justify="left",
     )
-    for column in ("parameters by", "mean", "standard error", "std", "best", "worst"):
-        table.add_column(column, justify="left" if column == "parameters by" else "right")
-    for result in results:
-        summary = result.summary()
-        figures = ("mean", "standard_error", "std", "best", "worst")
-        name = ghn if result.baseline == "ghn" else "random initialisation"
-        table.add_row(name, *(f"{summary[figure]:.1f}" for figure in figures))
-    Console().print(table)
+    figures = ("networks", "mean", "standard error", "std", "best", "worst")
+    for column in ("split", "parameters by", *figures):
+        table.add_column(column, justify="right" if column in figures else "left")
+    for split in dict.fromkeys(result.split for result in results):
+        own = [result for result in results if result.split == split]
+        for result in own:
+            for row in _rows(ghn, result):
+                table.add_row(*row)
+        for row in _published_rows(split) if is_cifar10 else ():
+            table.add_row(*row, style="dim")
+        table.add_section()
+    console = Console()
+    console.print(table)
+    if is_cifar10:
+        console.print(DIFFERENCES)
+
+
+def _rows(ghn: str, result: EvaluationResult) -> list[list[str]]:
+    """A line for the split, or one for each of the predefined networks."""
+    names = {"ghn": ghn, "random": "random initialisation", "sgd": f"SGD, {result.sgd_steps} steps"}
+    name = names[result.baseline]
+    if result.split == "predefined":
+        return [
+            [PREDEFINED_NAMES[network.index], name, "1", f"{network.top1:.1f}"]
+            for network in result.networks
+        ]
+    summary = result.summary()
+    figures = [summary[key] for key in ("mean", "standard_error", "std", "best", "worst")]
+    count = str(len(result.networks))
+    return [[result.split, name, count, *(f"{figure:.1f}" for figure in figures)]]
+
+
+PREDEFINED_NAMES = ("resnet50", "vit")
+
+
+def _published_rows(split: str) -> list[list[str]]:
+    from ghn_fast.nets.deepnets1m import SIZES
+    from ghn_fast.published_results import CIFAR10
+
+    rows = []
+    for key in PREDEFINED_NAMES if split == "predefined" else (split,):
+        count = "1" if split == "predefined" else str(SIZES[split])
+        for name, published in CIFAR10.items():
+            if key in published:
+                mean, best = published[key]
+                rows.append(
+                    [key, name, count, f"{mean:.1f}", "", "", f"{best:.1f}" if best else ""]
+                )
+    return rows

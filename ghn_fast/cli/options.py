@@ -14,6 +14,15 @@ Data = Annotated[
     Path | None,
     typer.Option(help="CIFAR-10 folder; by default it is looked for in the usual places."),
 ]
+DataSource = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Images: a folder of CIFAR-10, a folder with train and val folders of pictures by "
+        "class, a folder of Parquet files, or owner/name of a data set on the Hugging Face hub. "
+        "By default CIFAR-10 is looked for in the usual places.",
+    ),
+]
 Download = Annotated[
     bool, typer.Option("--download", help="Download CIFAR-10 (170 MB) where none is found.")
 ]

@@ -17,10 +17,17 @@ if TYPE_CHECKING:
 
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run; an interrupted run in it goes on.")],
-    data: options.Data = None,
+    data: options.DataSource = None,
     download: options.Download = False,
     config: Annotated[
         Path | None, typer.Option(help="A config.json, as saved with a run, to start from.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="A named configuration to start from: default, ghn2-paper, ghn3-paper."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
     ] = None,
     max_minutes: Annotated[
         float | None, typer.Option(help="End with a checkpoint after this time.")
@@ -37,28 +44,63 @@ def train(
     ] = None,
     progress: Annotated[bool, typer.Option(help="Draw a progress bar.")] = True,
 ) -> None:
-    """Train a GHN; in a folder with an unfinished run, go on where it stopped."""
-    from ghn_fast.data import load_cifar10
-    from ghn_fast.train import Trainer
+    """Train a GHN; in a folder with an unfinished run, go on where it stopped.
 
-    settings = _settings(out, config, overrides or [])
-    given: dict[str, Any] = {"max_minutes": max_minutes, "steps": steps, "seed": seed}
+    For several processes: torchrun --nproc-per-node N -m ghn_fast train ...
+    """
+    from ghn_fast.data import load_images
+    from ghn_fast.train import Trainer, choose_device, process_group
+
+    settings = _settings(out, config, preset, overrides or [])
+    given: dict[str, Any] = {
+        "max_minutes": max_minutes,
+        "steps": steps,
+        "seed": seed,
+        "data": data,
+        "device": device,
+    }
     settings = replace(settings, **{name: v for name, v in given.items() if v is not None})
-    images = [load_cifar10(data, split, download) for split in ("train", "val")]
-    trainer = Trainer(settings, out, *images)
-    if trainer.step > 0:
-        typer.echo(f"going on at step {trainer.step} after {trainer.minutes:.1f} minutes")
-    trainer.fit(show_progress=progress)
-    typer.echo(f"step {trainer.step}, {trainer.minutes:.1f} minutes: {out / 'ghn.safetensors'}")
+    with process_group(choose_device(settings.device)) as processes:
+        if not processes.is_first:
+            processes.gather(None)  # the first process may have to download the images
+        images = [
+            load_images(settings.data, split, settings.image_size, download)
+            for split in ("train", "val")
+        ]
+        if processes.is_first:
+            processes.gather(None)
+        trainer = Trainer(settings, out, *images)
+        if trainer.step > 0 and processes.is_first:
+            typer.echo(f"going on at step {trainer.step} after {trainer.minutes:.1f} minutes")
+        trainer.fit(show_progress=progress)
+        if processes.is_first:
+            file = out / "ghn.safetensors"
+            typer.echo(f"step {trainer.step}, {trainer.minutes:.1f} minutes: {file}")
 
 
-def _settings(out: Path, config: Path | None, overrides: list[str]) -> TrainConfig:
-    """What was saved in the run's folder or in ``config``, with fields overridden."""
+def plot(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, with its log.jsonl.")],
+    out: Annotated[Path | None, typer.Option(help="The PNG; by default curves.png in it.")] = None,
+) -> None:
+    """Draw the curves of a training run again, from its log."""
+    from ghn_fast.train import plot_run
+
+    typer.echo(plot_run(run, out))
+
+
+def _settings(
+    out: Path, config: Path | None, preset: str | None, overrides: list[str]
+) -> TrainConfig:
+    """What ``config``, ``preset`` or the run's own folder has, with fields overridden."""
     from ghn_fast.train import TrainConfig
 
+    if config is not None and preset is not None:
+        raise typer.BadParameter("give --config or --preset, not both")
     saved = config if config is not None else out / "config.json"
     settings = TrainConfig()
-    if config is not None or saved.exists():
+    if preset is not None:
+        settings = TrainConfig.preset(preset)
+    elif config is not None or saved.exists():
         settings = TrainConfig.load(saved)
     return TrainConfig.from_dict({**settings.to_dict(), **dict(map(_override, overrides))})
 

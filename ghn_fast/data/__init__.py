@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from ghn_fast.data.cifar10 import CLASSES, DataError, find_cifar10, load_cifar10
-from ghn_fast.data.images import Images, ImageStream, augment, normalise
+from ghn_fast.data.cifar10 import CLASSES, find_cifar10, load_cifar10
+from ghn_fast.data.encoded import EncodedImages
+from ghn_fast.data.errors import DataError
+from ghn_fast.data.images import Images, ImageSource, ImageStream, augment, normalise
+from ghn_fast.data.load import load_images
 
 __all__ = [
     "CLASSES",
     "DataError",
+    "EncodedImages",
+    "ImageSource",
     "ImageStream",
     "Images",
     "augment",
     "find_cifar10",
     "load_cifar10",
+    "load_images",
     "normalise",
 ]

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ghn_fast.data.images import Images
+from ghn_fast.data.errors import DataError
+from ghn_fast.data.images import Images, held_out
 
 CLASSES = (
     "airplane",
@@ -27,9 +28,6 @@ CLASSES = (
     "truck",
 )
 SPLITS = ("train", "val", "test")
-VALIDATION_IMAGES = 5_000
-"""Training images that are held out for every choice (arXiv 2110.13100, section 5)."""
-HOLD_OUT_SEED = 0
 DATA_VARIABLE = "GHN_FAST_DATA"
 DEFAULT_FOLDERS = ("data/cifar10", "../shared/data/cifar10")
 
@@ -38,10 +36,6 @@ _TORCHVISION_FILES = {
     "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
     "test": ("test_batch",),
 }
-
-
-class DataError(ValueError):
-    """A data folder is missing, incomplete or damaged. The message says what to do."""
 
 
 def load_cifar10(
@@ -71,10 +65,7 @@ def load_cifar10(
     images = _read(root, stored, download)
     if split == "test":
         return images
-    held_out = min(VALIDATION_IMAGES, len(images) // 10)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(HOLD_OUT_SEED))
-    chosen = order[-held_out:] if split == "val" else order[:-held_out]
-    return images.select(chosen.sort().values)
+    return images.select(held_out(len(images), split))
 
 
 def find_cifar10(root: str | Path | None = None) -> Path | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,64 @@ CIFAR10_STD = (0.24703233, 0.24348505, 0.26158768)
 """Channel statistics that the published CIFAR-10 checkpoints were trained with."""
 
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""Those of torchvision's models and of the published ImageNet checkpoints."""
+LARGEST_SMALL_SIZE = 32
+"""Networks of DeepNets-1M for larger images have the stems and strides of ImageNet's."""
+VALIDATION_IMAGES = 5_000
+"""Training images that are held out for every choice (arXiv 2110.13100, section 5)."""
+HOLD_OUT_SEED = 0
+
+
+class ImageSource(Protocol):
+    """Labelled images, in memory (:class:`Images`) or decoded when asked for.
+
+    Attributes:
+        labels: (N,) int64.
+        num_classes: of the data set.
+        is_large: whether they are for networks with the stems of ImageNet's.
+    """
+
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def is_large(self) -> bool: ...
+    def __len__(self) -> int: ...
+
+    def first(self, count: int | None) -> ImageSource:
+        """The first ``count`` images, all where it is None."""
+
+    def select(self, indices: Tensor) -> ImageSource:
+        """The images at these positions."""
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Images (B, 3, H, W) float32, normalised."""
+
+    def training_batch(
+        self, indices: Tensor, generator: torch.Generator, padding: int = 4
+    ) -> Tensor:
+        """The same, augmented as the generator decides."""
+
+
 @dataclass(frozen=True)
 class Images:
-    """Labelled images.
+    """Labelled images in memory.
 
     Attributes:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64.
+        num_classes: of the data set.
+        mean, std: of the channels, that normalise them.
     """
 
     images: Tensor
     labels: Tensor
+    num_classes: int = 10
+    mean: tuple[float, ...] = CIFAR10_MEAN
+    std: tuple[float, ...] = CIFAR10_STD
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -42,11 +90,27 @@ class Images:
 
     def select(self, indices: Tensor) -> Images:
         """The images at these positions."""
-        return Images(self.images[indices], self.labels[indices])
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def first(self, count: int | None) -> Images:
         """The first ``count`` images, all where it is None."""
-        return self if count is None else Images(self.images[:count], self.labels[:count])
+        if count is None:
+            return self
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    @property
+    def is_large(self) -> bool:
+        return self.images.shape[-1] > LARGEST_SMALL_SIZE
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Images (B, 3, H, W) float32, normalised."""
+        return normalise(self.images[indices], self.mean, self.std)
+
+    def training_batch(
+        self, indices: Tensor, generator: torch.Generator, padding: int = 4
+    ) -> Tensor:
+        """The same, after :func:`augment`."""
+        return normalise(augment(self.images[indices], generator, padding), self.mean, self.std)
 
 
 def normalise(
@@ -87,6 +151,17 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Ten
     ]
 
 
+def held_out(count: int, split: str) -> Tensor:
+    """Which of ``count`` training images are for ``"train"`` and which for ``"val"``.
+
+    5,000, or a tenth where there are fewer than 50,000, are held out, the same ones always.
+    """
+    number = min(VALIDATION_IMAGES, count // 10)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(HOLD_OUT_SEED))
+    chosen = order[-number:] if split == "val" else order[: count - number]
+    return chosen.sort().values
+
+
 class ImageStream:
     """Training batches without end: batch ``i`` is a pure function of ``(seed, i)``.
 
@@ -99,7 +174,7 @@ class ImageStream:
         padding: of the random crops.
     """
 
-    def __init__(self, data: Images, batch_size: int, seed: int, padding: int = 4) -> None:
+    def __init__(self, data: ImageSource, batch_size: int, seed: int, padding: int = 4) -> None:
         if not 1 <= batch_size <= len(data):
             raise ValueError(f"batch_size must be from 1 to {len(data)}, not {batch_size}")
         self.data = data
@@ -117,8 +192,8 @@ class ImageStream:
             self._order = torch.randperm(len(self.data), generator=self._generator(0, epoch))
             self._epoch = epoch
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        images = augment(self.data.images[chosen], self._generator(1, index), self.padding)
-        return normalise(images), self.data.labels[chosen]
+        images = self.data.training_batch(chosen, self._generator(1, index), self.padding)
+        return images, self.data.labels[chosen]
 
     def _generator(self, purpose: int, index: int) -> torch.Generator:
         """Generators of different purposes or indices must not share their streams."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.plan import Group, Plan, Target, Uses, plan_for
@@ -171,10 +171,9 @@ class PlanCache:
         self._lock = threading.Lock()
 
     def get(
-        self, batch: GraphBatch, config: GHNConfig, models: Sequence[nn.Module], interpolates: bool
+        self, batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses], interpolates: bool
     ) -> tuple[Plan, BlockTable]:
         """The plan of a batch and its block table, made if they are not there."""
-        uses = [Uses.of(model) for model in models]
         key = (config, interpolates, *(_key(*pair) for pair in zip(batch, uses, strict=True)))
         with self._lock:
             if key in self._entries:
@@ -194,9 +193,5 @@ class PlanCache:
 
 def _key(graph: Graph, uses: Uses) -> tuple[object, ...]:
     """All that a plan follows from, but the GHN's configuration."""
-    return (
-        graph.digest(),
-        *(tuple(names.items()) for names in (graph.other, graph.unused)),
-        *(tuple(values.items()) for values in (uses.fan_in, uses.shapes, uses.complex)),
-        frozenset(uses.embeddings),
-    )
+    others = (tuple(names.items()) for names in (graph.other, graph.unused))
+    return graph.digest(), *others, *uses.key()

@@ -20,7 +20,8 @@ from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.decoder import ConvDecoder, MLPDecoder, Slices
 from ghn_fast.ghn.gated_gnn import GatedGNN
 from ghn_fast.ghn.layers import MLP
-from ghn_fast.ghn.plan import Group, Plan, class_rules, make_plan, misfit
+from ghn_fast.ghn.leaves import Leaves
+from ghn_fast.ghn.plan import Group, Plan, Target, Uses, class_rules, make_plan, misfit
 from ghn_fast.ghn.pretrained import Pretrained
 from ghn_fast.ghn.rules import fill
 from ghn_fast.ghn.shape_encoder import PositionTable, ShapeEncoder, shape_as_4d
@@ -105,36 +106,73 @@ class GHN(Pretrained, nn.Module):
         batch = self.batch(model_list, graphs)
         if self.training and torch.is_grad_enabled():
             plan = make_plan(batch, self.config, model_list)
-            self.attach(model_list, batch, make_block_table(plan, self.config, self.interpolates))
+            self._attach(model_list, batch, make_block_table(plan, self.config, self.interpolates))
         else:
             plan = self.write(model_list, batch)
         for model, kinds in zip(model_list, plan.others, strict=True):
             fill(model, kinds)
         return models
 
-    def attach(self, models: Sequence[nn.Module], batch: GraphBatch, table: BlockTable) -> None:
+    def _attach(self, models: Sequence[nn.Module], batch: GraphBatch, table: BlockTable) -> None:
         """Puts predicted tensors, which carry gradients, in the places of the parameters."""
         embeddings = self.node_embeddings(batch)
         predicted = tile(self.blocks(embeddings, table), table.tiles)
-        for target, tensor in zip(table.targets, predicted, strict=True):
-            assign(models[target.graph], target.parameter, tensor, attach=True)
-        self._assign_direct(models, embeddings, table, attach=True)
+        attach(models, table.targets, predicted)
+        self._assign_direct(models, embeddings, table, keep_grad=True)
+
+    def attach_leaves(
+        self,
+        models: Sequence[nn.Module],
+        graphs: Graph | GraphBatch | Sequence[Graph] | None = None,
+    ) -> Leaves:
+        """Puts predicted tensors that are cut off from the GHN in the places of the parameters.
+
+        For loops that differentiate the models one by one, each up to its predicted parameters,
+        and the GHN once for all of them: see :class:`ghn_fast.ghn.leaves.Leaves`.
+
+        Args:
+            models: several.
+            graphs: of the models; made from them where left out.
+
+        Raises:
+            ValueError: as many graphs as models are needed.
+        """
+        batch = self.batch(models, graphs)
+        plan = make_plan(batch, self.config, models)
+        table = make_block_table(plan, self.config, self.interpolates)
+        embeddings = self.node_embeddings(batch)
+        blocks = self.blocks(embeddings, table)
+        leaves = Leaves(blocks, table, list(self._decode_groups(embeddings, table.direct)))
+        attach(models, leaves.targets, leaves.tensors)
+        for model, kinds in zip(models, plan.others, strict=True):
+            fill(model, kinds)
+        return leaves
 
     @torch.no_grad()
-    def write(self, models: Sequence[nn.Module], batch: GraphBatch) -> Plan:
+    def write(
+        self,
+        models: Sequence[nn.Module],
+        batch: GraphBatch,
+        uses: Sequence[Uses] | None = None,
+    ) -> Plan:
         """Writes predicted values into the models' own parameters.
 
         What follows from the architecture alone is kept for the next time (:class:`PlanCache`).
 
+        Args:
+            models: several.
+            batch: of their graphs.
+            uses: of the models, where they are known already.
+
         Returns:
             The plan. Its ``others`` are left to :func:`ghn_fast.ghn.rules.fill`.
         """
-        plan, table = _plans.get(batch, self.config, models, self.interpolates)
+        uses = uses if uses is not None else [Uses.of(model) for model in models]
+        plan, table = _plans.get(batch, self.config, uses, self.interpolates)
         embeddings = self.node_embeddings(batch)
-        named = [dict(model.named_parameters(remove_duplicate=False)) for model in models]
-        parameters = [named[t.graph][t.parameter] for t in table.targets]
+        parameters = [uses[t.graph].parameters[t.parameter] for t in table.targets]
         tile_into(self.blocks(embeddings, table), table.tiles, parameters)
-        self._assign_direct(models, embeddings, table, attach=False)
+        self._assign_direct(models, embeddings, table, keep_grad=False)
         return plan
 
     def blocks(self, embeddings: Tensor, table: BlockTable) -> list[Tensor]:
@@ -163,11 +201,11 @@ class GHN(Pretrained, nn.Module):
         return self.bias_class(vectors[:, 1]) if source.kind == "class_bias" else vectors
 
     def _assign_direct(
-        self, models: Sequence[nn.Module], embeddings: Tensor, table: BlockTable, attach: bool
+        self, models: Sequence[nn.Module], embeddings: Tensor, table: BlockTable, keep_grad: bool
     ) -> None:
         for group, tensors in self._decode_groups(embeddings, table.direct):
             for target, tensor in zip(group.targets, tensors, strict=True):
-                assign(models[target.graph], target.parameter, tensor, attach)
+                assign(models[target.graph], target.parameter, tensor, keep_grad)
 
     def predict_groups(self, batch: GraphBatch, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
         """Each group of the plan with its predicted parameters (n, *shape).
@@ -332,6 +370,16 @@ def assign(model: nn.Module, parameter: str, value: Tensor, attach: bool) -> Non
         return
     with torch.no_grad():
         module._parameters[name].copy_(value)  # type: ignore[union-attr]
+
+
+def attach(
+    models: Sequence[nn.Module], targets: Sequence[Target], tensors: Sequence[Tensor]
+) -> None:
+    """Puts tensors in the places of the parameters that are their targets."""
+    modules = [dict(model.named_modules(remove_duplicate=False)) for model in models]
+    for target, tensor in zip(targets, tensors, strict=True):
+        path, _, name = target.parameter.rpartition(".")
+        modules[target.graph][path]._parameters[name] = tensor
 
 
 def tile_into(blocks: Sequence[Tensor], table: TileTable, parameters: Sequence[Tensor]) -> None:

@@ -89,26 +89,26 @@ class Uses:
     Two models of equal graphs and equal uses have the same plan.
 
     Attributes:
+        parameters: all of them, a tied one under each of its names.
         fan_in: of weights that are stored (in, out, ...): transposed convolutions, and linear
             layers that multiply from the right.
         embeddings: weights of which an embedding takes single rows.
-        shapes: of all parameters.
         complex: {parameter name: dtype} of those that are.
     """
 
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     fan_in: dict[str, float] = field(default_factory=dict)
     embeddings: set[str] = field(default_factory=set)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     complex: dict[str, torch.dtype] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> Uses:
         uses = cls()
-        for path, module in model.named_modules():
+        for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    uses.shapes[prefix + name] = parameter.shape
+                    uses.parameters[prefix + name] = parameter
                     if parameter.is_complex():
                         uses.complex[prefix + name] = parameter.dtype
             fan_in = _stored_fan_in(module)
@@ -117,6 +117,16 @@ class Uses:
             elif isinstance(module, nn.Embedding):
                 uses.embeddings.update(prefix + name for name in _WEIGHTS)
         return uses
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of a parameter, if the model is known."""
+        return self.parameters[name].shape if name in self.parameters else None
+
+    def key(self) -> tuple[object, ...]:
+        """All that a plan depends on."""
+        shapes = tuple((name, parameter.shape) for name, parameter in self.parameters.items())
+        others = (tuple(values.items()) for values in (self.fan_in, self.complex))
+        return shapes, frozenset(self.embeddings), *others
 
 
 # A weight, and what it is made from where it is normalised (torch.nn.utils.parametrizations).
@@ -198,7 +208,7 @@ def _sort(
             decoded.append((position, rule, node.shape, node.parameter))
         if node.bias is None:
             continue
-        if kind is None and uses.shapes.get(node.bias, node.shape) == node.shape:
+        if kind is None and uses.shape(node.bias) in (None, node.shape):
             decoded.append((position, "norm_bias", node.shape, node.bias))
         else:
             others[node.bias] = "norm_bias"

@@ -69,7 +69,7 @@ class Graph:
     def __post_init__(self) -> None:
         self.nodes = tuple(self.nodes)
         edges = torch.as_tensor(self.edges, dtype=torch.int64).reshape(-1, 2)
-        self.edges = torch.unique(edges, dim=0)
+        self.edges = edges if _ascending(edges) else torch.unique(edges, dim=0)
         self.node_types = torch.tensor(_type_indices(self.nodes), dtype=torch.int64)
         check_edges(len(self.nodes), self.edges)
 
@@ -130,6 +130,14 @@ class Graph:
     def __repr__(self) -> str:
         parameters = sum(node.parameter is not None for node in self.nodes)
         return f"Graph({self.num_nodes} nodes, {len(self.edges)} edges, {parameters} weights)"
+
+
+def _ascending(edges: Tensor) -> bool:
+    """Whether edges are sorted and unique, as those of a trace are."""
+    pairs = edges.numpy(force=True)
+    source, target = pairs[:, 0], pairs[:, 1]
+    same = source[1:] == source[:-1]
+    return bool(((source[1:] > source[:-1]) | (same & (target[1:] > target[:-1]))).all())
 
 
 def _with_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:

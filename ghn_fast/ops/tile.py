@@ -169,6 +169,51 @@ def tile_(
     torch.autograd.graph.increment_version([p for p in parameters if not p.is_inference()])
 
 
+@torch.no_grad()
+def tile_backward(
+    blocks: Sequence[Tensor],
+    table: TileTable,
+    grads: Sequence[Tensor | None],
+    backend: str | None = None,
+) -> list[Tensor]:
+    """The gradients of the blocks from those of the parameters that :func:`tile` makes of them.
+
+    For loops that have the parameters' gradients at hand: autograd takes as long for its records
+    of a thousand small parameters as the sums take.
+
+    Args:
+        blocks: as for :func:`tile`.
+        table: as for :func:`tile`.
+        grads: of each parameter, in the table's order; None counts as zeros.
+        backend: as for :func:`tile`.
+
+    Raises:
+        ValueError: as for :func:`tile`, and for gradients of other shapes.
+        TypeError: as for :func:`tile`.
+    """
+    _check_blocks(blocks, table)
+    for number, (grad, tile) in enumerate(zip(grads, table.tiles, strict=True)):
+        if grad is not None and grad.shape != tile.shape:
+            raise ValueError(
+                f"gradient {number} has shape {tuple(grad.shape)}, its tile {tile.shape}"
+            )
+    backend = _choose(backend, blocks, [g.dtype for g in grads if g is not None])
+    if backend == "reference":
+        return _reference_backward(blocks, table, grads)
+    return _backward(blocks, grads, table, [torch.empty_like(b) for b in blocks], backend)
+
+
+def _reference_backward(
+    blocks: Sequence[Tensor], table: TileTable, grads: Sequence[Tensor | None]
+) -> list[Tensor]:
+    leaves = [block.detach().requires_grad_() for block in blocks]
+    with torch.enable_grad():
+        parameters = tile_reference(leaves, table)
+    pairs = [(p, g.to(p)) for p, g in zip(parameters, grads, strict=True) if g is not None]
+    torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+    return [torch.zeros_like(b) if b.grad is None else b.grad for b in leaves]
+
+
 def tile_reference(
     blocks: Sequence[Tensor], table: TileTable, dtype: torch.dtype | None = None
 ) -> list[Tensor]:
@@ -291,16 +336,33 @@ def _backward_op(
     like: Tensor,
     backend: str,
 ) -> list[Tensor]:
-    """The gradients of the blocks from those of the parameters (None: zero).
+    """:func:`_backward` with the table as its ``entries`` and ``scales``.
 
     ``dims``, ``sizes`` and ``strides`` describe the gradients, ``like`` has their dtype and
-    device. ``values`` are the blocks whose values matter.
+    device.
     """
     table = TileTable.from_entries(entries, scales)
     results = _new_blocks(dims, sizes, strides, like)
+    return _backward(values, grads, table, results, backend)
+
+
+def _backward(
+    values: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    table: TileTable,
+    results: list[Tensor],
+    backend: str,
+) -> list[Tensor]:
+    """Fills ``results``, the gradients of the blocks, from those of the parameters (None: zero).
+
+    ``values`` are the blocks whose values matter.
+    """
+    if not results:
+        return results
     if backend == "triton":
         _sum_on_device(values, grads, table, results)
         return results
+    dtype = results[0].dtype
     # Tiles of the same block follow each other; the first of them overwrites.
     order = sorted(range(len(table)), key=lambda i: table.tiles[i][:2])
     rows = [table.tiles[i][:2] for i in order]
@@ -312,10 +374,10 @@ def _backward_op(
         if count < len(result):
             result.zero_()
     # Kept until the core has read them.
-    dense = [None if g is None else g.to(like.dtype).contiguous() for g in grads]
+    dense = [None if g is None else g.to(dtype).contiguous() for g in grads]
     blocks = [r if v is None else v for r, v in zip(results, values, strict=True)]
     sources, targets = _block_infos(blocks, table), _block_infos(results, table)
-    backward = getattr(core, f"tile_backward_{_CPP_FUNCTIONS[like.dtype]}")
+    backward = getattr(core, f"tile_backward_{_CPP_FUNCTIONS[dtype]}")
     backward(
         [sources[i] for i in order],
         [targets[i] for i in order],

@@ -15,6 +15,59 @@ SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = ("float32", "bfloat16")
 
 
+_CIFAR10_EPOCH = 703
+"""Batches of 64 in the 45,000 training images that are left without those for validation."""
+_PUBLISHED: dict[str, Any] = {
+    "steps": 300 * _CIFAR10_EPOCH,
+    "max_minutes": None,
+    "meta_batch": 8,
+    "image_batch": 64,
+    "max_nodes": 2200,
+    "num_networks": 1_000_000,
+    "cached_networks": 0,
+    "widths": None,
+    "max_work": None,
+    "max_parameters": None,
+    "betas": (0.9, 0.999),
+    "grad_clip": 5.0,
+    "network_clip": 0.0,
+    "ema_decay": 0.0,
+    "checkpoint_every": 1000,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "ghn2-paper": {
+        **_PUBLISHED,
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "weight_decay": 1e-5,
+        "warmup_steps": 0,
+        "schedule": "step",
+        "milestones": (200 / 300, 250 / 300),
+        "decay": 0.1,
+    },
+    "ghn3-paper": {
+        **_PUBLISHED,
+        "ghn": {
+            "hypernet": "graphormer",
+            "max_shape": [64, 64, 11, 11],
+            "hid": 64,
+            "layers": 3,
+            "heads": 8,
+        },
+        "optimizer": "adamw",
+        "lr": 4e-4,
+        "weight_decay": 1e-2,
+        "warmup_steps": 5 * _CIFAR10_EPOCH,
+        "schedule": "cosine",
+        "final_lr": 0.0,
+    },
+}
+"""Named configurations. ``ghn2-paper`` is arXiv 2110.13100, section 5: Adam, 1e-3 divided by ten at
+epochs 200 and 250 of 300. ``ghn3-paper`` trains a GHN-3-T with the optimiser of arXiv 2303.04143
+(AdamW 4e-4, weight decay 1e-2, warm-up over 5 epochs, cosine) on CIFAR-10."""
+
+
 class ConfigError(ValueError):
     """A field has a value that makes no sense; the message names it."""
 
@@ -28,18 +81,28 @@ class TrainConfig:
     Attributes:
         ghn: settings of :class:`ghn_fast.ghn.GHNConfig`, or with
             ``{"hypernet": "graphormer"}`` of :class:`ghn_fast.ghn.GHN3Config`.
+        data: the images, as :func:`ghn_fast.data.load_images` takes them; None looks for CIFAR-10
+            in the usual places.
+        image_size: height and width that images of other sizes are brought to, for data sets
+            other than CIFAR-10.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` (the GPU of the process's
+            local rank) or ``cuda:N``.
         init: a GHN to start from, as :func:`ghn_fast.from_pretrained` takes it; it must have the
             settings ``ghn``. None starts from random weights.
         seed: of the initial weights, the networks and the images.
         steps: of the optimiser; where None the run lasts ``max_minutes``, and the learning rate
             follows the share of them that has passed (such a run cannot be repeated exactly).
-        max_minutes: the run ends after this time with a checkpoint. Counts all resumed parts.
-        meta_batch: networks in a step.
+        max_minutes: the run ends within this time, with a checkpoint. Counts all resumed parts.
+        meta_batch: networks in a step, for each process and each of ``accumulate`` parts.
+        accumulate: parts of a step whose gradients add up: a step has ``meta_batch`` x
+            ``accumulate`` x processes networks, with the GHN's memory of ``meta_batch``.
+        max_nodes: the networks of a step are drawn again where they have more nodes than this
+            for each process and part (2200 in the public code); None for no limit.
         image_batch: images in a step; every network of the step gets the same ones.
         num_networks: how many networks of the train split are used; None for all of them.
             Up to ``cached_networks`` of them are kept in memory once built.
         cached_networks: how many built networks are kept in memory, about 1 MB each.
-        widths: the channels C that networks are drawn with.
+        widths: the channels C that networks are drawn with; None for the split's own.
         max_work: a network drawn too wide gets the largest of the ``widths`` with at most this
             work (:func:`ghn_fast.train.work.network_work`, million multiply-adds per image); it
             is passed over if even the smallest is too much. None for no limit.
@@ -58,23 +121,33 @@ class TrainConfig:
         label_smoothing: of the cross-entropy.
         ema_decay: of the average of the weights, which is what is evaluated and exported; 0 for
             none.
-        precision: in which the target networks run.
-        threads: that share the networks of a step; each uses one core. 0 for one per core.
+        precision: in which the target networks run. There is no float16: it needs a scale of the
+            loss that is searched for network by network; bfloat16 does not. The GHN itself, a
+            few milliseconds of a step, stays in float32. Networks are not compiled: each is used
+            a few times, and compiling one takes longer than running it hundreds of times (see
+            docs/training.md).
+        threads: that share the networks of a step; each uses one core. 0 for one per core. On a
+            GPU networks run one after another.
         log_every, validate_every, checkpoint_every: in steps; 0 for never.
         validation_networks, validation_images: how many of the val split are evaluated.
         tensorboard: write event files as well (needs the package tensorboard).
     """
 
     ghn: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
+    image_size: int = 32
+    device: str = "auto"
     init: str | None = None
     seed: int = 0
     steps: int | None = None
     max_minutes: float | None = 90.0
     meta_batch: int = 8
+    accumulate: int = 1
+    max_nodes: int | None = None
     image_batch: int = 32
     num_networks: int | None = 4000
     cached_networks: int = 4000
-    widths: tuple[int, ...] = (16, 24, 32, 48, 64)
+    widths: tuple[int, ...] | None = (16, 24, 32, 48, 64)
     max_work: float | None = 25.0
     max_cells: int | None = None
     max_parameters: int | None = 3_000_000
@@ -101,9 +174,10 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("widths", "milestones", "betas"):
+        for name in ("milestones", "betas"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "widths", tuple(sorted(self.widths)))
+        if self.widths is not None:
+            object.__setattr__(self, "widths", tuple(sorted(self.widths)))
         self._check_choices()
         self._check_numbers()
 
@@ -118,14 +192,31 @@ class TrainConfig:
     def _check_numbers(self) -> None:
         if self.steps is None and self.max_minutes is None:
             raise ConfigError("a run needs an end: give steps, max_minutes or both")
-        for name in ("steps", "max_minutes", "num_networks", "max_work", "meta_batch", "lr"):
+        names = ("steps", "max_minutes", "num_networks", "max_work", "meta_batch", "lr")
+        for name in (*names, "accumulate", "max_nodes", "image_batch", "image_size"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be positive, not {value}")
-        if not self.widths or any(width < 8 or width % 8 for width in self.widths):
-            raise ConfigError(f"widths must be multiples of 8, not {self.widths}")
+        widths = self.widths
+        if widths is not None and (not widths or any(w < 8 or w % 8 for w in widths)):
+            raise ConfigError(f"widths must be multiples of 8, not {widths}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+
+    def networks_per_step(self, processes: int = 1) -> int:
+        """Networks in a step of all processes."""
+        return self.meta_batch * self.accumulate * processes
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> TrainConfig:
+        """A published way of training, with fields changed.
+
+        Raises:
+            ConfigError: an unknown preset or field.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls.from_dict({**PRESETS[name], **changes})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ghn_fast.files import write_text
+from ghn_fast.files import append_line, write_text
 from ghn_fast.train.step import StepResult
 
 LOG_FILE = "log.jsonl"
@@ -33,14 +34,17 @@ class Meter:
         self.limited += result.limited
         for part, seconds in result.seconds.items():
             self.seconds[part] += seconds
-        if math.isfinite(result.loss):
+        if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
             self.counted += 1
             self.sums["loss"] += result.loss
             self.sums["top1"] += result.top1
             self.sums["gradient_norm"] += result.gradient_norm
 
     def report(self, images: int) -> dict[str, Any]:
-        """The averages, the speed and the share of the time of each part."""
+        """The averages, the speed and the share of the time of each part.
+
+        Without a step that counted there are no averages.
+        """
         total = sum(self.seconds.values()) or 1e-9
         means = {name: value / max(self.counted, 1) for name, value in self.sums.items()}
         return {
@@ -60,17 +64,30 @@ class RunLog:
         step: the step that the run goes on from. Lines of later steps, which a killed run may
             have left, are dropped.
         tensorboard: write event files too.
+        is_open: False in a process that is not to write; it does nothing.
     """
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+    def __init__(
+        self, folder: Path, step: int, tensorboard: bool = False, is_open: bool = True
+    ) -> None:
         self.path = folder / LOG_FILE
-        self._drop_after(step)
-        self._writer = _summary_writer(folder, step) if tensorboard else None
+        self.is_open = is_open
+        self._writer = None
+        if is_open:
+            self._drop_after(step)
+            self._writer = _summary_writer(folder, step) if tensorboard else None
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Appends a line; numbers go to TensorBoard as well."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        """Appends a line; numbers go to TensorBoard as well.
+
+        A line that cannot be written, for example to a full disk, is left out with a warning.
+        """
+        if not self.is_open:
+            return
+        try:
+            append_line(self.path, json.dumps({"kind": kind, "step": step, **values}))
+        except OSError as error:
+            warnings.warn(f"step {step}: no line in {self.path}: {error}", stacklevel=2)
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from ghn_fast._core import core
 from ghn_fast.graph import Graph
 from ghn_fast.nets import build_ghost, count_parameters, sample_net_args
 from ghn_fast.nets.direct import graph_of
 from ghn_fast.nets.philox import Stream
+from ghn_fast.processes import ALONE, Processes, shares
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.work import network_work
 
@@ -17,6 +19,8 @@ SPLIT = "train"
 _WIDTH_STREAM = 1_000
 """Number of the random stream of widths; the splits' own numbers are small."""
 _MOST_REFUSALS = 10_000
+SMALL_IMAGE_SIZE = 32
+LARGE_IMAGE_SIZE = 224
 
 
 class Drawn(NamedTuple):
@@ -30,67 +34,129 @@ class NetworkStream:
     """Meta-batches of networks without end.
 
     Candidate ``i`` is a pure function of the configuration and ``i``, so the whole state of the
-    stream is one integer. Candidates beyond the configured limits are passed over.
+    stream is one integer. Candidates beyond the configured limits are passed over. A step takes
+    ``config.networks_per_step`` networks, whoever runs them: what each of several processes gets
+    is a pure function of the position and of its rank.
 
     Args:
         config: see :class:`TrainConfig`.
         num_classes: outputs of the networks.
+        is_imagenet_input: whether the networks are for large images.
+        processes: that share each step's networks, balanced by their nodes.
     """
 
-    def __init__(self, config: TrainConfig, num_classes: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        num_classes: int,
+        is_imagenet_input: bool = False,
+        processes: Processes = ALONE,
+    ) -> None:
         self.config = config
         self.num_classes = num_classes
-        self._cache: dict[int, Drawn | None] = {}
+        self.is_imagenet_input = is_imagenet_input
+        self.processes = processes
+        self.networks_per_step = config.networks_per_step(processes.size)
+        self._cache: dict[int, Drawn] = {}
+        self._arguments: dict[int, dict[str, Any] | None] = {}
 
     def draw(self, position: int) -> tuple[list[Drawn], int]:
-        """A meta-batch, all different, from this position on, and the position after it.
+        """This process's networks of the step at this position, and the position after it.
 
         Raises:
             ConfigError: the configured limits leave too few networks.
         """
-        batch: dict[int, Drawn] = {}
-        for after in range(position, position + _MOST_REFUSALS):
-            index = after % (self.config.num_networks or 2**63)
-            drawn = None if index in batch else self.candidate(index)
-            if drawn is not None:
-                batch[index] = drawn
-            if len(batch) == self.config.meta_batch:
-                return list(batch.values()), after + 1
+        limit = self.config.max_nodes
+        for _ in range(_MOST_REFUSALS):
+            indices, position = self._accepted(position)
+            needs_nodes = limit is not None or self.processes.size > 1
+            nodes = self._count_nodes(indices) if needs_nodes else []
+            if limit is None or sum(nodes) <= limit * self.config.accumulate * self.processes.size:
+                return [self._drawn(index) for index in self._share(indices, nodes)], position
         raise ConfigError(
-            f"among {_MOST_REFUSALS} networks fewer than {self.config.meta_batch} are within "
-            f"max_work={self.config.max_work}, max_cells={self.config.max_cells} and "
-            f"max_parameters={self.config.max_parameters} at widths {self.config.widths}"
+            f"no {self.config.meta_batch} networks were found with at most max_nodes={limit}"
         )
 
     def candidate(self, index: int) -> Drawn | None:
         """Network ``index``, None if it is beyond the limits."""
+        return None if self._args(index) is None else self._drawn(index)
+
+    def _accepted(self, position: int) -> tuple[list[int], int]:
+        """The next networks within the limits, all different, and the position after them."""
+        found: dict[int, None] = {}
+        for after in range(position, position + _MOST_REFUSALS):
+            index = after % (self.config.num_networks or 2**63)
+            if index not in found and self._args(index) is not None:
+                found[index] = None
+            if len(found) == self.networks_per_step:
+                return list(found), after + 1
+        raise ConfigError(
+            f"among {_MOST_REFUSALS} networks fewer than {self.networks_per_step} are within "
+            f"max_work={self.config.max_work}, max_cells={self.config.max_cells} and "
+            f"max_parameters={self.config.max_parameters} at widths {self.config.widths}"
+        )
+
+    def _share(self, indices: list[int], nodes: list[int]) -> list[int]:
+        if self.processes.size == 1:
+            return indices
+        return [indices[i] for i in shares(nodes, self.processes.size)[self.processes.rank]]
+
+    def _count_nodes(self, indices: list[int]) -> list[int]:
+        """The sizes of graphs, which do not depend on widths, without making them."""
+        counts, *_ = core.deepnets_batch(
+            *(SPLIT, self.config.seed, indices, self.num_classes, self.is_imagenet_input),
+            max_distance=1,
+            with_rows=False,
+            num_threads=1,
+        )
+        return [int(count) for count in counts]
+
+    def _args(self, index: int) -> dict[str, Any] | None:
+        if index in self._arguments:
+            return self._arguments[index]
+        net_args = training_args(self.config, index, self.is_imagenet_input)
+        if len(self._arguments) < self.config.cached_networks:
+            self._arguments[index] = net_args
+        return net_args
+
+    def _drawn(self, index: int) -> Drawn:
         if index in self._cache:
             return self._cache[index]
-        net_args = training_args(self.config, index)
-        drawn = None
-        if net_args is not None:
-            model = build_ghost(net_args, self.num_classes, is_imagenet_input=False).eval()
-            drawn = Drawn(model, graph_of(net_args, self.num_classes, index=index))
+        net_args = self._args(index)
+        assert net_args is not None
+        model = build_ghost(net_args, self.num_classes, self.is_imagenet_input).eval()
+        graph = graph_of(net_args, self.num_classes, self.is_imagenet_input, index)
+        drawn = Drawn(model, graph)
         if len(self._cache) < self.config.cached_networks:
             self._cache[index] = drawn
         return drawn
 
 
-def training_args(config: TrainConfig, index: int) -> dict[str, Any] | None:
+def training_args(
+    config: TrainConfig, index: int, is_imagenet_input: bool = False
+) -> dict[str, Any] | None:
     """The arguments of candidate ``index`` within the limits, or None."""
-    net_args = sample_net_args(SPLIT, config.seed, index)
+    net_args = sample_net_args(SPLIT, config.seed, index, is_imagenet_input)
     if config.max_cells is not None and net_args["n_cells"] > config.max_cells:
         return None
-    choice = Stream(config.seed, _WIDTH_STREAM, index).below(len(config.widths))
-    for width in sorted(config.widths[: choice + 1], reverse=True):
+    for width in _widths(config, index, net_args["C"]):
         net_args["C"] = width
-        if _is_affordable(config, net_args):
+        if _is_affordable(config, net_args, is_imagenet_input):
             return net_args
     return None
 
 
-def _is_affordable(config: TrainConfig, net_args: dict[str, Any]) -> bool:
-    if config.max_work is not None and network_work(net_args) > config.max_work:
+def _widths(config: TrainConfig, index: int, published: int) -> list[int]:
+    """Widths to try: the one drawn for the network, then narrower ones."""
+    if config.widths is None:
+        return [published]
+    choice = Stream(config.seed, _WIDTH_STREAM, index).below(len(config.widths))
+    return sorted(config.widths[: choice + 1], reverse=True)
+
+
+def _is_affordable(config: TrainConfig, net_args: dict[str, Any], is_imagenet_input: bool) -> bool:
+    size = LARGE_IMAGE_SIZE if is_imagenet_input else SMALL_IMAGE_SIZE
+    if config.max_work is not None and network_work(net_args, size) > config.max_work:
         return False
     limit = config.max_parameters
-    return limit is None or count_parameters(net_args) <= limit
+    return limit is None or count_parameters(net_args, 10, is_imagenet_input) <= limit

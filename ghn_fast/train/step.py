@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
@@ -15,22 +16,23 @@ from torch import Tensor, nn
 
 from ghn_fast.ghn import GHN
 from ghn_fast.graph import GraphBatch
+from ghn_fast.processes import ALONE, Processes
 
 
 @dataclass
 class StepResult:
-    """What a step did.
+    """What a step did, over all processes that share it.
 
     Attributes:
         loss: mean cross-entropy over the networks that counted; nan where none did.
         top1: their mean training accuracy, from 0 to 1.
-        losses: of each network, in order; not finite for those that were left out.
-        errors: {position of a network: why it was left out}.
+        losses: of each network, process by process in order; not finite for those left out.
+        errors: {position of a network in ``losses``: why it was left out}.
         gradient_norm: of the GHN before clipping.
         limited: how many networks had their gradient shortened to ``network_clip``.
-        updated: False if the step was skipped: no network with a finite loss, or a gradient that
-            is not finite.
-        seconds: {"predict", "networks", "backward", "update"}: how long each part took.
+        skipped: why the GHN was not updated; None where it was.
+        seconds: {"predict", "networks", "backward", "update", "exchange"}: how long each part
+            took in this process; "exchange" is waiting for and talking to the others.
     """
 
     loss: float = float("nan")
@@ -39,19 +41,32 @@ class StepResult:
     errors: dict[int, str] = field(default_factory=dict)
     gradient_norm: float = float("nan")
     limited: int = 0
-    updated: bool = False
+    skipped: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def updated(self) -> bool:
+        return self.skipped is None
 
 
 @dataclass
-class _Outcome:
-    """A network's loss and the gradients of its predicted parameters."""
+class _Summary:
+    """What the other processes need to know of a network."""
 
     loss: float
     top1: float = float("nan")
-    gradients: list[Tensor | None] = field(default_factory=list)
     norm: float = 0.0
     error: str | None = None
+
+
+@dataclass
+class _Outcome(_Summary):
+    """A network's loss and the gradients of its predicted parameters."""
+
+    gradients: list[Tensor | None] = field(default_factory=list)
+
+    def summary(self) -> _Summary:
+        return _Summary(self.loss, self.top1, self.norm, self.error)
 
 
 def train_step(
@@ -67,13 +82,16 @@ def train_step(
     network_clip: float = 0.0,
     autocast: torch.dtype | None = None,
     workers: ThreadPoolExecutor | None = None,
+    accumulate: int = 1,
+    processes: Processes = ALONE,
 ) -> StepResult:
     """Predicts the networks' parameters, measures their loss and updates the GHN.
 
     The networks are run and differentiated one by one, up to their predicted parameters; only
     then follows one backward pass through the GHN. So the memory needed is that of one network
     (or of as many as there are workers), and a network whose loss is not finite, or that runs
-    out of memory, is left out instead of spoiling the step.
+    out of memory, is left out instead of spoiling the step. Where the GHN itself runs out of
+    memory, the networks it was predicting are left out, or the step is skipped.
 
     Args:
         ghn: in training mode.
@@ -86,10 +104,15 @@ def train_step(
         label_smoothing: of the cross-entropy.
         grad_clip: the largest norm of the GHN's gradient; 0 does not limit it.
         network_clip: a network whose gradient (of its predicted parameters) is longer than so many
-            times the step's median is shortened to that, so that a network that explodes does not
-            decide the step alone; 0 does not limit it.
+            times the median is shortened to that, so that a network that explodes does not
+            decide the step alone; 0 does not limit it. The median is that of the networks that
+            are predicted together, in all processes.
         autocast: run the networks in this lower precision.
         workers: threads that share the networks; without them one after another.
+        accumulate: predict the networks in so many parts, one after another, whose gradients add
+            up: the same step with the GHN's memory of one part.
+        processes: that share the step, each with networks of its own; the gradient is that of the
+            mean loss over all networks of all processes. All of them have to call this function.
 
     Raises:
         ValueError: the GHN is not in training mode.
@@ -100,30 +123,37 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     clock = _Clock(result.seconds)
     own = [dict(module._parameters) for model in models for module in model.modules()]
-    ghn(models, graphs)
-    predicted = [_detach_predicted(model) for model in models]
-    clock.lap("predict")
+    summaries: list[_Summary] = []
+    is_whole = True
 
-    def run(position: int) -> _Outcome:
-        return _run_network(
-            models[position],
-            predicted[position],
-            images,
-            labels,
-            label_smoothing,
-            autocast,
-            1 / len(models),
-        )
+    def run(model: nn.Module, predicted: Sequence[_Predicted]) -> _Outcome:
+        return _run_network(model, predicted, images, labels, label_smoothing, autocast)
 
-    outcomes = _map(run, len(models), workers)
-    clock.lap("networks")
-    _collect(result, outcomes)
-    good = len(outcomes) - len(result.errors)
-    if good > 0:
-        result.limited = _limit_networks(outcomes, network_clip)
-        _backward(predicted, outcomes)
+    for part in _parts(len(models), accumulate):
+        chosen = [models[position] for position in part]
+        predicted, failure = _predict(ghn, chosen, graphs, part)
+        clock.lap("predict")
+        if failure is None:
+            outcomes = _map(run, chosen, predicted, workers)
+        else:
+            outcomes = [_Outcome(float("nan"), error=failure) for _ in part]
+        clock.lap("networks")
+        together = [s for own in processes.gather([o.summary() for o in outcomes]) for s in own]
+        summaries += together
+        clock.lap("exchange")
+        result.limited += _limit_networks(outcomes, together, network_clip)
+        is_whole &= _backward(ghn, predicted, outcomes)
         clock.lap("backward")
-        _update(result, ghn, optimizer, grad_clip, scale=len(outcomes) / good)
+    _collect(result, summaries)
+    good = len(result.losses) - len(result.errors)
+    if not all(processes.gather(is_whole)):
+        result.skipped = "memory ran out in the GHN's backward pass"
+    elif good == 0:
+        result.skipped = "no network has a finite loss and gradient"
+    else:
+        processes.sum_gradients(ghn)
+        clock.lap("exchange")
+        _update(result, ghn, optimizer, grad_clip, scale=1 / good)
     modules = (module for model in models for module in model.modules())
     for module, parameters in zip(modules, own, strict=True):
         module._parameters.update(parameters)
@@ -138,7 +168,7 @@ class _Clock:
 
     def lap(self, part: str) -> None:
         now = time.perf_counter()
-        self.seconds[part] = now - self.last
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self.last
         self.last = now
 
 
@@ -148,6 +178,28 @@ class _Predicted:
 
     source: Tensor
     leaf: Tensor
+
+
+def _parts(count: int, accumulate: int) -> list[range]:
+    """Positions in so many parts of nearly equal length."""
+    bounds = [count * part // accumulate for part in range(accumulate + 1)]
+    return [range(start, end) for start, end in itertools.pairwise(bounds)]
+
+
+def _predict(
+    ghn: GHN, models: Sequence[nn.Module], graphs: GraphBatch, part: range
+) -> tuple[list[list[_Predicted]], str | None]:
+    """The predicted parameters of each model, or why there are none."""
+    if not models:
+        return [], None
+    whole = len(part) == len(graphs)
+    try:
+        ghn(models, graphs if whole else GraphBatch([graphs[position] for position in part]))
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return [[] for _ in models], f"the GHN ran out of memory: {error}"
+    return [_detach_predicted(model) for model in models], None
 
 
 def _detach_predicted(model: nn.Module) -> list[_Predicted]:
@@ -164,11 +216,12 @@ def _detach_predicted(model: nn.Module) -> list[_Predicted]:
 
 
 def _map(
-    run: Callable[[int], _Outcome], count: int, workers: ThreadPoolExecutor | None
+    run: Callable[[nn.Module, Sequence[_Predicted]], _Outcome],
+    models: Sequence[nn.Module],
+    predicted: Sequence[Sequence[_Predicted]],
+    workers: ThreadPoolExecutor | None,
 ) -> list[_Outcome]:
-    if workers is None:
-        return [run(position) for position in range(count)]
-    return list(workers.map(run, range(count)))
+    return list((map if workers is None else workers.map)(run, models, predicted))
 
 
 def _run_network(
@@ -178,7 +231,6 @@ def _run_network(
     labels: Tensor,
     label_smoothing: float,
     autocast: torch.dtype | None,
-    weight: float,
 ) -> _Outcome:
     """Loss and gradients of one network; its parameters are free for the next step afterwards."""
     try:
@@ -188,8 +240,8 @@ def _run_network(
         value = loss.item()
         if not torch.isfinite(loss):
             return _Outcome(value, error=f"the loss is {value}")
-        (loss * weight).backward()
-    except RuntimeError as error:
+        loss.backward()
+    except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
         return _Outcome(float("nan"), error=f"out of memory: {error}")
@@ -198,7 +250,7 @@ def _run_network(
     if not math.isfinite(norm):
         return _Outcome(value, error="a gradient is not finite")
     accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
-    return _Outcome(value, accuracy, gradients, norm)
+    return _Outcome(value, accuracy, norm, gradients=gradients)
 
 
 def _norm(gradients: Sequence[Tensor | None]) -> float:
@@ -206,26 +258,28 @@ def _norm(gradients: Sequence[Tensor | None]) -> float:
     return torch.stack(norms).norm().item()
 
 
-def _limit_networks(outcomes: Sequence[_Outcome], network_clip: float) -> int:
-    """Shortens gradients in place; returns how many."""
-    if network_clip <= 0:
+def _limit_networks(
+    outcomes: Sequence[_Outcome], together: Sequence[_Summary], network_clip: float
+) -> int:
+    """Shortens this process's gradients in place; returns how many of all are too long."""
+    good = [summary.norm for summary in together if summary.error is None]
+    if network_clip <= 0 or not good:
         return 0
-    good = [outcome for outcome in outcomes if outcome.error is None]
-    limit = network_clip * statistics.median(outcome.norm for outcome in good)
-    long = [outcome for outcome in good if outcome.norm > limit]
-    for outcome in long:
-        gradients = [gradient for gradient in outcome.gradients if gradient is not None]
-        torch._foreach_mul_(gradients, limit / outcome.norm)
-    return len(long)
+    limit = network_clip * statistics.median(good)
+    for outcome in outcomes:
+        if outcome.error is None and outcome.norm > limit:
+            gradients = [gradient for gradient in outcome.gradients if gradient is not None]
+            torch._foreach_mul_(gradients, limit / outcome.norm)
+    return sum(norm > limit for norm in good)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    if isinstance(error, torch.OutOfMemoryError):
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
-def _collect(result: StepResult, outcomes: Sequence[_Outcome]) -> None:
+def _collect(result: StepResult, outcomes: Sequence[_Summary]) -> None:
     result.losses = [outcome.loss for outcome in outcomes]
     for position, outcome in enumerate(outcomes):
         if outcome.error is not None:
@@ -236,8 +290,14 @@ def _collect(result: StepResult, outcomes: Sequence[_Outcome]) -> None:
         result.top1 = sum(outcome.top1 for outcome in good) / len(good)
 
 
-def _backward(predicted: Sequence[Sequence[_Predicted]], outcomes: Sequence[_Outcome]) -> None:
-    """One backward pass through the GHN from the gradients of all networks that count."""
+def _backward(
+    ghn: GHN, predicted: Sequence[Sequence[_Predicted]], outcomes: Sequence[_Outcome]
+) -> bool:
+    """One backward pass through the GHN from the gradients of all networks that count.
+
+    Returns:
+        False if memory ran out, so that the gradients are incomplete.
+    """
     sources: list[Tensor] = []
     gradients: list[Tensor] = []
     for parameters, outcome in zip(predicted, outcomes, strict=True):
@@ -247,7 +307,16 @@ def _backward(predicted: Sequence[Sequence[_Predicted]], outcomes: Sequence[_Out
             if gradient is not None:
                 sources.append(parameter.source)
                 gradients.append(gradient)
-    torch.autograd.backward(sources, gradients)
+    if not sources:
+        return True
+    try:
+        torch.autograd.backward(sources, gradients)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        ghn.zero_grad(set_to_none=True)
+        return False
+    return True
 
 
 def _update(
@@ -257,12 +326,12 @@ def _update(
     grad_clip: float,
     scale: float,
 ) -> None:
-    """Clips and steps; ``scale`` makes up for the networks that were left out of the mean."""
+    """Clips and steps; ``scale`` makes the sum over networks that count a mean."""
     gradients = [parameter.grad for parameter in ghn.parameters() if parameter.grad is not None]
-    if scale != 1:
-        torch._foreach_mul_(gradients, scale)
+    torch._foreach_mul_(gradients, scale)
     norm = nn.utils.clip_grad_norm_(ghn.parameters(), grad_clip if grad_clip > 0 else float("inf"))
     result.gradient_norm = norm.item()
     if torch.isfinite(norm):
         optimizer.step()
-        result.updated = True
+    else:
+        result.skipped = "the gradient is not finite"

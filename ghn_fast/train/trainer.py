@@ -5,24 +5,28 @@ from __future__ import annotations
 import copy
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ghn_fast.checkpoint import from_pretrained, save
-from ghn_fast.data import Images, ImageStream
+from ghn_fast.data import ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
-from ghn_fast.files import replace
+from ghn_fast.files import remove_leftovers, replace
 from ghn_fast.ghn import GHN, make_config, make_ghn
 from ghn_fast.graph import GraphBatch
+from ghn_fast.processes import Processes, choose_device
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import Meter, RunLog
 from ghn_fast.train.networks import Drawn, NetworkStream
+from ghn_fast.train.plot import has_matplotlib, plot_run
 from ghn_fast.train.schedule import learning_rate, update_average
 from ghn_fast.train.step import StepResult, train_step
 
@@ -31,6 +35,10 @@ CHECKPOINT_FILE = "checkpoint.pt"
 EXPORT_FILE = "ghn.safetensors"
 _FORMAT = 1
 _MAY_CHANGE = {
+    "data",
+    "device",
+    "meta_batch",
+    "accumulate",
     "max_minutes",
     "cached_networks",
     "threads",
@@ -41,19 +49,34 @@ _MAY_CHANGE = {
     "validation_images",
     "tensorboard",
 }
-"""Settings that a resumed run may have other values of, as they do not decide what it learns."""
+"""Settings that a resumed run may have other values of, as they do not decide what it learns. Of
+meta-batch, accumulation and processes only the product does."""
+
+
+class _Prepared(NamedTuple):
+    """What a step needs: its networks, the position after them, and the images."""
+
+    networks: list[Drawn]
+    position: int
+    images: Tensor
+    labels: Tensor
 
 
 class Trainer:
     """Trains a GHN, and goes on where an earlier process in the same folder was stopped.
 
-    The folder gets ``config.json``, ``log.jsonl``, ``checkpoint.pt`` (everything needed to go on)
-    and ``ghn.safetensors`` (the GHN, with averaged weights, for use).
+    The folder gets ``config.json``, ``log.jsonl``, ``checkpoint.pt`` (everything needed to go on),
+    ``ghn.safetensors`` (the GHN, with averaged weights, for use) and ``curves.png``.
 
     With ``steps`` given, a run on a CPU that was killed and resumed gives bit for bit what an
     uninterrupted one gives: networks and images are functions of their positions in their streams,
     and nothing draws from a global generator. So networks run in evaluation mode, without dropout;
     they use batch statistics nevertheless.
+
+    In several processes (``torchrun --nproc-per-node N -m ghn_fast train``, or any initialised
+    default process group) each step's networks are divided among them, and the first process
+    alone writes. All have to see the folder. So many processes with ``meta_batch`` networks give
+    what one gives with as many times the ``meta_batch``, within rounding.
 
     Args:
         config: see :class:`TrainConfig`.
@@ -62,32 +85,40 @@ class Trainer:
         validation: images to validate with; without them there is no validation.
 
     Raises:
-        ConfigError: the folder holds a run of another configuration.
+        ConfigError: the folder holds a run of another configuration, or the GHN of the
+            configuration has another number of classes than the images.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         folder: str | Path,
-        train: Images,
-        validation: Images | None = None,
+        train: ImageSource,
+        validation: ImageSource | None = None,
     ) -> None:
         self.config = config
         self.folder = Path(folder)
         self.validation = validation
+        self.processes = Processes.current()
+        self.device = choose_device(config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.ghn = _make_ghn(config)
+            self.ghn = _make_ghn(config, train.num_classes).to(self.device)
         self.average = copy.deepcopy(self.ghn).eval()
         self.optimizer = _make_optimizer(config, self.ghn)
         self.images = ImageStream(train, config.image_batch, config.seed)
-        self.networks = NetworkStream(config, self.ghn.config.num_classes)
+        self.networks = NetworkStream(
+            config, self.ghn.config.num_classes, train.is_large, self.processes
+        )
         self.step = 0
         self.network_position = 0
         self.minutes = 0.0
         self.skipped_steps = 0
         self.left_out_networks = 0
+        self.failed_checkpoints = 0
         self._stop = False
+        self._started = time.perf_counter()
+        self.longest = {"step": 0.0, "save": 0.0, "validate": 0.0}
         self._resume()
 
     @property
@@ -100,9 +131,8 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the steps are done or the time is up."""
-        minutes = self.config.max_minutes
-        return self.progress >= 1 or (minutes is not None and self.minutes >= minutes)
+        """Whether the steps are done, or the time does not suffice for another."""
+        return self.progress >= 1 or not self._fits("step")
 
     def stop(self) -> None:
         """Ends the run after the current step, with a checkpoint."""
@@ -111,70 +141,99 @@ class Trainer:
     def fit(self, show_progress: bool = False) -> GHN:
         """Trains until the steps are done, the time is up, or SIGTERM or SIGINT arrives.
 
+        A signal to any one of several processes stops all of them.
+
         Args:
             show_progress: draw a progress bar.
 
         Returns:
             The GHN with averaged weights, in evaluation mode.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.config.save(self.folder / CONFIG_FILE)
+        is_first = self.processes.is_first
         self._stop = False
+        self._started = time.perf_counter() - 60 * self.minutes
         with ExitStack() as stack:
             stack.enter_context(_signals(self.stop))
-            log = RunLog(self.folder, self.step, self.config.tensorboard)
+            if is_first:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(self.folder / CHECKPOINT_FILE)
+                self.config.save(self.folder / CONFIG_FILE)
+            log = RunLog(self.folder, self.step, self.config.tensorboard, is_open=is_first)
             stack.enter_context(log)
-            bar = stack.enter_context(_progress_bar(show_progress))
-            workers = stack.enter_context(_network_workers(self.config))
+            bar = stack.enter_context(_progress_bar(show_progress and is_first))
+            workers = stack.enter_context(_network_workers(self.config, self.device))
             preparing = stack.enter_context(ThreadPoolExecutor(1, "ghn-fast-draw"))
             self._loop(log, bar, workers, preparing)
             self.save()
+        if is_first and has_matplotlib():
+            plot_run(self.folder)
         return self.average
 
     def _loop(
         self,
         log: RunLog,
         bar: Any,
-        workers: ThreadPoolExecutor,
+        workers: ThreadPoolExecutor | None,
         preparing: ThreadPoolExecutor,
     ) -> None:
         meter = Meter()
         if self.finished:
             return
-        drawing = preparing.submit(self.networks.draw, self.network_position)
+        prepared = preparing.submit(self._prepare, self.step, self.network_position)
         while not self.finished and not self._stop:
-            start = time.perf_counter()
-            result, drawing = self._advance(drawing, workers, preparing)
-            meter.add(result)
-            self._report_errors(log, result)
-            if self._due(self.config.log_every):
-                log.write("train", self.step, self._report(meter))
-                meter.reset()
-            self.minutes += (time.perf_counter() - start) / 60
-            start = time.perf_counter()
-            if self._due(self.config.validate_every) and self.validation is not None:
-                log.write("validation", self.step, self.validate().summary())
+            with self._timed("step"):
+                result, prepared = self._advance(prepared, workers, preparing)
+                meter.add(result)
+                self._report_errors(log, result)
+                if self._due(self.config.log_every):
+                    log.write("train", self.step, self._report(meter))
+                    meter.reset()
+            self._agree()
+            if self._due(self.config.validate_every) and self._fits("validate"):
+                self._validate(log)
             if self._due(self.config.checkpoint_every):
-                self.save()
-            self.minutes += (time.perf_counter() - start) / 60
+                self._save_if_possible(log)
+            self._agree()
             bar(self.progress, self.step, result)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
 
+    def _fits(self, what: str) -> bool:
+        """Whether there is time for another one, as long as the longest so far, and for the end."""
+        if self.config.max_minutes is None:
+            return True
+        needed = self.longest[what] + self.longest["save"]
+        return self.minutes + needed / 60 < self.config.max_minutes
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        spent = time.perf_counter() - start
+        # An exceptional pause is forgotten after a while.
+        self.longest[what] = max(spent, 0.95 * self.longest[what])
+
+    def _agree(self) -> None:
+        """All processes take the first one's time, and stop if any was told to."""
+        minutes = (time.perf_counter() - self._started) / 60
+        states = self.processes.gather((self._stop, minutes, self.longest))
+        self._stop = any(stop for stop, _, _ in states)
+        _, self.minutes, longest = states[0]
+        self.longest = dict(longest)
+
     def _advance(
         self,
-        drawing: Future[tuple[list[Drawn], int]],
-        workers: ThreadPoolExecutor,
+        prepared: Future[_Prepared],
+        workers: ThreadPoolExecutor | None,
         preparing: ThreadPoolExecutor,
-    ) -> tuple[StepResult, Future[tuple[list[Drawn], int]]]:
-        """One step; meanwhile the networks of the next one are drawn."""
+    ) -> tuple[StepResult, Future[_Prepared]]:
+        """One step; meanwhile networks and images of the next one are prepared."""
         start = time.perf_counter()
-        drawn, position = drawing.result()
-        drawing = preparing.submit(self.networks.draw, position)
+        drawn, position, images, labels = prepared.result()
+        prepared = preparing.submit(self._prepare, self.step + 1, position)
+        images, labels = images.to(self.device), labels.to(self.device)
         waited = time.perf_counter()
-        images, labels = self.images[self.step]
-        loaded = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.progress)
         result = train_step(
@@ -189,6 +248,8 @@ class Trainer:
             network_clip=self.config.network_clip,
             autocast=torch.bfloat16 if self.config.precision == "bfloat16" else None,
             workers=workers,
+            accumulate=self.config.accumulate,
+            processes=self.processes,
         )
         stepped = time.perf_counter()
         if result.updated:
@@ -198,8 +259,13 @@ class Trainer:
         self.network_position = position
         self.step += 1
         averaged = time.perf_counter() - stepped
-        result.seconds.update(networks_wait=waited - start, images=loaded - waited, ema=averaged)
-        return result, drawing
+        result.seconds.update(wait=waited - start, ema=averaged)
+        return result, prepared
+
+    def _prepare(self, step: int, position: int) -> _Prepared:
+        """Networks and images of a step, and the position of the networks after it."""
+        drawn, after = self.networks.draw(position)
+        return _Prepared(drawn, after, *self.images[step])
 
     def validate(self) -> EvaluationResult:
         """Evaluates the averaged weights on networks of the val split, which are never trained on.
@@ -218,53 +284,96 @@ class Trainer:
             seed=self.config.seed,
         )
 
+    def _validate(self, log: RunLog) -> None:
+        if self.validation is not None:
+            with self._timed("validate"):
+                log.write("validation", self.step, self.validate().summary())
+
     def save(self) -> None:
-        """Writes the checkpoint and the GHN for use."""
+        """Writes the checkpoint and the GHN for use; in the first process only.
+
+        Raises:
+            OSError: they could not be written. The ones before are still there.
+        """
+        if not self.processes.is_first:
+            return
         state = {
             "format": _FORMAT,
             "config": self.config.to_dict(),
+            "processes": self.processes.size,
             "ghn": self.ghn.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **{name: getattr(self, name) for name in _COUNTERS},
         }
-        replace(self.folder / CHECKPOINT_FILE, lambda aside: torch.save(state, aside))
-        save(self.average, self.folder / EXPORT_FILE, {"steps": str(self.step)})
+        with self._timed("save"):
+            replace(self.folder / CHECKPOINT_FILE, lambda aside: _write_checkpoint(state, aside))
+            save(self.average, self.folder / EXPORT_FILE, {"steps": str(self.step)})
+
+    def _save_if_possible(self, log: RunLog) -> None:
+        """A full disk need not end a run that can write its next checkpoint."""
+        try:
+            self.save()
+        except OSError as error:
+            self.failed_checkpoints += 1
+            warnings.warn(f"step {self.step}: no checkpoint was written: {error}", stacklevel=2)
+            log.write("failed_checkpoint", self.step, {"reason": str(error)})
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT_FILE
-        if not path.exists():
+        found = self.processes.gather(path.exists())
+        if any(found) and not all(found):
+            missing = [str(rank) for rank, there in enumerate(found) if not there]
+            raise ConfigError(
+                f"{path} is not seen by the processes {', '.join(missing)}; all of them need the "
+                "same folder"
+            )
+        if not all(found):
             return
         state = _load_checkpoint(path)
-        _check_same_run(self.config, TrainConfig.from_dict(state["config"]), path)
+        saved = TrainConfig.from_dict(state["config"])
+        _check_same_run(self.config, self.processes.size, saved, state.get("processes", 1), path)
         self.ghn.load_state_dict(state["ghn"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in _COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, getattr(self, name)))
 
     def _report(self, meter: Meter) -> dict[str, Any]:
         return {
             **meter.report(self.config.image_batch),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "minutes": round(self.minutes, 3),
-            "networks": self.step * self.config.meta_batch,
+            "minutes": round((time.perf_counter() - self._started) / 60, 3),
+            "networks": self.step * self.networks.networks_per_step,
             "skipped_steps": self.skipped_steps,
             "left_out_networks": self.left_out_networks,
+            "failed_checkpoints": self.failed_checkpoints,
         }
 
     def _report_errors(self, log: RunLog, result: StepResult) -> None:
         for position, reason in result.errors.items():
             log.write("left_out", self.step, {"position": position, "reason": reason})
-        if not result.updated:
-            log.write("skipped", self.step, {"gradient_norm": str(result.gradient_norm)})
+        if result.skipped is not None:
+            log.write("skipped", self.step, {"reason": result.skipped})
 
 
-_COUNTERS = ("step", "network_position", "minutes", "skipped_steps", "left_out_networks")
+_COUNTERS = (
+    "step",
+    "network_position",
+    "minutes",
+    "skipped_steps",
+    "left_out_networks",
+    "failed_checkpoints",
+    "longest",
+)
 
 
-def _make_ghn(config: TrainConfig) -> GHN:
-    settings = make_config(config.ghn)
+def _make_ghn(config: TrainConfig, num_classes: int) -> GHN:
+    settings = make_config({"num_classes": num_classes, **config.ghn})
+    if settings.num_classes != num_classes:
+        raise ConfigError(
+            f"ghn has num_classes {settings.num_classes}, but the images have {num_classes} classes"
+        )
     if config.init is None:
         return make_ghn(settings).train()
     ghn = from_pretrained(config.init)
@@ -297,8 +406,18 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def _check_same_run(config: TrainConfig, saved: TrainConfig, path: Path) -> None:
+def _write_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Through a Python file, whose errors are those of the system, with their reason."""
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
+def _check_same_run(
+    config: TrainConfig, processes: int, saved: TrainConfig, saved_processes: int, path: Path
+) -> None:
     now, then = config.to_dict(), saved.to_dict()
+    for values, one, count in ((now, config, processes), (then, saved, saved_processes)):
+        values["networks_per_step"] = one.networks_per_step(count)
     changed = [name for name in now if now[name] != then[name] and name not in _MAY_CHANGE]
     if changed:
         differences = ", ".join(f"{name}: {then[name]!r} -> {now[name]!r}" for name in changed)
@@ -309,11 +428,16 @@ def _check_same_run(config: TrainConfig, saved: TrainConfig, path: Path) -> None
 
 
 @contextmanager
-def _network_workers(config: TrainConfig) -> Iterator[ThreadPoolExecutor]:
-    """Threads that run networks, each with one core.
+def _network_workers(
+    config: TrainConfig, device: torch.device
+) -> Iterator[ThreadPoolExecutor | None]:
+    """Threads that run networks on a CPU, each with one core; none for a GPU.
 
     Small networks gain little from several cores each, several networks at once gain fully.
     """
+    if device.type != "cpu":
+        yield None
+        return
     count = config.threads or torch.get_num_threads()
     with ThreadPoolExecutor(count, "ghn-fast-net", initializer=_use_one_core) as workers:
         yield workers

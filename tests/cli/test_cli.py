@@ -106,9 +106,13 @@ def test_train_resume_and_eval(
     ghn = run_folder / "ghn.safetensors"
     assert run(monkeypatch, "eval", "--ghn", ghn, *arguments) == 0
     printed = capsys.readouterr().out
-    assert "top-1 in % of 2 networks of split test" in printed
+    assert "top-1 in % on 64 test images" in printed
     assert "random initialisation" in printed
-    assert {path.name for path in results.iterdir()} == {"test-ghn.json", "test-random.json"}
+    assert "GHN-2, published" in printed
+    assert {path.name for path in results.iterdir()} == {"test-ghn.jsonl", "test-random.jsonl"}
+
+    assert run(monkeypatch, "plot", run_folder, "--out", tmp_path / "plot.png") == 0
+    assert (tmp_path / "plot.png").exists()
 
 
 @pytest.mark.parametrize(

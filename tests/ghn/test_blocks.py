@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import ghn_fast
 from ghn_fast.ghn import GHN, GHNConfig, ghn1, ghn2, ghn3, make_plan
-from ghn_fast.ghn.blocks import PlanCache, make_block_table
+from ghn_fast.ghn.blocks import BlockTable, PlanCache, make_block_table
+from ghn_fast.ghn.plan import Uses
 from ghn_fast.graph import Graph, GraphBatch, Node
 
 SIZES = (1, 3, 8, 10, 24, 70)
@@ -123,6 +124,34 @@ def test_gradients_are_those_of_the_reference(ghn: GHN) -> None:
         torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
 
 
+def test_leaves_lead_back_to_the_same_gradients(ghn: GHN) -> None:
+    ghn = ghn.double().train()
+    shapes = [
+        *(("conv", (24, 3, 3, 3)), ("bn", (24,)), ("pos_enc", (1, 10, 24)), ("conv", (40, 24))),
+        *(("conv", (8, 40, 9, 9)), ("conv", (10, 8)), ("bias", (10,))),
+    ]
+    models = [Net(shapes), Net(shapes[3:])]
+    batch = GraphBatch([model.graph() for model in models])
+    ghn(models, batch)
+    attached = [dict(model._parameters) for model in models]
+    weights = [{k: torch.randn_like(v) for k, v in values.items()} for values in attached]
+    del weights[0]["w0"]  # a parameter that does not matter
+    loss = sum((attached[i][k] * w).sum() for i, ws in enumerate(weights) for k, w in ws.items())
+    loss.backward()
+    wanted = {name: copy.copy(p.grad) for name, p in ghn.named_parameters()}
+    ghn.zero_grad()
+    leaves = ghn.attach_leaves(models, batch)
+    for index, model in enumerate(models):
+        for name, value in model._parameters.items():
+            assert value.is_leaf
+            assert any(value is tensor for tensor in leaves.of(index))
+            torch.testing.assert_close(value, attached[index][name])
+        sum((model._parameters[k] * w).sum() for k, w in weights[index].items()).backward()
+    leaves.backward()
+    for name, parameter in ghn.named_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
+
+
 def test_blocks_of_equal_size_are_decoded_together() -> None:
     net = Net([("conv", (64, 64)), ("conv", (128, 256)), ("conv", (64, 64, 3, 3))])
     batch = GraphBatch([net.graph()])
@@ -134,14 +163,18 @@ def test_blocks_of_equal_size_are_decoded_together() -> None:
 def test_plans_are_kept_for_equal_architectures() -> None:
     cache, config = PlanCache(size=2), GHNConfig()
     nets = [Net([("conv", (size, 3)), ("bias", (size,))]) for size in (8, 8, 16, 24)]
-    batches = [GraphBatch([net.graph()]) for net in nets]
-    first = cache.get(batches[0], config, nets[:1], False)
-    assert cache.get(batches[1], config, nets[1:2], False)[1] is first[1]
-    assert cache.get(batches[0], GHNConfig(weight_norm=False), nets[:1], False)[1] is not first[1]
-    for index in (2, 3):
-        cache.get(batches[index], config, nets[index : index + 1], False)
+
+    def table(index: int, config: GHNConfig = config) -> BlockTable:
+        uses = [Uses.of(nets[index])]
+        return cache.get(GraphBatch([nets[index].graph()]), config, uses, False)[1]
+
+    first = table(0)
+    assert table(1) is first
+    assert table(0, GHNConfig(weight_norm=False)) is not first
+    table(2)
+    table(3)
     assert len(cache) == 2
-    assert cache.get(batches[0], config, nets[:1], False)[1] is not first[1]
+    assert table(0) is not first
 
 
 def test_equal_graphs_of_models_that_use_their_weights_differently() -> None:

@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ghn_fast.ops.tile import RULES, Tile, TileTable, tile, tile_
+from ghn_fast.ops.tile import RULES, Tile, TileTable, tile, tile_, tile_backward
 from tests.ops.triton_device import DEVICE, needs_triton
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -316,6 +316,25 @@ def test_bad_blocks_and_parameters() -> None:
         tile_([blocks], table, [torch.empty(2, 4)])
     with pytest.raises(ValueError, match="expanded"):
         tile_([blocks], table, [torch.empty(4, 1).expand(4, 2)])
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("triton", marks=needs_triton)])
+def test_backward_without_autograd(backend: str) -> None:
+    device, dtype = (DEVICE, torch.float32) if backend == "triton" else ("cpu", torch.float64)
+    blocks = [b.to(device, dtype).requires_grad_() for b in some_blocks()]
+    table = SOME_TILES
+    parameters = tile(blocks, table, backend="reference")
+    grads: list[Tensor | None] = [torch.randn_like(p) for p in parameters]
+    grads[1] = None
+    pairs = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None]
+    expected = torch.autograd.grad(
+        [p for p, _ in pairs], blocks, [g for _, g in pairs], materialize_grads=True
+    )
+    found = tile_backward([b.detach() for b in blocks], table, grads, backend)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="gradient 0 has shape"):
+        tile_backward(blocks, table, [torch.zeros(1), *grads[1:]], backend)
 
 
 def equal_on_triton(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -85,9 +86,12 @@ def test_gradient_is_that_of_the_mean_loss(
 def test_threads_change_nothing(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
     models, graphs = parts(networks)
     alone, shared = make_ghn(), make_ghn()
-    train_step(alone, models, graphs, *batch, sgd(alone))
-    with ThreadPoolExecutor(3) as workers:
-        train_step(shared, models, graphs, *batch, sgd(shared), workers=workers)
+    for count, ghn in ((1, alone), (3, shared)):
+        # One core each: sums over several may be rounded otherwise from one run to the next.
+        with ThreadPoolExecutor(
+            count, initializer=torch.set_num_threads, initargs=(1,)
+        ) as workers:
+            train_step(ghn, models, graphs, *batch, sgd(ghn), workers=workers)
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -174,3 +178,58 @@ def test_models_get_their_own_parameters_back(
     assert train_step(ghn, models, graphs, *batch, sgd(ghn)).updated
     for model, before in zip(models, own, strict=True):
         assert all(parameter is before[name] for name, parameter in model.named_parameters())
+
+
+def out_of_memory(*arguments: object, **options: object) -> None:
+    raise torch.OutOfMemoryError("tried to allocate 7 GiB")
+
+
+def test_a_network_that_runs_out_of_memory_is_left_out(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghn = make_ghn()
+    models, graphs = parts(networks)
+    monkeypatch.setattr(models[1], "forward", out_of_memory)
+    result = train_step(ghn, models, graphs, *batch, sgd(ghn))
+    assert result.errors == {1: "out of memory: tried to allocate 7 GiB"}
+    assert result.updated
+
+
+def test_a_ghn_that_runs_out_of_memory_leaves_its_part_out(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghn = make_ghn()
+    predict = ghn.forward
+    calls: list[int] = []
+
+    def forward(models: list[nn.Module], graphs: GraphBatch) -> object:
+        calls.append(len(models))
+        return out_of_memory() if len(calls) == 2 else predict(models, graphs)
+
+    monkeypatch.setattr(ghn, "forward", forward)
+    result = train_step(ghn, *parts(networks), *batch, sgd(ghn), accumulate=3)
+    assert calls == [1, 1, 1]
+    assert result.errors == {1: "the GHN ran out of memory: tried to allocate 7 GiB"}
+    assert result.updated
+
+
+def test_memory_that_runs_out_in_the_backward_pass_skips_the_step(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghn = make_ghn()
+    before = [parameter.clone() for parameter in ghn.parameters()]
+    monkeypatch.setattr(torch.autograd, "backward", backward_of(ghn, torch.autograd.backward))
+    result = train_step(ghn, *parts(networks), *batch, sgd(ghn))
+    assert result.skipped == "memory ran out in the GHN's backward pass"
+    assert all(torch.equal(a, b) for a, b in zip(before, ghn.parameters(), strict=True))
+
+
+def backward_of(ghn: GHN, backward: Any) -> Any:
+    """Fails where it is given predicted tensors, not a loss."""
+
+    def run(tensors: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(tensors, list):
+            out_of_memory()
+        return backward(tensors, *arguments, **options)
+
+    return run

@@ -14,7 +14,14 @@ import torch
 from ghn_fast.checkpoint import load_ghn, save
 from ghn_fast.data import Images
 from ghn_fast.ghn import ghn2
-from ghn_fast.train import ConfigError, TrainConfig, Trainer, read_log
+from ghn_fast.train import (
+    ConfigError,
+    StepResult,
+    TrainConfig,
+    Trainer,
+    plot_run,
+    read_log,
+)
 
 TINY = TrainConfig(
     ghn={"hid": 8, "max_shape": [16, 16, 7, 7]},
@@ -53,7 +60,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Weights, averages, the optimiser's state and the losses agree bit for bit."""
     states = [state_of(folder) for folder in (one, other)]
     for state in states:
-        del state["minutes"], state["config"]
+        del state["minutes"], state["config"], state["longest"]
     assert_equal(*states)
     losses = [
         [(line["step"], line["loss"]) for line in train_lines(folder)] for folder in (one, other)
@@ -108,18 +115,22 @@ def test_on_two_threads_it_is_the_same(uninterrupted: Path, tmp_path: Path) -> N
     assert_same_run(uninterrupted, tmp_path)
 
 
-def test_stopped_and_resumed_it_is_the_same(uninterrupted: Path, tmp_path: Path) -> None:
-    first = make_trainer(tmp_path)
-    advance = first._advance
+def fit_until(trainer: Trainer, step: int) -> None:
+    """Trains, and is stopped in this step."""
+    advance = trainer._advance
 
-    def stop_after_three(*arguments: Any) -> Any:
-        if first.step == 2:
-            first.stop()
+    def stop_in_time(*arguments: Any) -> Any:
+        if trainer.step == step - 1:
+            trainer.stop()
         return advance(*arguments)
 
-    first._advance = stop_after_three  # type: ignore[method-assign]
-    first.fit()
-    assert first.step == 3
+    trainer._advance = stop_in_time  # type: ignore[method-assign]
+    trainer.fit()
+    assert trainer.step == step
+
+
+def test_stopped_and_resumed_it_is_the_same(uninterrupted: Path, tmp_path: Path) -> None:
+    fit_until(make_trainer(tmp_path), 3)
     second = make_trainer(tmp_path)
     assert second.step == 3
     second.fit()
@@ -149,14 +160,20 @@ def start_child(folder: Path, steps: int) -> subprocess.Popen[bytes]:
     return child
 
 
-def test_killed_and_resumed_it_is_the_same(uninterrupted: Path, tmp_path: Path) -> None:
-    child = start_child(tmp_path, steps=3)
+@pytest.mark.parametrize("moment", ["early", "while a checkpoint is written", "late"])
+def test_killed_and_resumed_it_is_the_same(
+    uninterrupted: Path, tmp_path: Path, moment: str
+) -> None:
+    child = start_child(tmp_path, steps={"early": 1, "late": 4}.get(moment, 2))
+    while moment.startswith("while") and not list(tmp_path.glob(".checkpoint.pt.*.tmp")):
+        assert child.poll() is None
     child.kill()
     assert child.wait() == -signal.SIGKILL
     trainer = make_trainer(tmp_path)
-    assert 2 <= trainer.step < 6
+    assert trainer.step < 6
     trainer.fit()
     assert_same_run(uninterrupted, tmp_path)
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_sigterm_ends_it_with_a_checkpoint(tmp_path: Path) -> None:
@@ -169,13 +186,22 @@ def test_sigterm_ends_it_with_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_time_budget_ends_it(tmp_path: Path) -> None:
-    config = replace(TINY, steps=None, max_minutes=0.02, checkpoint_every=0)
+    config = replace(TINY, steps=None, max_minutes=0.1, checkpoint_every=0)
     trainer = make_trainer(tmp_path, config)
     trainer.fit()
     assert trainer.finished
     assert state_of(tmp_path)["step"] == trainer.step > 0
     rates = [line["lr"] for line in train_lines(tmp_path)]
     assert rates[-1] < config.lr
+
+
+def test_a_step_that_would_end_too_late_is_not_begun(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, replace(TINY, steps=None, max_minutes=10.0))
+    trainer.minutes = 9.0
+    trainer.longest.update(step=30.0, save=20.0)
+    assert not trainer.finished
+    trainer.longest.update(save=40.0)
+    assert trainer.finished
 
 
 def test_a_finished_run_stays_as_it_is(uninterrupted: Path) -> None:
@@ -206,6 +232,35 @@ def test_other_settings_are_refused(uninterrupted: Path) -> None:
         make_trainer(uninterrupted, replace(TINY, lr=0.1))
 
 
+def test_images_of_other_classes_are_refused(tmp_path: Path) -> None:
+    images = replace(make_images(), num_classes=7)
+    assert Trainer(TINY, tmp_path, images).ghn.config.num_classes == 7
+    config = replace(TINY, ghn={**TINY.ghn, "num_classes": 10})
+    with pytest.raises(ConfigError, match="num_classes 10, but the images have 7 classes"):
+        Trainer(config, tmp_path, images)
+
+
+def test_what_went_wrong_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_step(*arguments: Any, **options: Any) -> StepResult:
+        return StepResult(errors={1: "out of memory"}, skipped="the gradient is not finite")
+
+    monkeypatch.setattr("ghn_fast.train.trainer.train_step", train_step)
+    make_trainer(tmp_path, replace(TINY, steps=2)).fit()
+    lines = read_log(tmp_path / "log.jsonl")
+    assert [line["kind"] for line in lines] == 2 * ["left_out", "skipped", "train"]
+    assert lines[0]["reason"] == "out of memory"
+    assert lines[-1]["skipped_steps"] == lines[-1]["left_out_networks"] == 2
+
+
+def test_a_picture_of_the_run(uninterrupted: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = uninterrupted / "curves.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot_run(uninterrupted, tmp_path / "again.png").stat().st_size > 10_000
+    with pytest.raises(FileNotFoundError):
+        plot_run(tmp_path)
+
+
 def test_a_damaged_checkpoint_is_named(uninterrupted: Path, tmp_path: Path) -> None:
     content = (uninterrupted / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(content[:1000])
@@ -216,19 +271,34 @@ def test_a_damaged_checkpoint_is_named(uninterrupted: Path, tmp_path: Path) -> N
         make_trainer(tmp_path)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(
-    uninterrupted: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = (uninterrupted / "checkpoint.pt").read_bytes()
+FULL_DISK = """
+import resource, signal, sys
+sys.path.append(sys.argv[2])
+from tests.train.test_trainer import Path, make_trainer
+trainer = make_trainer(Path(sys.argv[1]))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+trainer.fit()
+"""
 
-    def fail(state: Any, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="No space left"):
-        make_trainer(uninterrupted).save()
-    assert (uninterrupted / "checkpoint.pt").read_bytes() == before
+def test_a_full_disk_keeps_the_last_checkpoint(uninterrupted: Path, tmp_path: Path) -> None:
+    """Files cannot grow beyond 20 kB in the process, so that no checkpoint can be written."""
+    run = tmp_path / "run"
+    fit_until(make_trainer(run), 4)
+    kept = {path.name: path.read_bytes() for path in run.iterdir() if path.suffix != ".jsonl"}
+    command = [sys.executable, "-c", FULL_DISK, str(run), str(Path(__file__).parents[2])]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "step 5: no checkpoint was written: [Errno 27] File too large" in done.stderr
+    for name in ("checkpoint.pt", "ghn.safetensors"):
+        assert (run / name).read_bytes() == kept[name]
+    failures = [line for line in read_log(run / "log.jsonl") if line["kind"] == "failed_checkpoint"]
+    assert [line["step"] for line in failures] == [5, 6]
+    trainer = make_trainer(run)
+    assert trainer.step == 4
+    trainer.fit()
+    assert_same_run(uninterrupted, run)
 
 
 def test_starts_from_a_trained_ghn(tmp_path: Path) -> None:

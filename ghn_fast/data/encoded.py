@@ -1,0 +1,136 @@
+"""Images that stay encoded, as files or bytes, until they are needed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ghn_fast.data.errors import DataError
+from ghn_fast.data.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LARGEST_SMALL_SIZE,
+    Images,
+    normalise,
+)
+
+Encoded = bytes | Path
+CROP_SHARE = 224 / 256
+"""The central part of a larger image that is evaluated, as usual on ImageNet."""
+SMALLEST_AREA = 0.08
+LARGEST_RATIO = 4 / 3
+"""Of random crops in training (Szegedy et al., arXiv 1409.4842, section 6)."""
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Labelled images, decoded when asked for; an :class:`ImageSource`.
+
+    Attributes:
+        items: of each image, a file or its content.
+        labels: (N,) int64.
+        num_classes: of the data set.
+        size: height and width that they are brought to.
+    """
+
+    items: Sequence[Encoded]
+    labels: Tensor
+    num_classes: int
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_large(self) -> bool:
+        return self.size > LARGEST_SMALL_SIZE
+
+    def select(self, indices: Tensor) -> EncodedImages:
+        items = [self.items[index] for index in indices.tolist()]
+        return replace(self, items=items, labels=self.labels[indices])
+
+    def first(self, count: int | None) -> EncodedImages:
+        if count is None:
+            return self
+        return replace(self, items=self.items[:count], labels=self.labels[:count])
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Images (B, 3, size, size) float32, normalised: the shorter side scaled, the centre cut.
+
+        Raises:
+            DataError: an image is damaged; says which.
+        """
+        return normalise(self._decode(indices), IMAGENET_MEAN, IMAGENET_STD)
+
+    def training_batch(
+        self, indices: Tensor, generator: torch.Generator, padding: int = 4
+    ) -> Tensor:
+        """The same of random crops of 8 to 100 % of the area, half of them mirrored."""
+        del padding
+        draws = torch.rand(len(indices), 5, generator=generator, dtype=torch.float64)
+        pixels = self._decode(indices, draws)
+        mirrored = draws[:, 4] < 0.5
+        pixels[mirrored] = pixels[mirrored].flip(-1)
+        return normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)
+
+    def in_memory(self) -> Images:
+        """All of them, decoded."""
+        pixels = self._decode(torch.arange(len(self)))
+        return Images(pixels, self.labels, self.num_classes, IMAGENET_MEAN, IMAGENET_STD)
+
+    def _decode(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
+        """(B, 3, size, size) uint8."""
+        chosen = indices.tolist()
+        pixels = np.empty((len(chosen), self.size, self.size, 3), dtype=np.uint8)
+
+        def decode(place: int) -> None:
+            draw = None if draws is None else draws[place].tolist()
+            pixels[place] = _decode(self.items[chosen[place]], chosen[place], self.size, draw)
+
+        # Pillow decodes and scales without the interpreter's lock.
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, max(len(chosen), 1))) as workers:
+            list(workers.map(decode, range(len(chosen))))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _decode(item: Encoded, index: int, size: int, draw: Sequence[float] | None) -> np.ndarray:
+    """(size, size, 3) of one image; ``draw`` are five numbers from 0 to 1 that decide its crop."""
+    from PIL import Image
+
+    try:
+        with Image.open(item if isinstance(item, Path) else io.BytesIO(item)) as image:
+            picture = image.convert("RGB")
+    except (OSError, ValueError, TypeError) as error:
+        name = item if isinstance(item, Path) else f"image {index}"
+        raise DataError(f"{name} is not a picture ({error}); copy it again") from None
+    box = _centre(picture, size) if draw is None else _random_crop(picture, draw)
+    scaled: Any = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(scaled)
+
+
+def _centre(picture: Any, size: int) -> tuple[float, float, float, float]:
+    """The central square; of images for large networks seven eighths of the shorter side."""
+    share = CROP_SHARE if size > LARGEST_SMALL_SIZE else 1.0
+    side = share * min(picture.size)
+    left, top = ((length - side) / 2 for length in picture.size)
+    return left, top, left + side, top + side
+
+
+def _random_crop(picture: Any, draw: Sequence[float]) -> tuple[float, float, float, float]:
+    width, height = picture.size
+    area = width * height * (SMALLEST_AREA + (1 - SMALLEST_AREA) * draw[0])
+    ratio = math.exp((2 * draw[1] - 1) * math.log(LARGEST_RATIO))
+    wide = min(math.sqrt(area * ratio), width)
+    high = min(math.sqrt(area / ratio), height)
+    left, top = draw[2] * (width - wide), draw[3] * (height - high)
+    return left, top, left + wide, top + high

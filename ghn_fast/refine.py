@@ -1,0 +1,98 @@
+"""Making predicted parameters a better start for fine-tuning (arXiv 2207.10049).
+
+A GHN decodes blocks of limited size and tiles them, so that the channels of a wide layer repeat
+each other and get equal gradients. Noise breaks the symmetry; orthogonal weights do not repeat.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@torch.no_grad()
+def refine_(
+    model: Model,
+    orth: bool = True,
+    noise: float = 0.0,
+    first_layer: int = 0,
+    min_channels: int = 0,
+    generator: torch.Generator | None = None,
+) -> Model:
+    """Adds noise to a model's weights and makes them orthogonal, in place, as GHN-orth does.
+
+    All weights of two or more dimensions but the last, the classification layer's, count: of
+    linear layers, convolutions and embeddings, in the order of ``model.modules()``. First come
+    the noise, then the nearest rows or columns in the sense of a QR decomposition, with signs that
+    keep their directions. What the noise is scaled by is the deviation of the correlations
+    between a weight's rows: where rows repeat each other it is large.
+
+    With ``orth=False`` and a small ``noise`` this is what the public GHN-3 code does after
+    predicting; ``orth=True`` alone is GHN-orth.
+
+    Args:
+        model: with predicted parameters.
+        orth: make the weights orthogonal; their scale is lost, each weight gets singular values
+            of 1.
+        noise: the deviation of the noise as a multiple of that of the correlations (``beta``).
+        first_layer: leave the weights before this one, counted from 1, as they are.
+        min_channels: leave weights with no more channels than this on both sides as they are, and
+            add noise only beyond so many channels: what a block of that size was tiled to.
+        generator: of the noise, on the model's device.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if noise < 0 or first_layer < 0 or min_channels < 0:
+        raise ValueError("noise, first_layer and min_channels must not be negative")
+    for number, weight in enumerate(_weights(model)[:-1], start=1):
+        if number < first_layer or max(weight.shape[:2]) <= min_channels:
+            continue
+        if noise > 0:
+            _add_noise(weight, noise, min_channels, generator)
+        if orth:
+            weight.copy_(orthogonal(weight))
+    return model
+
+
+def orthogonal(weight: Tensor) -> Tensor:
+    """The weight with orthonormal rows or columns, whichever are fewer.
+
+    Rows are output channels; all other dimensions make the columns.
+    """
+    matrix = weight.flatten(1)
+    is_wide = matrix.shape[0] < matrix.shape[1]
+    tall = matrix.T if is_wide else matrix
+    # QR is not there in half precision.
+    q, r = torch.linalg.qr(tall.float())
+    # A weight that was tiled may lack rank: a zero on the diagonal must not remove its direction.
+    q = torch.where(r.diagonal() < 0, -q, q)
+    return (q.T if is_wide else q).reshape(weight.shape).to(weight.dtype)
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    weights = [getattr(module, "weight", None) for module in model.modules()]
+    return [weight.data for weight in weights if isinstance(weight, Tensor) and weight.dim() >= 2]
+
+
+def _add_noise(
+    weight: Tensor, noise: float, min_channels: int, generator: torch.Generator | None
+) -> None:
+    part = weight[min_channels:, min_channels:]
+    values = torch.randn(part.shape, generator=generator, dtype=weight.dtype, device=weight.device)
+    part.add_(values, alpha=noise * _correlation_deviation(weight))
+
+
+def _correlation_deviation(weight: Tensor) -> float:
+    """The standard deviation of all correlations between rows of the tall matrix."""
+    matrix = weight.flatten(1).float()
+    tall = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
+    # Rows without any deviation, as of one value each, have no correlations.
+    return torch.corrcoef(tall).nan_to_num().std().item() if len(tall) > 1 else 0.0

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import ghn_fast
+from ghn_fast.refine import orthogonal
+
+
+def make_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=True), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), nn.Linear(4, 2)
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (4, 64), (64, 4), (5, 5)])
+def test_weights_become_orthogonal(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    matrix = orthogonal(weight).flatten(1)
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
+    # A QR decomposition with positive signs keeps what is orthogonal already.
+    torch.testing.assert_close(orthogonal(matrix), matrix, rtol=0, atol=1e-5)
+
+
+def test_all_but_the_classification_layer_change() -> None:
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert ghn_fast.refine_(model) is model
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {"0.weight", "2.weight"}
+    assert ghn_fast.refine_(make_model(), first_layer=2)[0].weight.equal(before["0.weight"])
+
+
+def test_noise_is_scaled_by_the_correlations() -> None:
+    model = make_model()
+    with torch.no_grad():
+        model[2].weight.copy_(model[2].weight[:2].repeat(2, 1, 1, 1))
+    before = model[2].weight.detach().clone()
+    generator = torch.Generator().manual_seed(3)
+    ghn_fast.refine_(model, orth=False, noise=0.5, first_layer=2, generator=generator)
+    noise = torch.randn(before.shape, generator=torch.Generator().manual_seed(3))
+    rows = before.flatten(1).T
+    expected = before + 0.5 * torch.corrcoef(rows).std() * noise
+    torch.testing.assert_close(model[2].weight.detach(), expected)
+
+
+def test_repeated_channels_differ_afterwards() -> None:
+    block = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    conv = nn.Conv2d(3, 8, 3)
+    with torch.no_grad():
+        conv.weight.copy_(block.repeat(4, 1, 1, 1))
+    ghn_fast.refine_(nn.Sequential(conv, nn.Linear(8, 2)))
+    rows = conv.weight.detach().flatten(1)
+    assert torch.pdist(rows).min() > 1
+    assert torch.isfinite(rows).all()
+
+
+def test_only_what_was_tiled_gets_noise() -> None:
+    model = make_model()
+    first = model[0].weight.detach().clone()
+    ghn_fast.refine_(model, orth=False, noise=1.0, min_channels=2)
+    assert torch.equal(model[0].weight[:2], first[:2])
+    assert torch.equal(model[0].weight[:, :2], first[:, :2])
+    assert not torch.equal(model[0].weight[2:, 2:], first[2:, 2:])
+
+
+def test_negative_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        ghn_fast.refine_(make_model(), noise=-1.0)

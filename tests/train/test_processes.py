@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ghn_fast.processes import shares
+from ghn_fast.train import NetworkStream, Processes, TrainConfig, choose_device
+from tests.train.test_trainer import TINY, make_trainer, state_of, train_lines
+
+CHILD = """
+import sys
+sys.path.append(sys.argv[2])
+import torch
+from ghn_fast.train import process_group
+from tests.train.test_trainer import Path, TrainConfig, make_trainer
+with process_group(torch.device("cpu")):
+    make_trainer(Path(sys.argv[1]), TrainConfig.load(sys.argv[3])).fit()
+"""
+# A small learning rate: Adam makes gradients that are nothing but rounding as long as the others.
+SHARED_STEP = replace(TINY, num_networks=400, checkpoint_every=0, network_clip=1.2, lr=1e-4)
+
+
+def write_config(folder: Path, config: TrainConfig) -> list[str]:
+    """What a child is started with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "child.py").write_text(CHILD)
+    config.save(folder / "child.json")
+    root = Path(__file__).parents[2]
+    return [str(folder / "child.py"), str(folder), str(root), str(folder / "child.json")]
+
+
+def torchrun(folder: Path, config: TrainConfig, processes: int) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", str(processes), *write_config(folder, config)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    torchrun(folder, SHARED_STEP, 2)
+    return folder
+
+
+def test_two_processes_learn_as_one(two_processes: Path, tmp_path: Path) -> None:
+    make_trainer(tmp_path, replace(SHARED_STEP, meta_batch=4)).fit()
+    two, one = train_lines(two_processes), train_lines(tmp_path)
+    assert [line["networks"] for line in two] == [4, 8, 12, 16, 20, 24]
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-4)
+    assert [a["loss"] for a in two] == pytest.approx([b["loss"] for b in one], rel=3e-4)
+    assert [a["limited_networks"] for a in two] == [b["limited_networks"] for b in one]
+
+
+def test_one_process_goes_on_with_what_two_began(two_processes: Path) -> None:
+    trainer = make_trainer(two_processes, replace(SHARED_STEP, meta_batch=1, accumulate=4))
+    assert trainer.step == 6
+    with pytest.raises(ValueError, match="networks_per_step: 4 -> 2"):
+        make_trainer(two_processes, SHARED_STEP)
+
+
+def test_accumulated_parts_learn_as_one(tmp_path: Path) -> None:
+    runs = {"whole": {"meta_batch": 4}, "parts": {"meta_batch": 1, "accumulate": 4}}
+    config = replace(SHARED_STEP, steps=3, network_clip=0.0)
+    for name, changes in runs.items():
+        make_trainer(tmp_path / name, replace(config, **changes)).fit()
+    whole, parts = (state_of(tmp_path / name)["ghn"] for name in runs)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=0, atol=5e-5)
+
+
+def test_sigterm_to_one_stops_both(tmp_path: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = str(found.getsockname()[1])
+    common = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    common["OMP_NUM_THREADS"] = "1"
+    command = [sys.executable, *write_config(tmp_path, replace(SHARED_STEP, steps=100_000))]
+    children = [
+        subprocess.Popen(command, env={**common, "RANK": rank, "LOCAL_RANK": rank}, cwd=tmp_path)
+        for rank in ("0", "1")
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        log = tmp_path / "log.jsonl"
+        while not log.exists() or log.read_text().count("\n") < 2:
+            assert all(child.poll() is None for child in children)
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        children[1].send_signal(signal.SIGTERM)
+        assert [child.wait(timeout=120) for child in children] == [0, 0]
+    finally:
+        for child in children:
+            child.kill()
+    assert state_of(tmp_path)["step"] == train_lines(tmp_path)[-1]["step"] >= 2
+
+
+def test_networks_are_divided_by_their_nodes() -> None:
+    config = TrainConfig(meta_batch=4, widths=(16,), num_networks=None)
+    whole, after = NetworkStream(replace(config, meta_batch=8), 10).draw(16)
+    parts = [NetworkStream(config, 10, processes=Processes(rank, 2)).draw(16) for rank in range(2)]
+    assert [position for _, position in parts] == [after, after]
+    indices = [[network.graph.index for network in part] for part, _ in parts]
+    assert sorted(indices[0] + indices[1]) == sorted(n.graph.index for n in whole)
+    nodes = [sum(network.graph.num_nodes for network in part) for part, _ in parts]
+    assert max(nodes) < 1.15 * min(nodes)
+
+
+def test_shares_are_even() -> None:
+    assert shares([5.0, 4.0, 3.0, 3.0, 3.0], 2) == [[0, 3], [1, 2, 4]]
+    assert shares([1.0, 1.0], 3) == [[0], [1], []]
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    model = nn.Linear(2, 2)
+    alone = Processes()
+    alone.sum_gradients(model)
+    assert alone.gather(3) == [3]
+    assert alone.first("x") == "x"
+    assert not alone.any(False)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_devices_are_chosen_by_name() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="cuda:99 is not there"):
+        choose_device("cuda:99")
