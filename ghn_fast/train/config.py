@@ -36,6 +36,10 @@ class TrainConfig:
         max_minutes: the run ends after this time with a checkpoint. Counts all resumed parts.
         meta_batch: networks in a step.
         image_batch: images in a step; every network of the step gets the same ones.
+        network_work: a network gets only the first so many of the step's images that its work
+            for them (as in ``max_work``, million multiply-adds) is within this, but at least
+            ``min_images``. So expensive networks need not be passed over. None for no limit.
+        min_images: see ``network_work``.
         num_networks: how many networks of the train split are used; None for all of them.
             Up to ``cached_networks`` of them are kept in memory once built.
         cached_networks: how many built networks are kept in memory, about 1 MB each.
@@ -55,6 +59,9 @@ class TrainConfig:
         grad_clip: largest gradient norm; 0 for no limit.
         network_clip: longest gradient of a network as a multiple of the median of its step; 0 for
             no limit.
+        normalise_networks: scale the gradient of each network's predicted parameters to length 1
+            over ``meta_batch``, instead of ``network_clip``, which limits nothing where a step
+            has one network or two.
         label_smoothing: of the cross-entropy.
         ema_decay: of the average of the weights, which is what is evaluated and exported; 0 for
             none.
@@ -72,6 +79,8 @@ class TrainConfig:
     max_minutes: float | None = 90.0
     meta_batch: int = 8
     image_batch: int = 32
+    network_work: float | None = None
+    min_images: int = 8
     num_networks: int | None = 4000
     cached_networks: int = 4000
     widths: tuple[int, ...] = (16, 24, 32, 48, 64)
@@ -89,6 +98,7 @@ class TrainConfig:
     decay: float = 0.1
     grad_clip: float = 1.0
     network_clip: float = 2.0
+    normalise_networks: bool = False
     label_smoothing: float = 0.0
     ema_decay: float = 0.998
     precision: str = "float32"
@@ -118,7 +128,16 @@ class TrainConfig:
     def _check_numbers(self) -> None:
         if self.steps is None and self.max_minutes is None:
             raise ConfigError("a run needs an end: give steps, max_minutes or both")
-        for name in ("steps", "max_minutes", "num_networks", "max_work", "meta_batch", "lr"):
+        for name in (
+            "steps",
+            "max_minutes",
+            "num_networks",
+            "max_work",
+            "network_work",
+            "min_images",
+            "meta_batch",
+            "lr",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be positive, not {value}")

@@ -65,6 +65,8 @@ def train_step(
     label_smoothing: float = 0.0,
     grad_clip: float = 5.0,
     network_clip: float = 0.0,
+    normalise_networks: bool = False,
+    image_counts: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
     workers: ThreadPoolExecutor | None = None,
 ) -> StepResult:
@@ -88,6 +90,9 @@ def train_step(
         network_clip: a network whose gradient (of its predicted parameters) is longer than so many
             times the step's median is shortened to that, so that a network that explodes does not
             decide the step alone; 0 does not limit it.
+        normalise_networks: instead, scale every network's gradient to length 1 over their number,
+            so that all of them count alike.
+        image_counts: how many images each network gets, the first ones; all where left out.
         autocast: run the networks in this lower precision.
         workers: threads that share the networks; without them one after another.
 
@@ -104,12 +109,15 @@ def train_step(
     predicted = [_detach_predicted(model) for model in models]
     clock.lap("predict")
 
+    counts = image_counts if image_counts is not None else [len(images)] * len(models)
+
     def run(position: int) -> _Outcome:
+        count = counts[position]
         return _run_network(
             models[position],
             predicted[position],
-            images,
-            labels,
+            images[:count],
+            labels[:count],
             label_smoothing,
             autocast,
             1 / len(models),
@@ -120,7 +128,10 @@ def train_step(
     _collect(result, outcomes)
     good = len(outcomes) - len(result.errors)
     if good > 0:
-        result.limited = _limit_networks(outcomes, network_clip)
+        if normalise_networks:
+            _normalise_networks(outcomes)
+        else:
+            result.limited = _limit_networks(outcomes, network_clip)
         _backward(predicted, outcomes)
         clock.lap("backward")
         _update(result, ghn, optimizer, grad_clip, scale=len(outcomes) / good)
@@ -217,6 +228,14 @@ def _limit_networks(outcomes: Sequence[_Outcome], network_clip: float) -> int:
         gradients = [gradient for gradient in outcome.gradients if gradient is not None]
         torch._foreach_mul_(gradients, limit / outcome.norm)
     return len(long)
+
+
+def _normalise_networks(outcomes: Sequence[_Outcome]) -> None:
+    """Scales gradients in place so that those of a network have length 1 over their number."""
+    for outcome in outcomes:
+        if outcome.error is None and outcome.norm > 0:
+            gradients = [gradient for gradient in outcome.gradients if gradient is not None]
+            torch._foreach_mul_(gradients, 1 / (len(outcomes) * outcome.norm))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

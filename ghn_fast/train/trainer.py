@@ -22,7 +22,7 @@ from ghn_fast.ghn import GHN, make_config, make_ghn
 from ghn_fast.graph import GraphBatch
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import Meter, RunLog
-from ghn_fast.train.networks import Drawn, NetworkStream
+from ghn_fast.train.networks import Drawn, NetworkStream, image_counts
 from ghn_fast.train.schedule import learning_rate, update_average
 from ghn_fast.train.step import StepResult, train_step
 
@@ -187,6 +187,8 @@ class Trainer:
             label_smoothing=self.config.label_smoothing,
             grad_clip=self.config.grad_clip,
             network_clip=self.config.network_clip,
+            normalise_networks=self.config.normalise_networks,
+            image_counts=image_counts(self.config, drawn),
             autocast=torch.bfloat16 if self.config.precision == "bfloat16" else None,
             workers=workers,
         )
