@@ -10,7 +10,7 @@ from typing import Any
 
 from ghn_fast.files import write_text
 
-OPTIMIZERS = ("adamw", "adam")
+OPTIMIZERS = ("adamw", "adam", "soap")
 SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -48,7 +48,7 @@ class TrainConfig:
             work (:func:`ghn_fast.train.work.network_work`, million multiply-adds per image); it
             is passed over if even the smallest is too much. None for no limit.
         max_cells, max_parameters: networks beyond are passed over; None for no limit.
-        optimizer: ``adamw`` or ``adam``.
+        optimizer: ``adamw``, ``adam`` or ``soap`` (:class:`ghn_fast.train.soap.SOAP`).
         lr, weight_decay, betas: of the optimiser.
         warmup_steps: over which the learning rate rises from 0.
         schedule: ``cosine``, ``step`` (times ``decay`` at each of the ``milestones``) or

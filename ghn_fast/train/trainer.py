@@ -24,6 +24,7 @@ from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import Meter, RunLog
 from ghn_fast.train.networks import Drawn, NetworkStream, image_counts
 from ghn_fast.train.schedule import learning_rate, update_average
+from ghn_fast.train.soap import SOAP
 from ghn_fast.train.step import StepResult, train_step
 
 CONFIG_FILE = "config.json"
@@ -276,6 +277,10 @@ def _make_ghn(config: TrainConfig) -> GHN:
 
 
 def _make_optimizer(config: TrainConfig, ghn: GHN) -> torch.optim.Optimizer:
+    if config.optimizer == "soap":
+        return SOAP(
+            ghn.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(
         ghn.parameters(),
