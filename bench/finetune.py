@@ -5,8 +5,9 @@
 
 Every start gets the same tuning: each learning rate of the grid once, on the first seed; the one
 with the best accuracy on held-out training images at the end is run with all seeds. Test images
-are looked at for the curves only. A run is a line of ``OUT/ARCH.jsonl`` once it is done, so that one
-that was stopped goes on; the table is printed and the curves are drawn to ``OUT/ARCH.png`` at the end.
+are looked at for the curves only. A run is a line of ``OUT/ARCH.jsonl`` once it is done, so that
+an interrupted study goes on; the table is printed and the curves are drawn to ``OUT/ARCH.png`` at
+the end.
 """
 
 from __future__ import annotations

@@ -81,6 +81,8 @@ def train_step(
     label_smoothing: float = 0.0,
     grad_clip: float = 5.0,
     network_clip: float = 0.0,
+    normalise_networks: bool = False,
+    image_counts: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
     workers: ThreadPoolExecutor | None = None,
     accumulate: int = 1,
@@ -108,6 +110,9 @@ def train_step(
             times the median is shortened to that, so that a network that explodes does not
             decide the step alone; 0 does not limit it. The median is that of the networks that
             are predicted together, in all processes.
+        normalise_networks: instead, scale every network's gradient to length 1, so that all of
+            them count alike.
+        image_counts: how many images each network gets, the first ones; all where left out.
         autocast: run the networks in this lower precision.
         workers: threads that share the networks; without them one after another.
         accumulate: predict the networks in so many parts, one after another, whose gradients add
@@ -127,22 +132,29 @@ def train_step(
     summaries: list[_Summary] = []
     is_whole = True
 
-    def run(model: nn.Module, leaves: Sequence[Tensor]) -> _Outcome:
-        return _run_network(model, leaves, images, labels, label_smoothing, autocast)
+    counts = image_counts if image_counts is not None else [len(images)] * len(models)
+
+    def run(model: nn.Module, leaves: Sequence[Tensor], count: int) -> _Outcome:
+        x, y = images[:count], labels[:count]
+        return _run_network(model, leaves, x, y, label_smoothing, autocast)
 
     for part in _parts(len(models), accumulate):
         chosen = [models[position] for position in part]
         leaves, failure = _predict(ghn, chosen, graphs, part)
         clock.lap("predict")
         if leaves is not None:
-            outcomes = _map(run, chosen, leaves.by_model, workers)
+            each = [counts[position] for position in part]
+            outcomes = _map(run, chosen, leaves.by_model, each, workers)
         else:
             outcomes = [_Outcome(float("nan"), error=failure) for _ in part]
         clock.lap("networks")
         together = [s for own in processes.gather([o.summary() for o in outcomes]) for s in own]
         summaries += together
         clock.lap("exchange")
-        result.limited += _limit_networks(outcomes, together, network_clip)
+        if normalise_networks:
+            _normalise_networks(outcomes)
+        else:
+            result.limited += _limit_networks(outcomes, together, network_clip)
         is_whole &= _backward(ghn, leaves, outcomes)
         clock.lap("backward")
     _collect(result, summaries)
@@ -196,12 +208,13 @@ def _predict(
 
 
 def _map(
-    run: Callable[[nn.Module, Sequence[Tensor]], _Outcome],
+    run: Callable[[nn.Module, Sequence[Tensor], int], _Outcome],
     models: Sequence[nn.Module],
     leaves: Sequence[Sequence[Tensor]],
+    counts: Sequence[int],
     workers: ThreadPoolExecutor | None,
 ) -> list[_Outcome]:
-    return list((map if workers is None else workers.map)(run, models, leaves))
+    return list((map if workers is None else workers.map)(run, models, leaves, counts))
 
 
 def _run_network(
@@ -251,6 +264,14 @@ def _limit_networks(
             gradients = [gradient for gradient in outcome.gradients if gradient is not None]
             torch._foreach_mul_(gradients, limit / outcome.norm)
     return sum(norm > limit for norm in good)
+
+
+def _normalise_networks(outcomes: Sequence[_Outcome]) -> None:
+    """Scales gradients in place so that those of each network have length 1."""
+    for outcome in outcomes:
+        if outcome.error is None and outcome.norm > 0:
+            gradients = [gradient for gradient in outcome.gradients if gradient is not None]
+            torch._foreach_mul_(gradients, 1 / outcome.norm)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
