@@ -88,9 +88,7 @@ def test_threads_change_nothing(networks: list[Drawn], batch: tuple[Tensor, Tens
     alone, shared = make_ghn(), make_ghn()
     for count, ghn in ((1, alone), (3, shared)):
         # One core each: sums over several may be rounded otherwise from one run to the next.
-        with ThreadPoolExecutor(
-            count, initializer=torch.set_num_threads, initargs=(1,)
-        ) as workers:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
             train_step(ghn, models, graphs, *batch, sgd(ghn), workers=workers)
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
         assert torch.equal(one, other)
