@@ -37,6 +37,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ghn_fast.kernels.activations import sigmoid, tanh
+from ghn_fast.transfer import to_device
 
 ROWS = 4
 """Nodes of a level that are processed at once; levels of DeepNets-1M have 1.7 on average."""
@@ -717,10 +718,10 @@ def warps_of(block: int) -> int:
 def _offsets(num_nodes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where nodes and matrices begin, in one copy that the host does not wait for."""
     count = len(num_nodes)
-    both = torch.zeros(2, count + 1, dtype=torch.int64, pin_memory=device.type == "cuda")
+    both = torch.zeros(2, count + 1, dtype=torch.int64)
     torch.cumsum(num_nodes, 0, out=both[0, 1:])
     torch.cumsum(num_nodes.square(), 0, out=both[1, 1:])
-    both = both.to(device, non_blocking=True)
+    both = to_device(both, device)
     return both[0].int(), both[1, :count].clone()
 
 

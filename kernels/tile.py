@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from ghn_fast.kernels.activations import sigmoid, tanh
+from ghn_fast.transfer import to_device
 
 # Numbers of a tensor in a table: its address, five sizes and five strides.
 _TENSOR = tl.constexpr(11)
@@ -360,7 +361,4 @@ def _parts(
 
 def _upload(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """A copy on the device, which the host does not wait for."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
+    return to_device(torch.from_numpy(np.ascontiguousarray(array)), device)

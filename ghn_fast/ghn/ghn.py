@@ -35,6 +35,7 @@ from ghn_fast.ghn.tiling import (
 )
 from ghn_fast.graph import NODE_TYPES, Graph, GraphBatch, Node
 from ghn_fast.ops.tile import TileTable, tile, tile_
+from ghn_fast.transfer import to_device
 
 _plans = PlanCache(size=64)
 
@@ -181,7 +182,7 @@ class GHN(Pretrained, nn.Module):
             embeddings: (sum N, hid).
             table: of the batch.
         """
-        nodes = {source: rows.to(embeddings.device) for source, rows in table.nodes.items()}
+        nodes = {source: to_device(rows, embeddings.device) for source, rows in table.nodes.items()}
         decoded: dict[Source, Tensor] = {}
         kernels = {source.size: rows for source, rows in nodes.items() if source.kind == "kernel"}
         if kernels:
@@ -211,7 +212,7 @@ class GHN(Pretrained, nn.Module):
     ) -> Iterator[tuple[Group, Tensor]]:
         slices: Slices = {}
         for group in groups:
-            nodes = torch.tensor(group.nodes, device=embeddings.device)
+            nodes = to_device(torch.tensor(group.nodes), embeddings.device)
             x = embeddings[nodes]
             yield group, self.decode(x, group.rule, group.shape, slices, group.fan_in)
 
@@ -221,7 +222,7 @@ class GHN(Pretrained, nn.Module):
         device = types.weight.device
         batch = batch.to(device)
         shapes = [self.shape_enc.indices(self._encoded_nodes(graph)) for graph in batch]
-        x = self.shape_enc(types(batch.node_types), torch.cat(shapes).to(device))
+        x = self.shape_enc(types(batch.node_types), to_device(torch.cat(shapes), device))
         x = self._propagate(x, batch)
         return self.ln(x) if self.config.layernorm else x
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ghn_fast.graph.graph import Graph
 from ghn_fast.ops.shortest_paths import shortest_paths_batch
+from ghn_fast.transfer import to_device
 
 
 class GraphBatch:
@@ -34,7 +35,7 @@ class GraphBatch:
         self._set(
             tuple(graphs),
             torch.tensor([graph.num_nodes for graph in graphs], dtype=torch.int64),
-            torch.cat([graph.node_types for graph in graphs]).to(device),
+            to_device(torch.cat([graph.node_types for graph in graphs]), device),
             torch.cat([matrix.flatten() for matrix in _distances(graphs, device)]),
         )
 
@@ -81,9 +82,17 @@ class GraphBatch:
         return iter(self.graphs)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GraphBatch:
-        """Moves node types and distances; the counts stay on the CPU, where they are read."""
-        self.node_types = self.node_types.to(device, non_blocking=non_blocking)
-        self.distances = self.distances.to(device, non_blocking=non_blocking)
+        """Moves node types and distances; the counts stay on the CPU, where they are read.
+
+        To a GPU they are copied without waiting for it, whatever ``non_blocking`` says.
+        """
+        device = torch.device(device)
+        if device.type == "cuda":
+            self.node_types = to_device(self.node_types, device)
+            self.distances = to_device(self.distances, device)
+        else:
+            self.node_types = self.node_types.to(device, non_blocking=non_blocking)
+            self.distances = self.distances.to(device, non_blocking=non_blocking)
         return self
 
     def pin_memory(self) -> GraphBatch:

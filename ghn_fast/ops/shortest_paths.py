@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ghn_fast._core import core
+from ghn_fast.transfer import to_device
 
 MAX_DISTANCE = 50
 """Virtual edges join nodes at most this far apart (arXiv 2110.13100, section 3.3)."""
@@ -102,7 +103,7 @@ def _on_device(
     for count, pairs in zip(num_nodes, edges, strict=True):
         check_edges(count, pairs if pairs.device.type == "cpu" else pairs[:0])
     node_offsets, matrix_offsets, successor_offsets, successors = (
-        _move(part, device) for part in device_dags(num_nodes, edges)
+        to_device(part, device) for part in device_dags(num_nodes, edges)
     )
     sizes = [n * n for n in num_nodes]
     distances = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
@@ -135,18 +136,11 @@ def device_dags(
     node_offsets, matrix_offsets = nodes.cumsum(0), nodes.square().cumsum(0)
     counts = torch.tensor([len(pairs) for pairs in edges])
     pairs = torch.cat([pairs.reshape(-1, 2) for pairs in edges])
-    shifts = _move(node_offsets[:-1].repeat_interleave(counts), pairs.device)
+    shifts = to_device(node_offsets[:-1].repeat_interleave(counts), pairs.device)
     sources, order = (pairs[:, 0] + shifts).sort(stable=True)
     starts = torch.arange(sum(num_nodes) + 1, device=pairs.device)
     successor_offsets = torch.searchsorted(sources, starts)
     return node_offsets, matrix_offsets, successor_offsets, pairs[:, 1][order].contiguous()
-
-
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    """To a device, without waiting for it."""
-    if tensor.device.type == "cpu" and device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def shortest_paths_reference(
