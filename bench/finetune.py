@@ -6,8 +6,9 @@
 Every start gets the same tuning: each learning rate of the grid once, on the first seed; the one
 with the best accuracy on held-out training images at the end is run with all seeds. Test images
 are looked at for the curves only. A run is a line of ``OUT/ARCH.jsonl`` once it is done, so that
-an interrupted study goes on; the table is printed and the curves are drawn to ``OUT/ARCH.png`` at
-the end.
+what was stopped goes on; the table is printed and the curves drawn to ``OUT/ARCH.png`` at the end.
+Refinement is that of arXiv 2207.10049: noise of 3e-5 and orthogonal weights in the last third of
+the layers (from the 37th of ResNet-50's 54 weights on).
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ RATES = (0.1, 0.03, 0.01)
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
 BATCH = 64
+NOISE = 3e-5
+REFINED_FROM = 37 / 54
 GRAD_CLIP = 5.0
 
 
@@ -81,7 +84,10 @@ def make_model(arch: str, start: str, ghn: str, seed: int) -> nn.Module:
     if start != "random":
         ghn_fast.predict(model, ghn)
     if start == "predicted, refined":
-        ghn_fast.refine_(model)
+        weights = sum(parameter.dim() >= 2 for parameter in model.parameters())
+        first = round(REFINED_FROM * weights)
+        generator = torch.Generator().manual_seed(seed)
+        ghn_fast.refine_(model, noise=NOISE, first_layer=first, generator=generator)
     return model
 
 
