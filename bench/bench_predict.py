@@ -158,14 +158,13 @@ def bench_all_torchvision(benchmark: Any, peer: str, mine: str) -> None:
             models=len(known),
             peer_by_ours=round(statistics.geometric_mean(known.values()), 1),
             least=f"{known[worst]:.1f} ({worst})",
+            below_4=sum(ratio < 4 for ratio in known.values()),
         )
     benchmark(WAYS[mine](make_model("resnet18")))
 
 
 def _ratio(name: str, peer: str, mine: str) -> float | None:
-    with torch.device("meta"):
-        size = sum(p.numel() for p in models.get_model(name, **_arguments(name)).parameters())
-    if size > TOO_LARGE:
+    if models.get_model_weights(name).DEFAULT.meta["num_params"] > TOO_LARGE:
         return None
     model = make_model(name)
     try:
