@@ -72,9 +72,9 @@ class EvaluationResult:
     baseline: str
     num_images: int
     batch_size: int
+    networks: list[NetworkResult] = field(default_factory=list)
     norm: str = "batch"
     sgd_steps: int = 0
-    networks: list[NetworkResult] = field(default_factory=list)
 
     @property
     def top1(self) -> list[float]:
@@ -204,7 +204,9 @@ def evaluate(
     if norm == "calibrated" or baseline == "sgd":
         train = _images(train, None, "train")
     sgd_steps = sgd_steps if baseline == "sgd" else 0
-    result = EvaluationResult(split, seed, baseline, len(chosen), batch_size, norm, sgd_steps)
+    result = EvaluationResult(
+        split, seed, baseline, len(chosen), batch_size, norm=norm, sgd_steps=sgd_steps
+    )
     count = _network_count(split, num_nets)
     processes = Processes.current()
     log = _ResultsLog(result, results_file, processes)

@@ -114,7 +114,7 @@ def predict(
         if graph is None:
             graph = Graph.from_model(model, example_inputs)
         else:
-            graph = graph.matched(model)
+            graph = graph.with_shapes(uses.parameters)
     with _timed(report, "predict"):
         plan, report.rules = _write(model, network, graph, uses)
     _account(report, uses.parameters, plan)
@@ -153,7 +153,7 @@ def _load(name: str) -> GHN:
 @torch.no_grad()
 def _write(model: nn.Module, ghn: GHN, graph: Graph, uses: Uses) -> tuple[Plan, dict[str, str]]:
     """Writes all parameters; returns the plan and {parameter name: rule}."""
-    plan = ghn.write([model], GraphBatch([graph]), [uses])
+    plan = ghn.write(GraphBatch([graph]), [uses])
     return plan, plan.rules(0) | fill(model, plan.others[0])
 
 

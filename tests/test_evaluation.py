@@ -16,6 +16,7 @@ from ghn_fast.evaluation import (
     evaluate,
     evaluate_resnet50,
     top1,
+    train_network,
 )
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.nets import Network, count_parameters, sample_net_args
@@ -142,11 +143,32 @@ def test_threads_change_no_random_network(images: Images) -> None:
 
 def test_trained_networks_fit_the_training_images(images: Images) -> None:
     train = Images(images.images[:8], torch.arange(8) % 2)
-    options: dict[str, Any] = {"baseline": "sgd", "num_nets": 1, "train": train, "batch_size": 8}
-    result = evaluate(None, "test", train, sgd_steps=12, **options)
-    assert result.sgd_steps == 12
-    assert result.top1[0] > 80
-    assert evaluate(None, "test", train, sgd_steps=12, **options).top1 == result.top1
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        model.append(nn.Linear(8 * 15 * 15, 2))
+        models.append(train_network(model, train, steps=60, seed=1, batch_size=8))
+    assert top1(models[0], train) > 80
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_sgd_baseline_trains(images: Images) -> None:
+    options: dict[str, Any] = {"num_nets": 1, "num_images": 8, "train": images.first(4)}
+    result = evaluate(None, "test", images, baseline="sgd", sgd_steps=1, **options)
+    assert (result.sgd_steps, result.baseline, len(result.networks)) == (1, "sgd", 1)
+
+
+def test_parts_of_other_processes_are_taken_over(images: Images, tmp_path: Path) -> None:
+    path, part = tmp_path / "results.jsonl", tmp_path / "results.part1.jsonl"
+    other = NetworkResult(1, 50.0, 7, 0.1)
+    EvaluationResult("test", 0, "random", 4, 64, [other]).save(part)
+    options: dict[str, Any] = {"baseline": "random", "num_images": 4, "results_file": path}
+    result = evaluate(None, "test", images, num_nets=2, **options)
+    assert result.networks[1] == other
+    assert list(tmp_path.iterdir()) == [path]
+    assert EvaluationResult.load(path) == result
 
 
 def test_calibration_takes_the_mean_statistics(images: Images) -> None:

@@ -21,7 +21,7 @@ from ghn_fast.ghn.decoder import ConvDecoder, MLPDecoder, Slices
 from ghn_fast.ghn.gated_gnn import GatedGNN
 from ghn_fast.ghn.layers import MLP
 from ghn_fast.ghn.leaves import Leaves
-from ghn_fast.ghn.plan import Group, Plan, Target, Uses, class_rules, make_plan, misfit
+from ghn_fast.ghn.plan import Group, Plan, Target, Uses, class_rules, misfit, plan_for
 from ghn_fast.ghn.pretrained import Pretrained
 from ghn_fast.ghn.rules import fill
 from ghn_fast.ghn.shape_encoder import PositionTable, ShapeEncoder, shape_as_4d
@@ -104,22 +104,24 @@ class GHN(Pretrained, nn.Module):
             ValueError: as many graphs as models are needed.
         """
         model_list = [models] if isinstance(models, nn.Module) else list(models)
-        batch = self.batch(model_list, graphs)
+        uses = [Uses.of(model) for model in model_list]
+        batch = self.batch(model_list, graphs, uses)
         if self.training and torch.is_grad_enabled():
-            plan = make_plan(batch, self.config, model_list)
-            self._attach(model_list, batch, make_block_table(plan, self.config, self.interpolates))
+            plan = plan_for(batch, self.config, uses)
+            self._attach(uses, batch, make_block_table(plan, self.config, self.interpolates))
         else:
-            plan = self.write(model_list, batch)
+            plan = self.write(batch, uses)
         for model, kinds in zip(model_list, plan.others, strict=True):
             fill(model, kinds)
         return models
 
-    def _attach(self, models: Sequence[nn.Module], batch: GraphBatch, table: BlockTable) -> None:
+    def _attach(self, uses: Sequence[Uses], batch: GraphBatch, table: BlockTable) -> None:
         """Puts predicted tensors, which carry gradients, in the places of the parameters."""
         embeddings = self.node_embeddings(batch)
         predicted = tile(self.blocks(embeddings, table), table.tiles)
-        attach(models, table.targets, predicted)
-        self._assign_direct(models, embeddings, table, keep_grad=True)
+        attach(uses, table.targets, predicted)
+        for group, tensors in self._decode_groups(embeddings, table.direct):
+            attach(uses, group.targets, list(tensors))
 
     def attach_leaves(
         self,
@@ -138,42 +140,39 @@ class GHN(Pretrained, nn.Module):
         Raises:
             ValueError: as many graphs as models are needed.
         """
-        batch = self.batch(models, graphs)
-        plan = make_plan(batch, self.config, models)
+        uses = [Uses.of(model) for model in models]
+        batch = self.batch(models, graphs, uses)
+        plan = plan_for(batch, self.config, uses)
         table = make_block_table(plan, self.config, self.interpolates)
         embeddings = self.node_embeddings(batch)
         blocks = self.blocks(embeddings, table)
-        leaves = Leaves(blocks, table, list(self._decode_groups(embeddings, table.direct)))
-        attach(models, leaves.targets, leaves.tensors)
+        direct = list(self._decode_groups(embeddings, table.direct))
+        leaves = Leaves(blocks, table, direct, len(models))
+        attach(uses, leaves.targets, leaves.tensors)
         for model, kinds in zip(models, plan.others, strict=True):
             fill(model, kinds)
         return leaves
 
     @torch.no_grad()
-    def write(
-        self,
-        models: Sequence[nn.Module],
-        batch: GraphBatch,
-        uses: Sequence[Uses] | None = None,
-    ) -> Plan:
+    def write(self, batch: GraphBatch, uses: Sequence[Uses]) -> Plan:
         """Writes predicted values into the models' own parameters.
 
         What follows from the architecture alone is kept for the next time (:class:`PlanCache`).
 
         Args:
-            models: several.
-            batch: of their graphs.
-            uses: of the models, where they are known already.
+            batch: of the models' graphs.
+            uses: of the models.
 
         Returns:
             The plan. Its ``others`` are left to :func:`ghn_fast.ghn.rules.fill`.
         """
-        uses = uses if uses is not None else [Uses.of(model) for model in models]
         plan, table = _plans.get(batch, self.config, uses, self.interpolates)
         embeddings = self.node_embeddings(batch)
         parameters = [uses[t.graph].parameters[t.parameter] for t in table.targets]
         tile_into(self.blocks(embeddings, table), table.tiles, parameters)
-        self._assign_direct(models, embeddings, table, keep_grad=False)
+        for group, tensors in self._decode_groups(embeddings, table.direct):
+            for target, tensor in zip(group.targets, tensors, strict=True):
+                uses[target.graph].parameters[target.parameter].copy_(tensor)
         return plan
 
     def blocks(self, embeddings: Tensor, table: BlockTable) -> list[Tensor]:
@@ -200,13 +199,6 @@ class GHN(Pretrained, nn.Module):
             return self.decoder.class_weight(x, source.size[1])
         vectors = self._vectors(x)
         return self.bias_class(vectors[:, 1]) if source.kind == "class_bias" else vectors
-
-    def _assign_direct(
-        self, models: Sequence[nn.Module], embeddings: Tensor, table: BlockTable, keep_grad: bool
-    ) -> None:
-        for group, tensors in self._decode_groups(embeddings, table.direct):
-            for target, tensor in zip(group.targets, tensors, strict=True):
-                assign(models[target.graph], target.parameter, tensor, keep_grad)
 
     def predict_groups(self, batch: GraphBatch, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
         """Each group of the plan with its predicted parameters (n, *shape).
@@ -289,14 +281,26 @@ class GHN(Pretrained, nn.Module):
         self,
         models: Sequence[nn.Module],
         graphs: Graph | GraphBatch | Sequence[Graph] | None,
+        uses: Sequence[Uses] | None = None,
     ) -> GraphBatch:
-        """The graphs of the models as one batch, with the shapes of the models' parameters."""
+        """The graphs of the models as one batch, with the shapes of the models' parameters.
+
+        Args:
+            models: several.
+            graphs: of the models; made from them where left out.
+            uses: of the models, where they are known already.
+
+        Raises:
+            ValueError: as many graphs as models are needed, each of its model.
+        """
         if graphs is None:
             return GraphBatch([Graph.from_model(model) for model in models])
         given = [graphs] if isinstance(graphs, Graph) else list(graphs)
         if len(given) != len(models):
             raise ValueError(f"{len(models)} models were passed with {len(given)} graphs")
-        fitting = [graph.matched(model) for graph, model in zip(given, models, strict=True)]
+        uses = uses if uses is not None else [Uses.of(model) for model in models]
+        pairs = zip(given, uses, strict=True)
+        fitting = [graph.with_shapes(known.parameters) for graph, known in pairs]
         unchanged = all(a is b for a, b in zip(given, fitting, strict=True))
         return graphs if isinstance(graphs, GraphBatch) and unchanged else GraphBatch(fitting)
 
@@ -356,31 +360,11 @@ class GHN(Pretrained, nn.Module):
         return self.decoder_1d(x).view(len(x), 2, -1)
 
 
-def assign(model: nn.Module, parameter: str, value: Tensor, attach: bool) -> None:
-    """Gives a model a predicted parameter.
-
-    Args:
-        parameter: qualified name.
-        attach: put the tensor itself in the parameter's place, so that gradients reach the GHN;
-            otherwise copy its values into the parameter.
-    """
-    path, _, name = parameter.rpartition(".")
-    module = model.get_submodule(path)
-    if attach:
-        module._parameters[name] = value  # type: ignore[assignment]
-        return
-    with torch.no_grad():
-        module._parameters[name].copy_(value)  # type: ignore[union-attr]
-
-
-def attach(
-    models: Sequence[nn.Module], targets: Sequence[Target], tensors: Sequence[Tensor]
-) -> None:
+def attach(uses: Sequence[Uses], targets: Sequence[Target], tensors: Sequence[Tensor]) -> None:
     """Puts tensors in the places of the parameters that are their targets."""
-    modules = [dict(model.named_modules(remove_duplicate=False)) for model in models]
     for target, tensor in zip(targets, tensors, strict=True):
-        path, _, name = target.parameter.rpartition(".")
-        modules[target.graph][path]._parameters[name] = tensor
+        module, name = uses[target.graph].owners[target.parameter]
+        module._parameters[name] = tensor  # type: ignore[assignment]
 
 
 def tile_into(blocks: Sequence[Tensor], table: TileTable, parameters: Sequence[Tensor]) -> None:

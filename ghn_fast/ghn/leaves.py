@@ -25,22 +25,29 @@ class Leaves:
         blocks: of the table's views, with their way back to the GHN.
         table: of the batch.
         direct: the table's direct groups with their predicted parameters (n, *shape).
+        num_models: in the batch.
 
     Attributes:
         targets: where each predicted parameter belongs.
         tensors: of the targets; they require gradients.
+        by_model: the tensors of each model.
     """
 
     def __init__(
-        self, blocks: list[Tensor], table: BlockTable, direct: Sequence[tuple[Group, Tensor]]
+        self,
+        blocks: list[Tensor],
+        table: BlockTable,
+        direct: Sequence[tuple[Group, Tensor]],
+        num_models: int,
     ) -> None:
         self._blocks = blocks
         self._tiles = table.tiles
         self._direct = [tensor for _, tensors in direct for tensor in tensors]
         self.targets = [*table.targets, *(t for group, _ in direct for t in group.targets)]
         self.tensors = self._tiled() + [tensor.detach() for tensor in self._direct]
-        for tensor in self.tensors:
-            tensor.requires_grad_()
+        self.by_model: list[list[Tensor]] = [[] for _ in range(num_models)]
+        for target, tensor in zip(self.targets, self.tensors, strict=True):
+            self.by_model[target.graph].append(tensor.requires_grad_())
 
     @torch.no_grad()
     def _tiled(self) -> list[Tensor]:
@@ -53,11 +60,6 @@ class Leaves:
         parameters = [part[: shape.numel()].view(shape) for part, shape in parts]
         tile_(self._blocks, self._tiles, parameters)
         return parameters
-
-    def of(self, graph: int) -> list[Tensor]:
-        """The predicted parameters of one of the batch's models."""
-        pairs = zip(self.targets, self.tensors, strict=True)
-        return [tensor for target, tensor in pairs if target.graph == graph]
 
     def backward(self) -> None:
         """Adds to the GHN's gradients what follows from the ``grad`` of the tensors (None: zero).

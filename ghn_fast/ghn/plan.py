@@ -90,6 +90,7 @@ class Uses:
 
     Attributes:
         parameters: all of them, a tied one under each of its names.
+        owners: for each name the module and the parameter's name in it.
         fan_in: of weights that are stored (in, out, ...): transposed convolutions, and linear
             layers that multiply from the right.
         embeddings: weights of which an embedding takes single rows.
@@ -97,6 +98,7 @@ class Uses:
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     fan_in: dict[str, float] = field(default_factory=dict)
     embeddings: set[str] = field(default_factory=set)
     complex: dict[str, torch.dtype] = field(default_factory=dict)
@@ -109,6 +111,7 @@ class Uses:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     uses.parameters[prefix + name] = parameter
+                    uses.owners[prefix + name] = module, name
                     if parameter.is_complex():
                         uses.complex[prefix + name] = parameter.dtype
             fan_in = _stored_fan_in(module)

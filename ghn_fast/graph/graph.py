@@ -111,10 +111,11 @@ class Graph:
         Raises:
             ValueError: the model lacks a parameter of the graph.
         """
-        shapes = {
-            name: tuple(parameter.shape)
-            for name, parameter in model.named_parameters(remove_duplicate=False)
-        }
+        return self.with_shapes(dict(model.named_parameters(remove_duplicate=False)))
+
+    def with_shapes(self, parameters: Mapping[str, Tensor]) -> Graph:
+        """:meth:`matched`, for a model's parameters by all of their names."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         nodes = tuple(_with_shape(node, shapes) for node in self.nodes)
         return self if nodes == self.nodes else replace(self, nodes=nodes)
 

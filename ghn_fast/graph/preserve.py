@@ -102,7 +102,9 @@ def _same(a: Container, b: Container) -> bool:
     """Whether two dicts or sets hold the same objects in the same order."""
     if len(a) != len(b) or not all(map(is_, a, b)):
         return False
-    return not isinstance(a, dict) or all(map(is_, a.values(), b.values()))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(map(is_, a.values(), b.values()))
+    return True
 
 
 def _generator_states(model: nn.Module) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from ghn_fast.graph import GraphBatch
 from ghn_fast.processes import Processes, choose_device
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import Meter, RunLog
-from ghn_fast.train.networks import Drawn, NetworkStream
+from ghn_fast.train.networks import Drawn, NetworkStream, image_counts
 from ghn_fast.train.plot import has_matplotlib, plot_run
 from ghn_fast.train.schedule import learning_rate, update_average
+from ghn_fast.train.soap import SOAP
 from ghn_fast.train.step import StepResult, train_step
 
 CONFIG_FILE = "config.json"
@@ -116,7 +117,7 @@ class Trainer:
         self.skipped_steps = 0
         self.left_out_networks = 0
         self.failed_checkpoints = 0
-        self._stop = False
+        self._stop = self._stopping = False
         self._started = time.perf_counter()
         self.longest = {"step": 0.0, "save": 0.0, "validate": 0.0}
         self._resume()
@@ -150,7 +151,7 @@ class Trainer:
             The GHN with averaged weights, in evaluation mode.
         """
         is_first = self.processes.is_first
-        self._stop = False
+        self._stop = self._stopping = False
         self._started = time.perf_counter() - 60 * self.minutes
         with ExitStack() as stack:
             stack.enter_context(_signals(self.stop))
@@ -180,7 +181,7 @@ class Trainer:
         if self.finished:
             return
         prepared = preparing.submit(self._prepare, self.step, self.network_position)
-        while not self.finished and not self._stop:
+        while not self.finished and not self._stopping:
             with self._timed("step"):
                 result, prepared = self._advance(prepared, workers, preparing)
                 meter.add(result)
@@ -218,7 +219,8 @@ class Trainer:
         """All processes take the first one's time, and stop if any was told to."""
         minutes = (time.perf_counter() - self._started) / 60
         states = self.processes.gather((self._stop, minutes, self.longest))
-        self._stop = any(stop for stop, _, _ in states)
+        # Not the request itself: one that arrives meanwhile is for the next agreement.
+        self._stopping = any(stop for stop, _, _ in states)
         _, self.minutes, longest = states[0]
         self.longest = dict(longest)
 
@@ -246,6 +248,8 @@ class Trainer:
             label_smoothing=self.config.label_smoothing,
             grad_clip=self.config.grad_clip,
             network_clip=self.config.network_clip,
+            normalise_networks=self.config.normalise_networks,
+            image_counts=image_counts(self.config, drawn),
             autocast=torch.bfloat16 if self.config.precision == "bfloat16" else None,
             workers=workers,
             accumulate=self.config.accumulate,
@@ -383,6 +387,10 @@ def _make_ghn(config: TrainConfig, num_classes: int) -> GHN:
 
 
 def _make_optimizer(config: TrainConfig, ghn: GHN) -> torch.optim.Optimizer:
+    if config.optimizer == "soap":
+        return SOAP(
+            ghn.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(
         ghn.parameters(),

@@ -144,7 +144,7 @@ def test_leaves_lead_back_to_the_same_gradients(ghn: GHN) -> None:
     for index, model in enumerate(models):
         for name, value in model._parameters.items():
             assert value.is_leaf
-            assert any(value is tensor for tensor in leaves.of(index))
+            assert any(value is tensor for tensor in leaves.by_model[index])
             torch.testing.assert_close(value, attached[index][name])
         sum((model._parameters[k] * w).sum() for k, w in weights[index].items()).backward()
     leaves.backward()

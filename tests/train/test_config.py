@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from ghn_fast.train.config import ConfigError, TrainConfig
+from ghn_fast.ghn import make_config
+from ghn_fast.train.config import PRESETS, ConfigError, TrainConfig
+from ghn_fast.train.schedule import learning_rate
 
 
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
@@ -28,9 +30,33 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
         ({"widths": ()}, "widths must be"),
         ({"widths": (20,)}, "widths must be multiples of 8"),
         ({"ema_decay": 1.0}, "ema_decay must be"),
+        ({"accumulate": 0}, "accumulate must be positive, not 0"),
         ({"learning_rate": 1.0}, "unknown settings: learning_rate; there are"),
     ],
 )
 def test_impossible_settings_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig.from_dict(values)
+
+
+def test_the_papers_presets() -> None:
+    config = TrainConfig.preset("ghn2-paper")
+    rates = [learning_rate(config, 0, epoch / 300) for epoch in (0, 199, 200, 249, 250, 299)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])
+    assert (config.optimizer, config.weight_decay, config.grad_clip) == ("adam", 1e-5, 5.0)
+    assert config.steps is not None
+    assert config.steps * config.networks_per_step() == pytest.approx(1.7e6, rel=0.01)
+    ghn3 = TrainConfig.preset("ghn3-paper", steps=10_000)
+    assert ghn3.steps == 10_000
+    assert learning_rate(ghn3, 0, 0.0) < 1e-6
+    assert learning_rate(ghn3, 5_000, 0.0) == pytest.approx(4e-4)
+    assert learning_rate(ghn3, 9_999, 1.0) == 0
+    with pytest.raises(ConfigError, match="unknown preset 'ghn4'; there are default, ghn2-paper"):
+        TrainConfig.preset("ghn4")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_can_be_built(name: str) -> None:
+    config = TrainConfig.preset(name)
+    assert make_config({"num_classes": 10, **config.ghn}).num_classes == 10
+    assert TrainConfig.from_dict(config.to_dict()) == config

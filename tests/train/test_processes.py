@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ghn_fast.processes import shares
-from ghn_fast.train import NetworkStream, Processes, TrainConfig, choose_device
+from ghn_fast.train import NetworkStream, Processes, TrainConfig, choose_device, read_log
 from tests.train.test_trainer import TINY, make_trainer, state_of, train_lines
 
 CHILD = """
@@ -27,7 +27,16 @@ with process_group(torch.device("cpu")):
     make_trainer(Path(sys.argv[1]), TrainConfig.load(sys.argv[3])).fit()
 """
 # A small learning rate: Adam makes gradients that are nothing but rounding as long as the others.
-SHARED_STEP = replace(TINY, num_networks=400, checkpoint_every=0, network_clip=1.2, lr=1e-4)
+SHARED_STEP = replace(
+    TINY,
+    steps=4,
+    num_networks=400,
+    checkpoint_every=0,
+    network_clip=1.2,
+    lr=1e-4,
+    validate_every=4,
+    validation_networks=2,
+)
 
 
 def write_config(folder: Path, config: TrainConfig) -> list[str]:
@@ -56,22 +65,31 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_learn_as_one(two_processes: Path, tmp_path: Path) -> None:
     make_trainer(tmp_path, replace(SHARED_STEP, meta_batch=4)).fit()
     two, one = train_lines(two_processes), train_lines(tmp_path)
-    assert [line["networks"] for line in two] == [4, 8, 12, 16, 20, 24]
+    assert [line["networks"] for line in two] == [4, 8, 12, 16]
     assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-4)
     assert [a["loss"] for a in two] == pytest.approx([b["loss"] for b in one], rel=3e-4)
+    validations = [
+        [
+            line["networks"]
+            for line in read_log(folder / "log.jsonl")
+            if line["kind"] == "validation"
+        ]
+        for folder in (two_processes, tmp_path)
+    ]
+    assert validations == [[2], [2]]
     assert [a["limited_networks"] for a in two] == [b["limited_networks"] for b in one]
 
 
 def test_one_process_goes_on_with_what_two_began(two_processes: Path) -> None:
     trainer = make_trainer(two_processes, replace(SHARED_STEP, meta_batch=1, accumulate=4))
-    assert trainer.step == 6
+    assert trainer.step == 4
     with pytest.raises(ValueError, match="networks_per_step: 4 -> 2"):
         make_trainer(two_processes, SHARED_STEP)
 
 
 def test_accumulated_parts_learn_as_one(tmp_path: Path) -> None:
     runs = {"whole": {"meta_batch": 4}, "parts": {"meta_batch": 1, "accumulate": 4}}
-    config = replace(SHARED_STEP, steps=3, network_clip=0.0)
+    config = replace(SHARED_STEP, steps=3, network_clip=0.0, validate_every=0)
     for name, changes in runs.items():
         make_trainer(tmp_path / name, replace(config, **changes)).fit()
     whole, parts = (state_of(tmp_path / name)["ghn"] for name in runs)
@@ -85,7 +103,10 @@ def test_sigterm_to_one_stops_both(tmp_path: Path) -> None:
         port = str(found.getsockname()[1])
     common = {**os.environ, "MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
     common["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, *write_config(tmp_path, replace(SHARED_STEP, steps=100_000))]
+    command = [
+        sys.executable,
+        *write_config(tmp_path, replace(SHARED_STEP, steps=100_000, validate_every=0)),
+    ]
     children = [
         subprocess.Popen(command, env={**common, "RANK": rank, "LOCAL_RANK": rank}, cwd=tmp_path)
         for rank in ("0", "1")

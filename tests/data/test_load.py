@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from ghn_fast.data import DataError, EncodedImages, Images, load_images
+from ghn_fast.nets import build_ghost, sample_net_args
+
+CLASSES = 3
+
+
+def picture(label: int, width: int = 40, height: int = 30) -> Image.Image:
+    """All pixels have the label's colour."""
+    return Image.fromarray(np.full((height, width, 3), 60 * label + 20, np.uint8))
+
+
+def encoded(label: int) -> bytes:
+    buffer = io.BytesIO()
+    picture(label).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(path: Path, labels: list[int], names: list[str] | None = None) -> None:
+    pictures = [{"bytes": encoded(max(label, 0)), "path": None} for label in labels]
+    table = pyarrow.table({"image": pictures, "label": pyarrow.array(labels, pyarrow.int64())})
+    if names is not None:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        metadata = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": metadata})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(table, path)
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    for split, count in (("train", 20), ("val", 2)):
+        for label in range(CLASSES):
+            folder = tmp_path / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                picture(label).save(folder / f"{number}.png")
+    return tmp_path
+
+
+def colours(images: torch.Tensor) -> list[float]:
+    return images.flatten(1).float().mean(dim=1).tolist()
+
+
+def test_folders_of_pictures(class_folders: Path) -> None:
+    parts = {split: load_images(class_folders, split) for split in ("train", "val", "test")}
+    assert {split: len(part) for split, part in parts.items()} == {"train": 54, "val": 6, "test": 6}
+    test = parts["test"]
+    assert isinstance(test, Images)
+    assert test.num_classes == CLASSES
+    assert test.images.shape == (6, 3, 32, 32)
+    assert colours(test.images) == pytest.approx(
+        [60 * label + 20 for label in test.labels.tolist()]
+    )
+    assert not test.is_large
+
+
+@pytest.mark.parametrize("places", ["", "data/"])
+def test_parquet_files(tmp_path: Path, places: str) -> None:
+    names = ["a", "b", "c", "d"]
+    write_parquet(tmp_path / f"{places}train-0-of-2.parquet", [0, 1] * 10, names)
+    write_parquet(tmp_path / f"{places}train-1-of-2.parquet", [2] * 10, names)
+    write_parquet(tmp_path / f"{places}validation-0-of-1.parquet", [1, 2], names)
+    write_parquet(tmp_path / f"{places}test-0-of-1.parquet", [2, 0, 1], names)
+    parts = [load_images(tmp_path, split) for split in ("train", "val", "test")]
+    assert [part.labels.tolist() for part in parts[1:]] == [[1, 2], [2, 0, 1]]
+    assert len(parts[0]) == 30
+    assert {part.num_classes for part in parts} == {4}
+
+
+def test_an_unlabelled_test_part_is_not_used(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1] * 10)
+    write_parquet(tmp_path / "validation-0.parquet", [1, 1, 0])
+    write_parquet(tmp_path / "test-0.parquet", [-1, -1])
+    assert load_images(tmp_path, "test").labels.tolist() == [1, 1, 0]
+    train, val = (load_images(tmp_path, split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (18, 2)
+
+
+def test_large_data_sets_stay_encoded(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ghn_fast.data.load.MEMORY", 1000)
+    images = load_images(class_folders, "train", image_size=48)
+    assert isinstance(images, EncodedImages)
+    assert images.is_large
+    chosen = torch.tensor([0, 53])
+    in_memory = images.in_memory()
+    torch.testing.assert_close(images.batch(chosen), in_memory.batch(chosen))
+    draws = [images.training_batch(chosen, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert draws[0].shape == (2, 3, 48, 48)
+    assert torch.equal(draws[0], draws[1])
+    assert images.select(torch.tensor([5])).labels.tolist() == [images.labels[5].item()]
+    assert len(images.first(7)) == 7
+
+
+def test_random_crops_are_parts_of_the_image() -> None:
+    rows = np.arange(64, dtype=np.uint8).repeat(64).reshape(64, 64)
+    buffer = io.BytesIO()
+    Image.fromarray(np.stack([rows] * 3, axis=2)).save(buffer, format="PNG")
+    images = EncodedImages([buffer.getvalue()] * 32, torch.zeros(32, dtype=torch.int64), 1, 16)
+    pixels = images.training_batch(torch.arange(32), torch.Generator().manual_seed(0))
+    heights = pixels[:, 0, -1, 0] - pixels[:, 0, 0, 0]
+    assert (heights > 0).all()
+    assert heights.max() > 2 * heights.min()
+
+
+def test_networks_for_large_images_take_them() -> None:
+    network = build_ghost(sample_net_args("train", 0, 0, True), 5, True).to_empty(device="cpu")
+    with torch.no_grad():
+        assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_cifar10_keeps_its_reader(tmp_path: Path) -> None:
+    pixels = io.BytesIO()
+    picture(1, 32, 32).save(pixels, format="PNG")
+    table = {"img": [{"bytes": pixels.getvalue(), "path": None}] * 20, "label": [3] * 20}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "train-0.parquet")
+    images = load_images(tmp_path, "train")
+    assert isinstance(images, Images)
+    assert (images.num_classes, len(images)) == (10, 18)
+
+
+def test_what_is_no_data_set_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)no images in a known layout.*train-\*.parquet"):
+        load_images(tmp_path)
+    with pytest.raises(DataError, match="neither a folder nor a data set of the hub"):
+        load_images(tmp_path / "missing")
+    with pytest.raises(ValueError, match="unknown split 'dev'"):
+        load_images(tmp_path, "dev")
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "train-0.parquet")
+    with pytest.raises(DataError, match=r"has the columns x; needed are one of pictures"):
+        load_images(tmp_path)
+
+
+def test_a_damaged_picture_is_named(class_folders: Path) -> None:
+    path = class_folders / "val" / "class1" / "0.png"
+    path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=f"{path} is not a picture"):
+        load_images(class_folders, "test")
