@@ -646,11 +646,11 @@ class Schedule:
         node_offsets: (B + 1,) int32, where each graph's nodes begin.
         matrix_offsets: (B,) int64, where each graph's matrix begins.
         order: (sum N,) int64, the node that each number stands for.
-        steps: (4, sum N) int32: for each node the end of its step and the first node that its
-            step or a later one hears; the start of its step and the end of those that hear its
-            step or an earlier one.
-        distances: (2, sum N^2) uint8: to each node from those it hears, and from it to those that
-            hear it.
+        steps: (4, at least sum N) int32: for each node the end of its step and the first node
+            that its step or a later one hears; the start of its step and the end of those that
+            hear its step or an earlier one.
+        distances: (2, at least sum N^2) uint8: to each node from those it hears, and from it to
+            those that hear it.
     """
 
     node_offsets: Tensor
@@ -690,13 +690,13 @@ def make_schedule(distances: Tensor, num_nodes: Tensor) -> Schedule:
         num_stages=1,
     )
     keys, order = torch.sort(keys, stable=True)
-    steps = torch.empty(4, nodes, dtype=torch.int32, device=device)
-    ends, lowest, starts, highest = steps
+    steps = torch.zeros(4, _aligned(nodes), dtype=torch.int32, device=device)
+    ends, lowest, starts, highest = steps[:, :nodes]
     level_starts = torch.searchsorted(keys, keys)
     places = torch.arange(nodes, device=device)
     starts.copy_(places - (places - level_starts) % ROWS)
     ends.copy_(torch.minimum(starts + ROWS, torch.searchsorted(keys, keys, right=True)))
-    sorted_distances = distances.new_empty(2, len(distances))
+    sorted_distances = distances.new_zeros(2, _aligned(len(distances)))
     sort_distances[(len(counts), triton.cdiv(most, SORT_ROWS))](
         *(distances, node_offsets, matrix_offsets, order),
         *(*sorted_distances, lowest, highest),
@@ -708,6 +708,12 @@ def make_schedule(distances: Tensor, num_nodes: Tensor) -> Schedule:
     lowest.copy_(lowest.flip(0).cummin(0).values.flip(0))
     highest.copy_(highest.cummax(0).values)
     return Schedule(node_offsets, matrix_offsets, order, steps, sorted_distances)
+
+
+def _aligned(count: int) -> int:
+    """Rounded up, so that rows begin at multiples of 16 bytes: Triton compiles kernels anew for
+    addresses that do not."""
+    return -(-count // 16) * 16
 
 
 def warps_of(block: int) -> int:
@@ -788,8 +794,8 @@ def saved_like(
         x.new_empty(graphs + 1, dtype=torch.int32),
         x.new_empty(graphs, dtype=torch.int64),
         x.new_empty(nodes, dtype=torch.int64),
-        x.new_empty(4, nodes, dtype=torch.int32),
-        distances.new_empty(2, len(distances)),
+        x.new_empty(4, _aligned(nodes), dtype=torch.int32),
+        distances.new_empty(2, _aligned(len(distances))),
         *(x.new_empty(s, dtype=torch.float32) for s in _saved_shapes(nodes, weights, rounds)),
     ]
 
