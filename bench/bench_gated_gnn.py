@@ -1,18 +1,19 @@
 """gated_gnn, forward and backward, on meta-batches of DeepNets-1M graphs.
 
-Compares the C++ core, the PyTorch reference, and the public code (ppuda, where it is importable).
-Beside each time stand the floating-point operations and bytes that cannot be avoided, and the
-time that they would take at the speed of this machine's matrix products and memory copies.
+Compares the C++ core, the Triton kernels on a GPU where there is one, the PyTorch reference, and
+the public code (ppuda, where it is importable). Beside each time stand the floating-point
+operations and bytes that cannot be avoided, and the time that each of them would take at the speed
+of this machine's (or this card's) matrix products and memory copies.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from rates import bytes_per_second, card, device_of, flops_per_second, waiting
 from torch import Tensor, nn
 
 from ghn_fast import DeepNets1M
@@ -30,6 +31,20 @@ class Problem:
     mlp_ve: list[Tensor]
     gru: list[Tensor]
     direction: Tensor
+
+    def to(self, device: torch.device) -> Problem:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device).requires_grad_(tensor.requires_grad)
+
+        return replace(
+            self,
+            graphs=self.graphs.to(device),
+            x=move(self.x),
+            mlp=[move(w) for w in self.mlp],
+            mlp_ve=[move(w) for w in self.mlp_ve],
+            gru=[move(w) for w in self.gru],
+            direction=move(self.direction),
+        )
 
     @property
     def weights(self) -> list[Tensor]:
@@ -98,57 +113,54 @@ def public(problem: Problem) -> Callable[[], Tensor]:
         source, target = graph.distances.nonzero().unbind(1)
         distance = graph.distances[source, target].long()
         edges.append(torch.stack([source, target, distance, torch.full_like(source, index)], 1))
-    owners = torch.repeat_interleave(problem.graphs.num_nodes)
-    table = torch.cat(edges)
+    device = problem.x.device
+    owners = torch.repeat_interleave(problem.graphs.num_nodes).to(device)
+    table = torch.cat(edges).to(device)
     return lambda: net(problem.x.clone(), table, owners)
 
 
-def limit_seconds(flops: float, num_bytes: float) -> float:
-    """The longer of both at the rates of this machine, measured now."""
-    a = torch.randn(1024, 1024)
-    flops_per_second = 2 * 1024**3 / best_of(lambda: a @ a)
-    source, target = torch.zeros(2, 2**24)
-    bytes_per_second = 2 * source.nbytes / best_of(lambda: target.copy_(source))
-    return max(flops / flops_per_second, num_bytes / bytes_per_second)
-
-
-def best_of(function: Callable[[], object], repeats: int = 5) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def note_limit(benchmark, problem: Problem, factor: float) -> None:
+    """The work that cannot be avoided and the two floors that it puts on the time."""
     flops, num_bytes = factor * problem.flops, factor * problem.bytes
+    device = problem.x.device
     benchmark.extra_info.update(
         nodes=len(problem.x),
         mflop=round(flops / 1e6, 1),
         mbytes=round(num_bytes / 1e6, 2),
-        limit_ms=round(1e3 * limit_seconds(flops, num_bytes), 3),
+        flops_ms=round(1e3 * flops / flops_per_second(device), 4),
+        bytes_ms=round(1e3 * num_bytes / bytes_per_second(device), 4),
+        **card(device),
     )
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference", "ppuda"])
-@pytest.mark.parametrize("num_graphs", [1, 8])
-def bench_forward_backward(benchmark, num_graphs: int, backend: str) -> None:
-    benchmark.group = f"gated_gnn forward + backward, {num_graphs} graphs"
-    problem = make_problem(num_graphs)
-    forward = public(problem) if backend == "ppuda" else ours(problem, backend)
-    note_limit(benchmark, problem, 3)
-    benchmark(lambda: forward().backward(problem.direction))
+CPU_WAYS = ("cpp", "reference", "ppuda")
+CUDA_WAYS = ("triton", "cuda reference", "cuda ppuda")
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference", "ppuda"])
+def make_way(num_graphs: int, way: str) -> tuple[Problem, Callable[[], Tensor]]:
+    problem = make_problem(num_graphs).to(device_of(way))
+    kind = way.split()[-1]
+    return problem, public(problem) if kind == "ppuda" else ours(problem, kind)
+
+
+@pytest.mark.parametrize("way", [*CPU_WAYS, *CUDA_WAYS])
 @pytest.mark.parametrize("num_graphs", [1, 8, 64])
-def bench_forward(benchmark, num_graphs: int, backend: str) -> None:
-    if num_graphs == 64 and backend != "cpp":
+def bench_forward_backward(benchmark, num_graphs: int, way: str) -> None:
+    if num_graphs == 64 and way in CPU_WAYS[1:]:
+        pytest.skip("takes minutes")
+    problem, forward = make_way(num_graphs, way)
+    benchmark.group = f"gated_gnn forward + backward, {num_graphs} graphs, {problem.x.device.type}"
+    note_limit(benchmark, problem, 3)
+    benchmark(waiting(lambda: forward().backward(problem.direction), problem.x.device))
+
+
+@pytest.mark.parametrize("way", [*CPU_WAYS, *CUDA_WAYS])
+@pytest.mark.parametrize("num_graphs", [1, 8, 64])
+def bench_forward(benchmark, num_graphs: int, way: str) -> None:
+    if num_graphs == 64 and way in CPU_WAYS[1:]:
         pytest.skip("takes tens of seconds")
-    benchmark.group = f"gated_gnn forward, {num_graphs} graphs"
-    problem = make_problem(num_graphs)
-    forward = public(problem) if backend == "ppuda" else ours(problem, backend)
+    problem, forward = make_way(num_graphs, way)
+    benchmark.group = f"gated_gnn forward, {num_graphs} graphs, {problem.x.device.type}"
     note_limit(benchmark, problem, 1)
     with torch.no_grad():
-        benchmark(forward)
+        benchmark(waiting(forward, problem.x.device))

@@ -1,11 +1,16 @@
-"""Predicting a torchvision model, nothing cached, beside what it is compared to.
+"""Predicting torchvision models, beside what it is compared to.
 
-The peers are the model's own random initialisation, an in-place copy of its parameters (the least
-that writing them takes), and the public code (ppuda, where it is importable).
+``ghn_fast`` starts from a plain module, nothing cached; ``graph_given`` from its graph, with the
+plan of an earlier time. The peers are an in-place copy of the parameters (the least that writing
+them takes), the model's own random initialisation, and the public codes (ppuda for GHN-2, ghn3 for
+GHN-3-T, where they are importable). All GHNs have random weights.
 """
 
 from __future__ import annotations
 
+import functools
+import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,48 +19,181 @@ import torch
 from torch import nn
 
 import ghn_fast
-from ghn_fast.ghn import GHN, ghn2
+from ghn_fast.ghn import GHN, ghn2, ghn3
+from ghn_fast.graph import Graph
 
-MODELS = ("resnet18", "resnet50", "densenet121", "vit_b_16")
+models = pytest.importorskip("torchvision.models")
+
+MODELS = (
+    *("mobilenet_v3_small", "resnet18", "resnet50", "densenet121", "vit_b_16"),
+    "efficientnet_b7",
+)
 IMAGENET = {"num_classes": 1000, "max_shape": (64, 64, 16, 16)}
+LIMITS = {
+    ("resnet50", "ghn_fast"): "4 copies, half of random",
+    ("resnet50", "graph_given"): "2 copies",
+}
+TOO_LARGE = 120_000_000
+"""parameters; the public codes need many times their memory"""
+
+Run = Callable[[], object]
 
 
-def predicting(ghn: GHN, model: nn.Module) -> Callable[[], object]:
-    return lambda: ghn_fast.predict(model, ghn)
+@functools.lru_cache
+def our_ghn2() -> GHN:
+    torch.manual_seed(0)
+    return ghn2(**IMAGENET).eval()
 
 
-def copying(ghn: GHN, model: nn.Module) -> Callable[[], object]:
+@functools.lru_cache
+def our_ghn3() -> GHN:
+    torch.manual_seed(0)
+    return ghn3("t").eval()
+
+
+@functools.lru_cache
+def ppuda_ghn2() -> nn.Module:
+    peer = pytest.importorskip("ppuda.ghn.nn", reason="ppuda is not importable")
+    public = peer.GHN(**our_ghn2().config.to_dict(), debug_level=0).eval()
+    public.load_state_dict(our_ghn2().state_dict())
+    return public
+
+
+@functools.lru_cache
+def public_ghn3() -> nn.Module:
+    peer = pytest.importorskip("ghn3.nn", reason="ghn3 is not importable")
+    shape = (64, 64, 16, 16)
+    return peer.GHN3(shape, 1000, 64, weight_norm=True, ve=True, layernorm=True).eval()
+
+
+def make_model(name: str) -> nn.Module:
+    return models.get_model(name, **_arguments(name)).eval()
+
+
+def predicting(model: nn.Module) -> Run:
+    return lambda: ghn_fast.predict(model, our_ghn2())
+
+
+def with_graph(model: nn.Module) -> Run:
+    graph = Graph.from_model(model)
+    return lambda: ghn_fast.predict(model, our_ghn2(), graph=graph)
+
+
+def predicting_ghn3(model: nn.Module) -> Run:
+    return lambda: ghn_fast.predict(model, our_ghn3())
+
+
+def copying(model: nn.Module) -> Run:
     parameters = [parameter.detach() for parameter in model.parameters()]
     sources = [parameter.clone() for parameter in parameters]
     return lambda: torch._foreach_copy_(parameters, sources)
 
 
-def ppuda(ghn: GHN, model: nn.Module) -> Callable[[], object]:
-    peer = pytest.importorskip("ppuda.ghn.nn", reason="ppuda is not importable")
-    if type(model).__name__ == "VisionTransformer":
-        pytest.skip("ppuda does not take torchvision's vision transformers")
-    config = ghn.config.to_dict()
-    public = peer.GHN(**config, debug_level=0).eval()
-    public.load_state_dict(ghn.state_dict())
+def ppuda(model: nn.Module) -> Run:
+    public = ppuda_ghn2()
     return lambda: public(model)
 
 
-def initialising(ghn: GHN, model: nn.Module, name: str) -> Callable[[], object]:
-    from torchvision import models
+def public(model: nn.Module) -> Run:
+    peer = public_ghn3()
+    return lambda: peer(model)
 
-    return lambda: models.get_model(name)
+
+WAYS: dict[str, Callable[[nn.Module], Run]] = {
+    "ghn_fast": predicting,
+    "graph_given": with_graph,
+    "copy": copying,
+    "ppuda": ppuda,
+    "ghn_fast, GHN-3-T": predicting_ghn3,
+    "ghn3, GHN-3-T": public,
+}
 
 
-@pytest.mark.parametrize("way", ["ghn_fast", "random", "copy", "ppuda"])
+@pytest.mark.parametrize("way", [*WAYS, "random"])
 @pytest.mark.parametrize("name", MODELS)
 def bench_predict(benchmark: Any, name: str, way: str) -> None:
-    from torchvision import models
-
     benchmark.group = f"predict {name}"
-    torch.manual_seed(0)
-    ghn, model = ghn2(**IMAGENET).eval(), models.get_model(name).eval()
+    model = make_model(name)
     count = sum(parameter.numel() for parameter in model.parameters())
-    benchmark.extra_info["millions"] = round(count / 1e6, 1)
-    ways = {"ghn_fast": predicting, "copy": copying, "ppuda": ppuda}
-    run = initialising(ghn, model, name) if way == "random" else ways[way](ghn, model)
+    benchmark.extra_info.update(parameters=count, way=way)
+    if (name, way) in LIMITS:
+        benchmark.extra_info["limit"] = LIMITS[name, way]
+    run = functools.partial(models.get_model, name) if way == "random" else WAYS[way](model)
+    run_or_skip(run, way, name)
     benchmark(run)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def bench_threads(benchmark: Any, threads: int) -> None:
+    benchmark.group = "predict resnet50, by threads"
+    benchmark.extra_info.update(threads=threads, way="ghn_fast")
+    run = predicting(make_model("resnet50"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        benchmark(run)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("peer", "mine"), [("ppuda", "ghn_fast"), ("ghn3, GHN-3-T", "ghn_fast, GHN-3-T")]
+)
+def bench_all_torchvision(benchmark: Any, peer: str, mine: str) -> None:
+    """All classifiers on which a public code works: its time by ours, in one run.
+
+    CPU time of one thread, which other work on the machine disturbs least.
+    """
+    benchmark.group = "predict all torchvision classifiers"
+    benchmark.extra_info["limit"] = "10 in the mean, none below 4"
+    if not benchmark.disabled:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        ratios = {name: _ratio(name, peer, mine) for name in models.list_models(module=models)}
+        torch.set_num_threads(before)
+        known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+        worst = min(known, key=lambda name: known[name])
+        benchmark.extra_info.update(
+            peer=peer,
+            models=len(known),
+            peer_by_ours=round(statistics.geometric_mean(known.values()), 1),
+            least=f"{known[worst]:.1f} ({worst})",
+        )
+    benchmark(WAYS[mine](make_model("resnet18")))
+
+
+def _ratio(name: str, peer: str, mine: str) -> float | None:
+    with torch.device("meta"):
+        size = sum(p.numel() for p in models.get_model(name, **_arguments(name)).parameters())
+    if size > TOO_LARGE:
+        return None
+    model = make_model(name)
+    try:
+        slow = _seconds(WAYS[peer](model), 2)
+    except Exception:
+        return None
+    return slow / _seconds(WAYS[mine](make_model(name)), 4)
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    """Of the two models whose own initialisation takes half a minute."""
+    return {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+
+
+def _seconds(run: Run, repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def run_or_skip(run: Run, way: str, name: str) -> None:
+    """Once, so that a public code that cannot do the model is skipped."""
+    if way not in ("ppuda", "ghn3, GHN-3-T"):
+        return
+    try:
+        run()
+    except Exception as error:
+        pytest.skip(f"{way} fails on {name}: {type(error).__name__}: {error}")

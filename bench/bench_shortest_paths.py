@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from rates import device_of, waiting
 from torch import Tensor
 
 from ghn_fast import DeepNets1M
-from ghn_fast.ops.shortest_paths import shortest_paths, shortest_paths_batch
+from ghn_fast.ops.shortest_paths import runs_on_cuda, shortest_paths, shortest_paths_batch
 
 SIZES = (90, 335, 1000, 3000)
 
@@ -40,7 +41,7 @@ def bench_one(benchmark: Any, num_nodes: int, way: str) -> None:
         pytest.skip("takes minutes")
     benchmark.group = f"shortest_paths, {num_nodes} nodes"
     edges = network_edges(num_nodes)
-    benchmark.extra_info["kbytes"] = round(num_nodes**2 / 1e3, 1)
+    benchmark.extra_info.update(nodes=num_nodes, kbytes=round(num_nodes**2 / 1e3, 1))
     ways = {
         "ghn_fast": lambda n, e: lambda: shortest_paths(n, e),
         "writing": writing,
@@ -49,11 +50,24 @@ def bench_one(benchmark: Any, num_nodes: int, way: str) -> None:
     benchmark(ways[way](num_nodes, edges))
 
 
+@pytest.mark.parametrize("way", ["cpp", "cuda", "cuda copy"])
 @pytest.mark.parametrize("num_graphs", [8, 64])
-def bench_batch(benchmark: Any, num_graphs: int) -> None:
+def bench_batch(benchmark: Any, num_graphs: int, way: str) -> None:
+    """``cuda`` computes on the GPU from edges on the CPU; the copy brings there what the CPU made.
+
+    Both give the distances on the GPU.
+    """
+    device = device_of(way)
     benchmark.group = f"shortest_paths, {num_graphs} DeepNets-1M graphs"
     nets = DeepNets1M(split="train", seed=0, num_nets=num_graphs)
     graphs = [nets[index] for index in range(num_graphs)]
     sizes, edges = [graph.num_nodes for graph in graphs], [graph.edges for graph in graphs]
     benchmark.extra_info["kbytes"] = round(sum(size**2 for size in sizes) / 1e3, 1)
-    benchmark(lambda: shortest_paths_batch(sizes, edges))
+    if way == "cuda copy":
+        benchmark(
+            waiting(lambda: [d.to(device) for d in shortest_paths_batch(sizes, edges)], device)
+        )
+        return
+    if way == "cuda" and not runs_on_cuda():
+        pytest.skip("the core was built without a CUDA compiler")
+    benchmark(waiting(lambda: shortest_paths_batch(sizes, edges, device=device), device))

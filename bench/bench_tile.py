@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from rates import bytes_per_second, card, device_of, waiting
 from torch import Tensor
 
 from ghn_fast.ops.tile import Tile, TileTable, tile, tile_
@@ -24,6 +25,10 @@ class Problem:
     blocks: list[Tensor]
     table: TileTable
     parameters: list[Tensor]
+
+    def to(self, device: torch.device) -> Problem:
+        blocks = [block.to(device) for block in self.blocks]
+        return Problem(blocks, self.table, [p.detach().to(device) for p in self.parameters])
 
 
 def make_problem(name: str) -> Problem:
@@ -60,40 +65,55 @@ def copy(problem: Problem) -> Callable[[], object]:
 
 
 def note_size(benchmark, problem: Problem) -> None:
+    """What has to be written, and on a GPU how long its memory takes for it."""
     count = sum(parameter.numel() for parameter in problem.parameters)
-    benchmark.extra_info.update(parameters=count, mbytes=round(4e-6 * count, 1))
+    size = sum(parameter.nbytes for parameter in problem.parameters)
+    device = problem.parameters[0].device
+    benchmark.extra_info.update(parameters=count, mbytes=round(size / 1e6, 1), **card(device))
+    if device.type == "cuda":
+        benchmark.extra_info["bytes_ms"] = round(1e3 * size / bytes_per_second(device), 4)
 
 
-@pytest.mark.parametrize("how", ["copy", "cpp", "reference"])
-@pytest.mark.parametrize("model", ["mobilenet_v3_small", "resnet18", "resnet50"])
-def bench_fill(benchmark, model: str, how: str) -> None:
-    benchmark.group = f"tile into the parameters of {model}"
-    problem = make_problem(model)
-    note_size(benchmark, problem)
+CPU_WAYS = ("copy", "cpp", "reference")
+CUDA_WAYS = ("cuda copy", "triton", "cuda reference")
+
+
+def filling(problem: Problem, way: str) -> Callable[[], object]:
+    how = way.split()[-1]
     if how == "copy":
-        benchmark(copy(problem))
-    else:
-        benchmark(tile_, problem.blocks, problem.table, problem.parameters, how)
+        return copy(problem)
+    return lambda: tile_(problem.blocks, problem.table, problem.parameters, how)
+
+
+@pytest.mark.parametrize("way", [*CPU_WAYS, *CUDA_WAYS])
+@pytest.mark.parametrize("model", ["mobilenet_v3_small", "resnet18", "resnet50", "vit_l_16"])
+def bench_fill(benchmark, model: str, way: str) -> None:
+    device = device_of(way)
+    if model == "vit_l_16" and device.type == "cpu":
+        pytest.skip("needs several GB")
+    benchmark.group = f"tile into the parameters of {model}, {device.type}"
+    problem = make_problem(model).to(device)
+    note_size(benchmark, problem)
+    benchmark(waiting(filling(problem, way), device))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("how", ["copy", "cpp", "reference"])
-def bench_fill_half(benchmark, how: str, dtype: torch.dtype) -> None:
-    benchmark.group = f"tile into the parameters of resnet50 in {dtype}"
-    problem = make_problem("resnet50")
+@pytest.mark.parametrize("way", [*CPU_WAYS, *CUDA_WAYS])
+def bench_fill_half(benchmark, way: str, dtype: torch.dtype) -> None:
+    device = device_of(way)
+    benchmark.group = f"tile into the parameters of resnet50 in {dtype}, {device.type}"
+    problem = make_problem("resnet50").to(device)
     problem.parameters = [parameter.to(dtype) for parameter in problem.parameters]
     note_size(benchmark, problem)
-    if how == "copy":
-        benchmark(copy(problem))
-    else:
-        benchmark(tile_, problem.blocks, problem.table, problem.parameters, how)
+    benchmark(waiting(filling(problem, way), device))
 
 
-@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@pytest.mark.parametrize("way", ["cpp", "reference", "triton", "cuda reference"])
 @pytest.mark.parametrize("model", ["mobilenet_v3_small", "resnet50"])
-def bench_forward_backward(benchmark, model: str, backend: str) -> None:
-    benchmark.group = f"tile forward + backward, {model}"
-    problem = make_problem(model)
+def bench_forward_backward(benchmark, model: str, way: str) -> None:
+    device, backend = device_of(way), way.split()[-1]
+    benchmark.group = f"tile forward + backward, {model}, {device.type}"
+    problem = make_problem(model).to(device)
     note_size(benchmark, problem)
     blocks = [block.requires_grad_() for block in problem.blocks]
     grads = [torch.randn_like(parameter) for parameter in problem.parameters]
@@ -101,4 +121,4 @@ def bench_forward_backward(benchmark, model: str, backend: str) -> None:
     def step() -> None:
         torch.autograd.grad(tile(blocks, problem.table, backend=backend), blocks, grads)
 
-    benchmark(step)
+    benchmark(waiting(step, device))

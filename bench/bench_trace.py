@@ -1,14 +1,11 @@
 """From a model to its graph: tracing, contraction and distances, all included.
 
-Compares with the public codes (ghn3, ppuda) where they are importable and can do the model. The
-models are those that take them least to most; ``bench_all_torchvision`` gives the geometric mean
-over all classifiers that fit into memory beside each other.
+Compares with the public codes (ghn3, ppuda) where they are importable and can do the model, on a
+few models of each kind; ``trace_all.py`` does it for all classifiers of torchvision.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +24,6 @@ MODELS = (
     *("swin_t", "vit_b_16", "efficientnet_b0", "regnet_y_400mf", "googlenet"),
 )
 LIMITS_MS = {"resnet50": 20.0}
-TOO_LARGE = 120_000_000
-"""parameters; the public codes need many times their memory"""
 
 
 def ours(model: nn.Module) -> Callable[[], Any]:
@@ -87,47 +82,3 @@ def bench_contract(benchmark, backend: Callable[..., Any]) -> None:
         kinds += [1, 0, 0, 0, 2]
         parents += [(block,), *((block + i,) for i in (1, 2, 3)), (block, block + 4)]
     benchmark(lambda: backend(kinds, parents, [len(kinds) - 1]))
-
-
-def bench_all_torchvision(benchmark) -> None:
-    """The geometric mean, over all classifiers, of ghn3's time by ours, both sides in one run."""
-    benchmark.group = "graphs of all torchvision classifiers"
-    names = models.list_models(module=models)
-    ratios = {}
-    if not benchmark.disabled:
-        for name in names:
-            ratio = _ratio(name)
-            if ratio is not None:
-                ratios[name] = ratio
-        mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
-        worst = min(ratios, key=lambda name: ratios[name])
-        benchmark.extra_info.update(
-            models=len(ratios),
-            ghn3_by_ours=round(mean, 1),
-            least=f"{ratios[worst]:.1f} ({worst})",
-            limit=10,
-        )
-    with torch.device("meta"):
-        model = make_model("resnet50")
-    benchmark(ours(model))
-
-
-def _ratio(name: str) -> float | None:
-    model = make_model(name)
-    if sum(p.numel() for p in model.parameters()) > TOO_LARGE:
-        return None
-    mine, theirs = ours(model), ghn3(model)
-    try:
-        slow = _seconds(theirs, 1)
-    except Exception:
-        return None
-    return slow / _seconds(mine, 3)
-
-
-def _seconds(function: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)

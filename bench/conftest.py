@@ -1,12 +1,15 @@
 """Benchmarks: ``pytest bench/`` runs each once, ``pytest bench/ --benchmark`` measures.
 
 What was measured is saved in ``.benchmarks`` (compare runs with ``pytest-benchmark compare``), and
-printed as a table with the limits and the peers that a benchmark names in its ``extra_info``.
+printed as a table with the limits and the peers that a benchmark names in its ``extra_info``, and
+drawn over the sizes that it names there (``plot.py``).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +41,20 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             groups[benchmark.group or ""].append(benchmark)
     for group, benchmarks in groups.items():
         _print_group(terminalreporter, group, benchmarks)
+    measured = [benchmark for benchmarks in groups.values() for benchmark in benchmarks]
+    _draw_growth(terminalreporter, measured, config.rootpath / ".benchmarks" / "growth.svg")
+
+
+def _draw_growth(terminalreporter: Any, benchmarks: list[Any], path: Path) -> None:
+    """The picture of ``bench/plot.py``, where matplotlib is installed."""
+    if find_spec("matplotlib") is None:
+        terminalreporter.write_line("no picture of the growth: matplotlib is not installed")
+        return
+    from plot import plot
+
+    path.parent.mkdir(exist_ok=True)
+    if plot([benchmark.as_dict(include_data=False) for benchmark in benchmarks], path):
+        terminalreporter.write_line(f"growth over sizes: {path}")
 
 
 def _print_group(terminalreporter: Any, group: str, benchmarks: list[Any]) -> None:

@@ -16,6 +16,7 @@ are listed as left out); transformers models built small from their configuratio
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import sys
@@ -33,6 +34,7 @@ from torch import nn
 
 from ghn_fast.checkpoint import from_pretrained
 from ghn_fast.ghn import GHN, GHN3Config, GHNConfig, make_ghn
+from ghn_fast.graph import Graph
 from ghn_fast.prediction import predict
 
 CLASSES = 1000
@@ -64,6 +66,7 @@ class Record:
         unpredicted: {reason: [how many tensors, the first one's name]}.
         finite: whether all parameters are finite afterwards.
         graph_seconds: for building the graph.
+        graph_megabytes: by which the process grew meanwhile, at most; 0 where this is not told.
         predict_seconds: for predicting and writing.
         error: the message, if it failed.
     """
@@ -78,6 +81,7 @@ class Record:
     unpredicted: dict[str, list[Any]] = field(default_factory=dict)
     finite: bool = True
     graph_seconds: float = 0.0
+    graph_megabytes: float = 0.0
     predict_seconds: float = 0.0
     error: str = ""
 
@@ -214,6 +218,7 @@ def cover(entry: Entry, ghn: GHN) -> Record:
         model = entry.build().eval()
         record.tensors = len(list(model.parameters()))
         record.parameters = sum(p.numel() for p in model.parameters())
+        record.graph_megabytes = growth(lambda: Graph.from_model(model))
         _, report = predict(model, ghn, return_report=True)
     except Exception as error:
         record.error = f"{type(error).__name__}: {error}"
@@ -226,6 +231,24 @@ def cover(entry: Entry, ghn: GHN) -> Record:
     record.graph_seconds = report.stages["graph"]
     record.predict_seconds = report.stages["predict"]
     return record
+
+
+def growth(function: Callable[[], Any]) -> float:
+    """Megabytes by which the process grows while a function runs, at most; 0 but on Linux."""
+    if not sys.platform.startswith("linux"):
+        return 0.0
+    gc.collect()
+    # What was freed goes back, and the peak becomes what is in use now.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _memory("VmRSS")
+    function()
+    return _memory("VmHWM") - before
+
+
+def _memory(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(key + ":"))
 
 
 def run(todo: Iterator[Entry], ghn: GHN, log: Path) -> None:
@@ -271,7 +294,8 @@ def table(records: list[Record], ghn: str) -> str:
         "",
         "Complete: every parameter is predicted and finite. What the rules do is told in "
         "`ghn_fast/ghn/plan.py` (decoded by the GHN) and `ghn_fast/ghn/rules.py` (what a GHN has "
-        "no say about). Times are of a single run and depend on what else the machine does.",
+        "no say about). Times are of a single run and depend on what else the machine does; MB is "
+        "by how much the process grew at most while the graph was built.",
         "",
         *_rules(records),
     ]
@@ -308,13 +332,14 @@ def _rules(records: list[Record]) -> Iterator[str]:
 def _zoo(zoo: str, records: list[Record]) -> list[str]:
     if not records:
         return []
-    head = "| model | parameters | predicted | rules | graph, ms | predict, ms |"
-    lines = [f"## {zoo}", "", head, "| --- | ---: | ---: | --- | ---: | ---: |"]
+    head = "| model | parameters | predicted | rules | graph, MB | graph, ms | predict, ms |"
+    lines = [f"## {zoo}", "", head, "| --- | ---: | ---: | --- | ---: | ---: | ---: |"]
     for record in sorted(records, key=lambda r: (r.group, r.name)):
         rules = ", ".join(f"{rule} {count}" for rule, count in record.rules.items())
         lines.append(
             f"| {record.name} | {record.parameters:,} | {record.predicted}/{record.tensors} "
-            f"| {rules} | {1000 * record.graph_seconds:.0f} | {1000 * record.predict_seconds:.0f} |"
+            f"| {rules} | {record.graph_megabytes:.0f} | {1000 * record.graph_seconds:.0f} "
+            f"| {1000 * record.predict_seconds:.0f} |"
         )
     lines.append("")
     notes = [note for record in records for note in _notes(record)]

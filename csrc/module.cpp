@@ -151,14 +151,16 @@ void bind_gated_gnn(py::module_& m) {
 // Addresses in device memory, as torch.Tensor.data_ptr() gives them, and the stream's handle.
 void shortest_paths_cuda(std::uintptr_t node_offsets, std::uintptr_t matrix_offsets,
                          std::uintptr_t successor_offsets, std::uintptr_t successors,
-                         int num_graphs, int max_distance, std::uintptr_t distances,
-                         std::uintptr_t stream) {
+                         int num_graphs, std::int64_t most_nodes, int max_distance,
+                         std::uintptr_t distances, std::uintptr_t stream) {
   const auto indices = [](std::uintptr_t address) {
     return reinterpret_cast<const std::int64_t*>(address);
   };
   const ghn_fast::DeviceDags graphs{indices(node_offsets), indices(matrix_offsets),
                                     indices(successor_offsets), indices(successors)};
-  ghn_fast::shortest_paths_cuda(graphs, num_graphs, checked_distance(max_distance),
+  const std::uint8_t limit = checked_distance(max_distance);
+  py::gil_scoped_release release;
+  ghn_fast::shortest_paths_cuda(graphs, num_graphs, most_nodes, limit,
                                 reinterpret_cast<std::uint8_t*>(distances),
                                 reinterpret_cast<void*>(stream));
 }
@@ -233,6 +235,12 @@ PYBIND11_MODULE(_C, m) {
 #ifdef GHN_FAST_WITH_CUDA
   m.def("shortest_paths_cuda", &shortest_paths_cuda);
 #endif
+#ifdef _OPENMP
+  m.attr("openmp") = true;
+#else
+  m.attr("openmp") = false;
+#endif
+  m.attr("compiler") = GHN_FAST_COMPILER;
   m.def("isa", [] { return ghn_fast::isa_name(ghn_fast::isa()); });
   m.def("use_isa", &ghn_fast::use_isa, py::arg("name"));
   ghn_fast::bind_contract(m);

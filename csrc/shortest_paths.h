@@ -26,7 +26,7 @@ void shortest_paths_batch(const Dag* graphs, std::size_t num_graphs, std::uint8_
                           std::uint8_t* const* distances, int num_threads);
 
 // Graphs in device memory, their nodes counted through the whole batch. All pointers are to the
-// device; the edges have been checked as shortest_paths() checks them.
+// device. Edges are not checked: those that do not go forward are left out.
 struct DeviceDags {
   const std::int64_t* node_offsets;       // num_graphs + 1
   const std::int64_t* matrix_offsets;     // num_graphs, where each matrix begins in the output
@@ -34,9 +34,10 @@ struct DeviceDags {
   const std::int64_t* successors;         // numbers within their graph
 };
 
-// The same on the current CUDA device; `stream` is a cudaStream_t. Returns before it is done.
-// Built only with a CUDA compiler (GHN_FAST_WITH_CUDA).
-void shortest_paths_cuda(const DeviceDags& graphs, int num_graphs, std::uint8_t max_distance,
-                         std::uint8_t* distances, void* stream);
+// The same on the current CUDA device; `stream` is a cudaStream_t. The largest graph has
+// `most_nodes`, at most kMaxNodes. Returns before it is done; throws std::runtime_error where it
+// could not be started. Built only with a CUDA compiler (GHN_FAST_WITH_CUDA).
+void shortest_paths_cuda(const DeviceDags& graphs, int num_graphs, std::int64_t most_nodes,
+                         std::uint8_t max_distance, std::uint8_t* distances, void* stream);
 
 }  // namespace ghn_fast

@@ -10,6 +10,7 @@ from ghn_fast._version import __version__
 
 if TYPE_CHECKING:
     from ghn_fast.checkpoint import from_pretrained as from_pretrained
+    from ghn_fast.environment import show_config as show_config
     from ghn_fast.evaluation import evaluate as evaluate
     from ghn_fast.ghn import GHN as GHN
     from ghn_fast.ghn import GHNConfig as GHNConfig
@@ -41,6 +42,7 @@ _EXPORTS = {
     "ghn2": "ghn_fast.ghn",
     "predict": "ghn_fast.prediction",
     "refine_": "ghn_fast.refine",
+    "show_config": "ghn_fast.environment",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

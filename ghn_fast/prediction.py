@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 from torch import nn
 
-from ghn_fast.ghn import GHN, Plan, make_plan
-from ghn_fast.ghn.ghn import assign
+from ghn_fast.ghn import GHN, Plan
+from ghn_fast.ghn.plan import Uses
 from ghn_fast.ghn.rules import fill
 from ghn_fast.graph import Graph, GraphBatch
 
@@ -58,6 +58,8 @@ def predict(
     ghn: GHN | str | Path | None = ...,
     example_inputs: Any = ...,
     return_report: Literal[False] = ...,
+    *,
+    graph: Graph | None = ...,
 ) -> Model: ...
 @overload
 def predict(
@@ -66,12 +68,15 @@ def predict(
     example_inputs: Any = ...,
     *,
     return_report: Literal[True],
+    graph: Graph | None = ...,
 ) -> tuple[Model, PredictionReport]: ...
 def predict(
     model: Model,
     ghn: GHN | str | Path | None = None,
     example_inputs: Any = None,
     return_report: bool = False,
+    *,
+    graph: Graph | None = None,
 ) -> Model | tuple[Model, PredictionReport]:
     """Predicts all parameters of a model, in place, in one forward pass of a GHN.
 
@@ -86,31 +91,37 @@ def predict(
             keyword arguments) where it cannot be worked out from the model.
         return_report: also return a :class:`PredictionReport`, which names every parameter that
             was predicted and every one that was not.
+        graph: of the model, as ``Graph.from_model`` made it, to predict again without tracing
+            again; that of the same architecture at another width will do.
 
     Returns:
         The model, or the model and the report.
 
     Raises:
-        ValueError: a model without parameters, on the meta device, or not yet initialised.
+        ValueError: a model without parameters, on the meta device, or not yet initialised; a graph
+            of another network.
         ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         ghn_fast.checkpoint.CheckpointError: the GHN could not be loaded.
     """
-    _check_model(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    uses = Uses.of(model)
+    _check_parameters(model, uses.parameters)
     report = PredictionReport()
     with _timed(report, "load"):
         network = ghn if isinstance(ghn, GHN) else _load(str(ghn or DEFAULT_GHN))
     with _timed(report, "graph"):
-        graph = Graph.from_model(model, example_inputs)
+        if graph is None:
+            graph = Graph.from_model(model, example_inputs)
+        else:
+            graph = graph.with_shapes(uses.parameters)
     with _timed(report, "predict"):
-        plan, report.rules = _write(model, network, graph)
-    _account(report, model, plan)
+        plan, report.rules = _write(model, network, graph, uses)
+    _account(report, uses.parameters, plan)
     return (model, report) if return_report else model
 
 
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    parameters = dict(model.named_parameters())
+def _check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameters to predict")
     for name, parameter in parameters.items():
@@ -140,27 +151,24 @@ def _load(name: str) -> GHN:
 
 
 @torch.no_grad()
-def _write(model: nn.Module, ghn: GHN, graph: Graph) -> tuple[Plan, dict[str, str]]:
+def _write(model: nn.Module, ghn: GHN, graph: Graph, uses: Uses) -> tuple[Plan, dict[str, str]]:
     """Writes all parameters; returns the plan and {parameter name: rule}."""
-    batch = GraphBatch([graph])
-    plan = make_plan(batch, ghn.config, [model])
-    for group, tensors in ghn.predict_groups(batch, plan):
-        for target, tensor in zip(group.targets, tensors, strict=True):
-            assign(model, target.parameter, tensor, attach=False)
+    plan = ghn.write(GraphBatch([graph]), [uses])
     return plan, plan.rules(0) | fill(model, plan.others[0])
 
 
-def _account(report: PredictionReport, model: nn.Module, plan: Plan) -> None:
-    # A tied parameter is in the plan under one of its names; named_parameters may give the other.
-    rules = {id(model.get_parameter(name)): rule for name, rule in report.rules.items()}
+def _account(report: PredictionReport, parameters: Mapping[str, nn.Parameter], plan: Plan) -> None:
+    # A tied parameter is in the plan under one of its names, and reported under its first.
+    rules = {id(parameters[name]): rule for name, rule in report.rules.items()}
     report.rules = {}
-    for name, parameter in model.named_parameters():
-        rule = rules.get(id(parameter))
+    first = {id(parameter): name for name, parameter in reversed(list(parameters.items()))}
+    for identity, name in reversed(list(first.items())):
+        rule = rules.get(identity)
         if rule is None:
             reason = plan.skipped[0].get(name, "has no node in the model's graph")
             report.unpredicted[name] = reason
         else:
-            report.predicted[name] = tuple(parameter.shape)
+            report.predicted[name] = tuple(parameters[name].shape)
             report.rules[name] = rule
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ghn_fast.ghn import GHN, ghn2
+from ghn_fast.graph import Graph
 from ghn_fast.prediction import predict
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +102,15 @@ def test_torchvision(ghn: GHN, name: str) -> None:
     assert set(report.predicted) == {name for name, _ in model.named_parameters()}
     assert rules <= set(report.rules.values())
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
+@pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_fpn", "swin3d_t"])
+def test_memory_of_a_graph(name: str) -> None:
+    """Real constants of these models' own would take more than 100 MB."""
+    model = script._torchvision(name)
+    assert script.growth(lambda: Graph.from_model(model)) < 100
+    assert script.growth(lambda: torch.zeros(50_000_000)) > 150
 
 
 @pytest.mark.parametrize(

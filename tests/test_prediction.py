@@ -61,6 +61,19 @@ def test_other_precisions_are_written_as_such(ghn: GHN, dtype: torch.dtype) -> N
         torch.testing.assert_close(ours, theirs.to(dtype))
 
 
+def test_other_memory_layouts_get_the_same_values(ghn: GHN) -> None:
+    model, plain = SmallClassifier(), SmallClassifier()
+    model.to(memory_format=torch.channels_last)
+    model.fc.weight = nn.Parameter(torch.zeros(8, 10).t())
+    addresses = [parameter.data_ptr() for parameter in model.parameters()]
+    ghn_fast.predict(model, ghn, IMAGES)
+    ghn_fast.predict(plain, ghn, IMAGES)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == addresses
+    assert model.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_wrong_number_of_classes_is_reported(ghn: GHN) -> None:
     model = SmallClassifier(num_classes=7)
     before = model.fc.weight.detach().clone()

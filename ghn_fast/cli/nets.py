@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -31,6 +32,7 @@ NetsDir = Annotated[
     Path | None, typer.Option(help="Read published files in this folder instead of sampling.")
 ]
 EVALUATION = ("val", "test", "wide", "deep", "dense", "bnfree")
+_SPLITS_OF_LIST = (*EVALUATION, "predefined")
 
 
 @app.command()
@@ -122,6 +124,41 @@ def _short(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.3g}"
+
+
+@app.command("list")
+def list_networks(
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="May be repeated; by default those for evaluation and predefined."),
+    ] = None,
+    large_images: Large = False,
+) -> None:
+    """List what splits contain, a line for each network, and a digest of each split."""
+    for name in split or _SPLITS_OF_LIST:
+        nets = _nets(name, 0, large_images, None)
+        for index in range(len(nets)):
+            typer.echo(_line(nets, index))
+        typer.echo(f"{name}: {len(nets):,} networks, SHA-256 {nets.digest()}")
+
+
+def _line(nets: DeepNets1M, index: int) -> str:
+    from ghn_fast.nets import Genotype
+
+    graph = nets[index]
+    assert graph.net_args is not None
+    arguments, genotype = graph.net_args, graph.net_args["genotype"]
+    parameters = sum(
+        math.prod(node.shape or ()) * (1 if node.bias is None else 2)
+        for node in graph.nodes
+        if node.parameter is not None
+    )
+    sizes = f"{graph.num_nodes} nodes, {_short(parameters)} parameters"
+    if not isinstance(genotype, Genotype):
+        return f"{nets.split}:{index}  {sizes}: {genotype} of torchvision"
+    cells = f"{arguments['n_cells']} cells of {len(genotype.normal) // 2} steps"
+    operations = ", ".join(sorted(set(genotype.operations)))
+    return f"{nets.split}:{index}  {sizes}: {cells}, width {arguments['C']}; {operations}"
 
 
 # Statistics.

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghn_fast.ghn.corner_products import corner_products
 from ghn_fast.ghn.layers import MLP
 
 Slices = dict[tuple[str, int, int], tuple[Tensor, Tensor]]
 """Weights and biases of the parts of layers that blocks of one size need."""
+
+
+BlockSize = tuple[int, ...]
+"""(out, in, height, width)"""
 
 
 class ConvDecoder(nn.Module):
@@ -57,6 +64,46 @@ class ConvDecoder(nn.Module):
         weight, bias = self._channels(out, channels, slices)
         values = F.linear(features, weight, bias)
         return values.view(len(x), height, width, out, channels).permute(0, 3, 4, 1, 2)
+
+    def kernels(self, x: Tensor, nodes: Mapping[BlockSize, Tensor]) -> list[Tensor]:
+        """Blocks of several sizes in few matrix products.
+
+        The products of the two layers up to the channels are shared by all blocks, those of the
+        first by all blocks of equal height and width, those of the last by all of equal channels.
+
+        Args:
+            x: (N, hid), all embeddings.
+            nodes: for each size the rows of x that have such a block, int64.
+
+        Returns:
+            For each size blocks (n, out, in, height, width).
+        """
+        sizes = sorted(nodes)  # those of equal channels next to each other
+        features = F.relu(_pointwise(_layer(self.conv, 0), self._features(x, nodes, sizes)))
+        rows = [len(nodes[size]) * math.prod(size[2:]) for size in sizes]
+        last = _layer(self.conv, 2)
+        weight = last.weight.view(*self.max_shape[:2], -1)
+        values = corner_products(
+            features, weight, last.bias.view(weight.shape[:2]), [size[:2] for size in sizes], rows
+        )
+        blocks = {
+            size: value.unflatten(0, (-1, *size[2:])).permute(0, 3, 4, 1, 2)
+            for size, value in zip(sizes, values, strict=True)
+        }
+        return [blocks[size] for size in nodes]
+
+    def _features(
+        self, x: Tensor, nodes: Mapping[BlockSize, Tensor], sizes: Sequence[BlockSize]
+    ) -> Tensor:
+        """(positions of all blocks, 4 * hid): the first layer, in the order of the sizes."""
+        found: dict[BlockSize, Tensor] = {}
+        by_space = sorted(sizes, key=lambda size: size[2:])
+        for space, group in itertools.groupby(by_space, lambda size: size[2:]):
+            members = list(group)
+            rows = [nodes[size] for size in members]
+            positions = self._positions(x[torch.cat(rows)], space[0], space[1], {})
+            found.update(zip(members, positions.split([len(row) for row in rows]), strict=True))
+        return torch.cat([found[size].flatten(0, 1) for size in sizes])
 
     def class_weight(self, x: Tensor, channels: int, slices: Slices | None = None) -> Tensor:
         """x (n, hid) to classification layers (n, num_classes, channels)."""
@@ -108,6 +155,10 @@ class MLPDecoder(nn.Module):
         out, channels, height, width = block
         whole = self.mlp(x).view(-1, *self.max_shape)
         return whole[:, :out, :channels, :height, :width]
+
+    def kernels(self, x: Tensor, nodes: Mapping[BlockSize, Tensor]) -> list[Tensor]:
+        """See :meth:`ConvDecoder.kernels`."""
+        return [self(x[rows], size) for size, rows in nodes.items()]
 
     def class_weight(self, x: Tensor, channels: int, slices: Slices | None = None) -> Tensor:
         """x (n, hid) to classification layers (n, num_classes, channels)."""

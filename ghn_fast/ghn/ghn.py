@@ -9,11 +9,19 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ghn_fast.ghn.blocks import (
+    VECTOR_RULES,
+    BlockTable,
+    PlanCache,
+    Source,
+    make_block_table,
+)
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.decoder import ConvDecoder, MLPDecoder, Slices
 from ghn_fast.ghn.gated_gnn import GatedGNN
 from ghn_fast.ghn.layers import MLP
-from ghn_fast.ghn.plan import Group, Plan, class_rules, make_plan, misfit
+from ghn_fast.ghn.leaves import Leaves
+from ghn_fast.ghn.plan import Group, Plan, Target, Uses, class_rules, misfit, plan_for
 from ghn_fast.ghn.pretrained import Pretrained
 from ghn_fast.ghn.rules import fill
 from ghn_fast.ghn.shape_encoder import PositionTable, ShapeEncoder, shape_as_4d
@@ -23,12 +31,13 @@ from ghn_fast.ghn.tiling import (
     normalise,
     over_time,
     position_rows,
-    tile,
+    repeat,
 )
 from ghn_fast.graph import NODE_TYPES, Graph, GraphBatch, Node
+from ghn_fast.ops.tile import TileTable, tile, tile_
+from ghn_fast.transfer import to_device
 
-# Rules of parameters that are decoded to a vector.
-VECTOR_RULES = ("norm_weight", "norm_bias", "bias", "class_bias")
+_plans = PlanCache(size=64)
 
 
 class GHN(Pretrained, nn.Module):
@@ -38,7 +47,12 @@ class GHN(Pretrained, nn.Module):
 
     Args:
         config: see :class:`GHNConfig`.
+
+    Attributes:
+        interpolates: kernels larger than the largest block are interpolated, not repeated.
     """
+
+    interpolates = False
 
     def __init__(self, config: GHNConfig) -> None:
         super().__init__()
@@ -90,23 +104,115 @@ class GHN(Pretrained, nn.Module):
             ValueError: as many graphs as models are needed.
         """
         model_list = [models] if isinstance(models, nn.Module) else list(models)
-        batch = self.batch(model_list, graphs)
-        plan = make_plan(batch, self.config, model_list)
-        training = self.training and torch.is_grad_enabled()
-        with torch.set_grad_enabled(training):
-            for group, tensors in self.predict_groups(batch, plan):
-                for target, tensor in zip(group.targets, tensors, strict=True):
-                    assign(model_list[target.graph], target.parameter, tensor, attach=training)
+        uses = [Uses.of(model) for model in model_list]
+        batch = self.batch(model_list, graphs, uses)
+        if self.training and torch.is_grad_enabled():
+            plan = plan_for(batch, self.config, uses)
+            self._attach(uses, batch, make_block_table(plan, self.config, self.interpolates))
+        else:
+            plan = self.write(batch, uses)
         for model, kinds in zip(model_list, plan.others, strict=True):
             fill(model, kinds)
         return models
 
-    def predict_groups(self, batch: GraphBatch, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
-        """Each group of the plan with its predicted parameters (n, *shape)."""
+    def _attach(self, uses: Sequence[Uses], batch: GraphBatch, table: BlockTable) -> None:
+        """Puts predicted tensors, which carry gradients, in the places of the parameters."""
         embeddings = self.node_embeddings(batch)
+        predicted = tile(self.blocks(embeddings, table), table.tiles)
+        attach(uses, table.targets, predicted)
+        for group, tensors in self._decode_groups(embeddings, table.direct):
+            attach(uses, group.targets, list(tensors))
+
+    def attach_leaves(
+        self,
+        models: Sequence[nn.Module],
+        graphs: Graph | GraphBatch | Sequence[Graph] | None = None,
+    ) -> Leaves:
+        """Puts predicted tensors that are cut off from the GHN in the places of the parameters.
+
+        For loops that differentiate the models one by one, each up to its predicted parameters,
+        and the GHN once for all of them: see :class:`ghn_fast.ghn.leaves.Leaves`.
+
+        Args:
+            models: several.
+            graphs: of the models; made from them where left out.
+
+        Raises:
+            ValueError: as many graphs as models are needed.
+        """
+        uses = [Uses.of(model) for model in models]
+        batch = self.batch(models, graphs, uses)
+        plan = plan_for(batch, self.config, uses)
+        table = make_block_table(plan, self.config, self.interpolates)
+        embeddings = self.node_embeddings(batch)
+        blocks = self.blocks(embeddings, table)
+        direct = list(self._decode_groups(embeddings, table.direct))
+        leaves = Leaves(blocks, table, direct, len(models))
+        attach(uses, leaves.targets, leaves.tensors)
+        for model, kinds in zip(models, plan.others, strict=True):
+            fill(model, kinds)
+        return leaves
+
+    @torch.no_grad()
+    def write(self, batch: GraphBatch, uses: Sequence[Uses]) -> Plan:
+        """Writes predicted values into the models' own parameters.
+
+        What follows from the architecture alone is kept for the next time (:class:`PlanCache`).
+
+        Args:
+            batch: of the models' graphs.
+            uses: of the models.
+
+        Returns:
+            The plan. Its ``others`` are left to :func:`ghn_fast.ghn.rules.fill`.
+        """
+        plan, table = _plans.get(batch, self.config, uses, self.interpolates)
+        embeddings = self.node_embeddings(batch)
+        parameters = [uses[t.graph].parameters[t.parameter] for t in table.targets]
+        tile_into(self.blocks(embeddings, table), table.tiles, parameters)
+        for group, tensors in self._decode_groups(embeddings, table.direct):
+            for target, tensor in zip(group.targets, tensors, strict=True):
+                uses[target.graph].parameters[target.parameter].copy_(tensor)
+        return plan
+
+    def blocks(self, embeddings: Tensor, table: BlockTable) -> list[Tensor]:
+        """The tensors of blocks, one for each of the table's views.
+
+        Args:
+            embeddings: (sum N, hid).
+            table: of the batch.
+        """
+        nodes = {source: to_device(rows, embeddings.device) for source, rows in table.nodes.items()}
+        decoded: dict[Source, Tensor] = {}
+        kernels = {source.size: rows for source, rows in nodes.items() if source.kind == "kernel"}
+        if kernels:
+            found = self.decoder.kernels(embeddings, kernels)
+            sources = [Source("kernel", size) for size in kernels]
+            decoded.update(zip(sources, found, strict=True))
+        for source, rows in nodes.items():
+            if source.kind != "kernel":
+                decoded[source] = self._decoded(source, embeddings[rows])
+        return [decoded[view.source].view(-1, *view.shape) for view in table.views]
+
+    def _decoded(self, source: Source, x: Tensor) -> Tensor:
+        if source.kind == "class_weight":
+            return self.decoder.class_weight(x, source.size[1])
+        vectors = self._vectors(x)
+        return self.bias_class(vectors[:, 1]) if source.kind == "class_bias" else vectors
+
+    def predict_groups(self, batch: GraphBatch, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
+        """Each group of the plan with its predicted parameters (n, *shape).
+
+        The reference path, group by group in plain PyTorch: :meth:`forward` gives the same values.
+        """
+        return self._decode_groups(self.node_embeddings(batch), plan.groups)
+
+    def _decode_groups(
+        self, embeddings: Tensor, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Tensor]]:
         slices: Slices = {}
-        for group in plan.groups:
-            nodes = torch.tensor(group.nodes, device=embeddings.device)
+        for group in groups:
+            nodes = to_device(torch.tensor(group.nodes), embeddings.device)
             x = embeddings[nodes]
             yield group, self.decode(x, group.rule, group.shape, slices, group.fan_in)
 
@@ -116,7 +222,7 @@ class GHN(Pretrained, nn.Module):
         device = types.weight.device
         batch = batch.to(device)
         shapes = [self.shape_enc.indices(self._encoded_nodes(graph)) for graph in batch]
-        x = self.shape_enc(types(batch.node_types), torch.cat(shapes).to(device))
+        x = self.shape_enc(types(batch.node_types), to_device(torch.cat(shapes), device))
         x = self._propagate(x, batch)
         return self.ln(x) if self.config.layernorm else x
 
@@ -149,12 +255,12 @@ class GHN(Pretrained, nn.Module):
         if rule == "video_weight":
             kernel = (*shape[:2], *shape[3:])
             return over_time(self.decode(x, "weight", kernel, slices, fan_in), shape[2])
-        if rule in VECTOR_RULES:
+        if rule in (*VECTOR_RULES, "class_bias"):
             length = shape[channel_axis(shape)]
-            vectors = self._normalised(tile(self._vectors_of(x, rule), (length,)), rule)
+            vectors = self._normalised(repeat(self._vectors_of(x, rule), (length,)), rule)
             return along_channels(vectors, shape)
         blocks = self._blocks(x, rule, shape, slices)
-        values = tile(blocks.view(len(x), *blocks.shape[1 : 1 + len(shape)]), shape)
+        values = repeat(blocks.view(len(x), *blocks.shape[1 : 1 + len(shape)]), shape)
         return self._normalised(values, rule, fan_in)
 
     def _normalised(self, values: Tensor, rule: str, fan_in: float | None = None) -> Tensor:
@@ -175,14 +281,26 @@ class GHN(Pretrained, nn.Module):
         self,
         models: Sequence[nn.Module],
         graphs: Graph | GraphBatch | Sequence[Graph] | None,
+        uses: Sequence[Uses] | None = None,
     ) -> GraphBatch:
-        """The graphs of the models as one batch, with the shapes of the models' parameters."""
+        """The graphs of the models as one batch, with the shapes of the models' parameters.
+
+        Args:
+            models: several.
+            graphs: of the models; made from them where left out.
+            uses: of the models, where they are known already.
+
+        Raises:
+            ValueError: as many graphs as models are needed, each of its model.
+        """
         if graphs is None:
             return GraphBatch([Graph.from_model(model) for model in models])
         given = [graphs] if isinstance(graphs, Graph) else list(graphs)
         if len(given) != len(models):
             raise ValueError(f"{len(models)} models were passed with {len(given)} graphs")
-        fitting = [graph.matched(model) for graph, model in zip(given, models, strict=True)]
+        uses = uses if uses is not None else [Uses.of(model) for model in models]
+        pairs = zip(given, uses, strict=True)
+        fitting = [graph.with_shapes(known.parameters) for graph, known in pairs]
         unchanged = all(a is b for a, b in zip(given, fitting, strict=True))
         return graphs if isinstance(graphs, GraphBatch) and unchanged else GraphBatch(fitting)
 
@@ -212,7 +330,7 @@ class GHN(Pretrained, nn.Module):
         """Tables (n, *shape) of a grid of positions and of extra rows before it."""
         table = PositionTable.of(shape)
         grid = self._kernels(x, (1, table.channels, table.height, table.width), slices)
-        rows = tile(position_rows(grid, table.rows), (1, table.rows, table.channels))
+        rows = repeat(position_rows(grid, table.rows), (1, table.rows, table.channels))
         if table.channels_first:
             rows = rows.transpose(2, 3)
         return rows.reshape(len(x), *shape)
@@ -230,7 +348,7 @@ class GHN(Pretrained, nn.Module):
 
     def _resize(self, blocks: Tensor, wanted: Sequence[int]) -> Tensor:
         """Blocks (n, out, in, h, w) to the spatial size that is wanted, where they are smaller."""
-        return tile(blocks, (*blocks.shape[1:3], *wanted[2:]))
+        return repeat(blocks, (*blocks.shape[1:3], *wanted[2:]))
 
     def _class_weight(self, x: Tensor, shape: Sequence[int], slices: Slices | None) -> Tensor:
         channels = min(shape[1], self.config.max_shape[1])
@@ -242,21 +360,20 @@ class GHN(Pretrained, nn.Module):
         return self.decoder_1d(x).view(len(x), 2, -1)
 
 
-def assign(model: nn.Module, parameter: str, value: Tensor, attach: bool) -> None:
-    """Gives a model a predicted parameter.
+def attach(uses: Sequence[Uses], targets: Sequence[Target], tensors: Sequence[Tensor]) -> None:
+    """Puts tensors in the places of the parameters that are their targets."""
+    for target, tensor in zip(targets, tensors, strict=True):
+        module, name = uses[target.graph].owners[target.parameter]
+        module._parameters[name] = tensor  # type: ignore[assignment]
 
-    Args:
-        parameter: qualified name.
-        attach: put the tensor itself in the parameter's place, so that gradients reach the GHN;
-            otherwise copy its values into the parameter.
-    """
-    path, _, name = parameter.rpartition(".")
-    module = model.get_submodule(path)
-    if attach:
-        module._parameters[name] = value  # type: ignore[assignment]
-        return
-    with torch.no_grad():
-        module._parameters[name].copy_(value)  # type: ignore[union-attr]
+
+def tile_into(blocks: Sequence[Tensor], table: TileTable, parameters: Sequence[Tensor]) -> None:
+    """:func:`tile_` for parameters that may be on several devices; blocks are the smaller part."""
+    devices = {parameter.device for parameter in parameters}
+    for device in devices:
+        there = [index for index, p in enumerate(parameters) if p.device == device]
+        part = table if len(devices) == 1 else TileTable(table.tiles[index] for index in there)
+        tile_([b.to(device) for b in blocks], part, [parameters[index] for index in there])
 
 
 def ghn1(num_classes: int = 10, **config: object) -> GHN:

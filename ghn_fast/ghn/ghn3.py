@@ -53,6 +53,7 @@ class GHN3(GHN):
     """
 
     config: GHN3Config
+    interpolates = True
 
     def __init__(self, config: GHN3Config) -> None:
         super().__init__(config)

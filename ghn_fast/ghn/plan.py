@@ -86,27 +86,32 @@ class Plan:
 class Uses:
     """How a model uses its parameters, where the shape of a node does not tell.
 
+    Two models of equal graphs and equal uses have the same plan.
+
     Attributes:
+        parameters: all of them, a tied one under each of its names.
+        owners: for each name the module and the parameter's name in it.
         fan_in: of weights that are stored (in, out, ...): transposed convolutions, and linear
             layers that multiply from the right.
         embeddings: weights of which an embedding takes single rows.
-        shapes: of all parameters.
         complex: {parameter name: dtype} of those that are.
     """
 
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
     fan_in: dict[str, float] = field(default_factory=dict)
     embeddings: set[str] = field(default_factory=set)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     complex: dict[str, torch.dtype] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> Uses:
         uses = cls()
-        for path, module in model.named_modules():
+        for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    uses.shapes[prefix + name] = parameter.shape
+                    uses.parameters[prefix + name] = parameter
+                    uses.owners[prefix + name] = module, name
                     if parameter.is_complex():
                         uses.complex[prefix + name] = parameter.dtype
             fan_in = _stored_fan_in(module)
@@ -115,6 +120,16 @@ class Uses:
             elif isinstance(module, nn.Embedding):
                 uses.embeddings.update(prefix + name for name in _WEIGHTS)
         return uses
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Of a parameter, if the model is known."""
+        return self.parameters[name].shape if name in self.parameters else None
+
+    def key(self) -> tuple[object, ...]:
+        """All that a plan depends on."""
+        shapes = tuple((name, parameter.shape) for name, parameter in self.parameters.items())
+        others = (tuple(values.items()) for values in (self.fan_in, self.complex))
+        return shapes, frozenset(self.embeddings), *others
 
 
 # A weight, and what it is made from where it is normalised (torch.nn.utils.parametrizations).
@@ -139,6 +154,12 @@ def _stored_fan_in(module: Any) -> float | None:
 def make_plan(
     batch: GraphBatch, config: GHNConfig, models: Sequence[nn.Module] | None = None
 ) -> Plan:
+    """:func:`plan_for` models, or for graphs of which nothing else is known."""
+    uses = [Uses() for _ in batch] if models is None else [Uses.of(model) for model in models]
+    return plan_for(batch, config, uses)
+
+
+def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan:
     """Sorts the parameters of a batch into groups of equal rule and shape.
 
     Every node is decoded by its own shape alone: two layers of equal embedding and shape get
@@ -147,18 +168,17 @@ def make_plan(
     Args:
         batch: the graphs.
         config: of the GHN.
-        models: of the graphs; they tell how weights are used (:class:`Uses`).
+        uses: how the graphs' models use their parameters.
     """
     groups: dict[tuple[str, tuple[int, ...], float | None], Group] = {}
     others, skipped = [], []
     for index, graph in enumerate(batch):
         offset = int(batch.offsets[index])
-        uses = Uses() if models is None else Uses.of(models[index])
-        decoded, without, left = _sort(graph, config, uses)
+        decoded, without, left = _sort(graph, config, uses[index])
         others.append(without)
         skipped.append(left)
         for position, rule, shape, parameter in decoded:
-            fan_in = uses.fan_in.get(parameter)
+            fan_in = uses[index].fan_in.get(parameter)
             group = groups.setdefault((rule, shape, fan_in), Group(rule, shape, fan_in))
             group.targets.append(Target(index, offset + position, parameter))
     return Plan(list(groups.values()), others, skipped)
@@ -191,7 +211,7 @@ def _sort(
             decoded.append((position, rule, node.shape, node.parameter))
         if node.bias is None:
             continue
-        if kind is None and uses.shapes.get(node.bias, node.shape) == node.shape:
+        if kind is None and uses.shape(node.bias) in (None, node.shape):
             decoded.append((position, "norm_bias", node.shape, node.bias))
         else:
             others[node.bias] = "norm_bias"

@@ -12,7 +12,7 @@ from torch import Tensor
 EXTRA_ROW_STD = 0.02
 
 
-def tile(blocks: Tensor, shape: Sequence[int]) -> Tensor:
+def repeat(blocks: Tensor, shape: Sequence[int]) -> Tensor:
     """Repeats blocks (n, *block) along every dimension and cuts them to (n, *shape)."""
     for dim, size in enumerate(shape, start=1):
         have = blocks.shape[dim]

@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 
 from ghn_fast.graph.graph import Graph
+from ghn_fast.ops.shortest_paths import shortest_paths_batch
+from ghn_fast.transfer import to_device
 
 
 class GraphBatch:
     """Graphs laid out one after another, as the operations take them.
+
+    Args:
+        graphs: B graphs.
+        device: where node types and distances shall be. On a CUDA device the distances are
+            computed there (see :func:`ghn_fast.ops.shortest_paths.shortest_paths_batch`).
 
     Attributes:
         graphs: the B graphs.
@@ -21,14 +28,15 @@ class GraphBatch:
         distances: (sum N*N,) uint8, the distance matrices flattened row by row.
     """
 
-    def __init__(self, graphs: Sequence[Graph]) -> None:
+    def __init__(self, graphs: Sequence[Graph], device: torch.device | str = "cpu") -> None:
         if len(graphs) == 0:
             raise ValueError("a GraphBatch needs at least one graph")
+        device = torch.device(device)
         self._set(
             tuple(graphs),
             torch.tensor([graph.num_nodes for graph in graphs], dtype=torch.int64),
-            torch.cat([graph.node_types for graph in graphs]),
-            torch.cat([graph.distances.flatten() for graph in graphs]),
+            to_device(torch.cat([graph.node_types for graph in graphs]), device),
+            torch.cat([matrix.flatten() for matrix in _distances(graphs, device)]),
         )
 
     @classmethod
@@ -74,12 +82,34 @@ class GraphBatch:
         return iter(self.graphs)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GraphBatch:
-        """Moves node types and distances; the counts stay on the CPU, where they are read."""
-        self.node_types = self.node_types.to(device, non_blocking=non_blocking)
-        self.distances = self.distances.to(device, non_blocking=non_blocking)
+        """Moves node types and distances; the counts stay on the CPU, where they are read.
+
+        To a GPU they are copied without waiting for it, whatever ``non_blocking`` says.
+        """
+        device = torch.device(device)
+        if device.type == "cuda":
+            self.node_types = to_device(self.node_types, device)
+            self.distances = to_device(self.distances, device)
+        else:
+            self.node_types = self.node_types.to(device, non_blocking=non_blocking)
+            self.distances = self.distances.to(device, non_blocking=non_blocking)
         return self
 
     def pin_memory(self) -> GraphBatch:
         self.node_types = self.node_types.pin_memory()
         self.distances = self.distances.pin_memory()
         return self
+
+
+def _distances(graphs: Sequence[Graph], device: torch.device) -> Sequence[Tensor]:
+    """Matrices of all graphs on a device."""
+    if device.type == "cpu":
+        return [graph.distances for graph in graphs]
+    matrices: dict[int, Tensor] = {}
+    for limit in {graph.max_distance for graph in graphs}:
+        numbers = [number for number, graph in enumerate(graphs) if graph.max_distance == limit]
+        sizes = [graphs[number].num_nodes for number in numbers]
+        edges = [graphs[number].edges for number in numbers]
+        made = shortest_paths_batch(sizes, edges, limit, device)
+        matrices.update(zip(numbers, made, strict=True))
+    return [matrices[number] for number in range(len(graphs))]

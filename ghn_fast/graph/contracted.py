@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ghn_fast.graph import shapes
-from ghn_fast.graph.recorder import Args, Func, Kwargs, NeedsValues, Recorder, bind
+from ghn_fast.graph.recorder import LARGE, Args, Func, Kwargs, NeedsValues, Recorder, bind
+
+_META = torch.device("meta")
 
 
 def unary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
@@ -47,9 +50,12 @@ def binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """Arithmetic on two values or a value and a number."""
     a, b = bind(("input", "other"), args, kwargs)
     parents = rec.records_in(a, b)
-    if not parents:
-        return rec.generic(func, args, kwargs)
-    return binary_result(rec, func, args, kwargs, a, b, rec.merge(parents))
+    if parents:
+        return binary_result(rec, func, args, kwargs, a, b, rec.merge(parents))
+    made = isinstance(a, Tensor) and isinstance(b, Tensor) and not _in_place(func)
+    if made and not rec.execute and math.prod(shapes.broadcast(a.shape, b.shape)) > LARGE:
+        return rec.large_constant(func, args, kwargs)
+    return rec.generic(func, args, kwargs)
 
 
 def binary_result(
@@ -57,7 +63,7 @@ def binary_result(
 ) -> Any:
     both = isinstance(a, Tensor) and isinstance(b, Tensor)
     first = a if isinstance(a, Tensor) else b
-    in_place = func.__name__.endswith("_") and not func.__name__.endswith("__")
+    in_place = _in_place(func)
     plain = first.is_floating_point() and (
         a.dtype == b.dtype if both else isinstance(a if first is b else b, (int, float))
     )
@@ -71,12 +77,15 @@ def binary_result(
 
 
 def _run_binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs, number: int) -> Any:
-    result = rec.compute(func, args, kwargs)
-    name = func.__name__
-    if name.endswith("_") and not name.endswith("__"):
+    result = func(*args, **kwargs) if rec.known(args, kwargs) else rec.run(func, args, kwargs)
+    if _in_place(func):
         rec.mutate(args[0], number)
         return args[0]
     return rec.tag(result, number)
+
+
+def _in_place(func: Func) -> bool:
+    return func.__name__.endswith("_") and not func.__name__.endswith("__")
 
 
 def to(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
@@ -120,13 +129,36 @@ def device(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     return func(*args, **kwargs) if rec.record_of(args[0]) is None else rec.device
 
 
+def constant(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """``zeros``, ``full``, ...: a constant, with values unless it is large."""
+    if rec.execute or _elements(kwargs.get("size", args)) <= LARGE:
+        return func(*args, **kwargs)
+    return rec.large_constant(func, args, {**kwargs, "device": _META})
+
+
 def constant_like(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """``zeros_like``, ``new_ones``, ...: a constant of that size, on the model's device."""
     x = args[0] if args else kwargs["input"]
-    if rec.record_of(x) is None or rec.execute or not x.is_meta:
+    if rec.execute:
         return func(*args, **kwargs)
-    kwargs.setdefault("device", rec.device)
+    if _elements_like(func.__name__, x, args[1:], kwargs) > LARGE:
+        return rec.large_constant(func, args, {**kwargs, "device": _META})
+    if x.is_meta:
+        kwargs.setdefault("device", rec.device)
     return func(*args, **kwargs)
+
+
+def _elements_like(name: str, x: Tensor, args: Args, kwargs: Kwargs) -> int:
+    if name.endswith("_like"):
+        return x.numel()
+    return 0 if name == "new_tensor" else _elements(kwargs.get("size", args))
+
+
+def _elements(size: Any) -> int:
+    """Of a size that is given as a sequence or as several numbers."""
+    if isinstance(size, Sequence) and size and isinstance(size[0], Sequence):
+        size = size[0]
+    return math.prod(size) if all(isinstance(length, int) for length in size) else 0
 
 
 def look(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ghn_fast.graph.types import NODE_TYPE_INDEX
-from ghn_fast.ops.shortest_paths import MAX_DISTANCE, shortest_paths
+from ghn_fast.ops.shortest_paths import MAX_DISTANCE, check_edges, shortest_paths
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Graph:
         net_args: what builds the network, for graphs of DeepNets-1M.
         index: position in its split, for graphs of DeepNets-1M.
         node_types: (N,) int64, indices into ``NODE_TYPES``.
-        distances: (N, N) uint8, shortest path lengths from 1 to ``max_distance``, else 0.
+        distances: (N, N) uint8, shortest path lengths from 1 to ``max_distance``, else 0; computed
+            when they are first asked for.
 
     Raises:
         ValueError: an unknown node type, or an edge out of range or against the order.
@@ -63,14 +65,13 @@ class Graph:
     net_args: dict[str, Any] | None = None
     index: int | None = None
     node_types: Tensor = field(init=False)
-    distances: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.nodes = tuple(self.nodes)
         edges = torch.as_tensor(self.edges, dtype=torch.int64).reshape(-1, 2)
-        self.edges = torch.unique(edges, dim=0)
+        self.edges = edges if _ascending(edges) else torch.unique(edges, dim=0)
         self.node_types = torch.tensor(_type_indices(self.nodes), dtype=torch.int64)
-        self.distances = shortest_paths(len(self.nodes), self.edges, self.max_distance)
+        check_edges(len(self.nodes), self.edges)
 
     @classmethod
     def from_model(cls, model: nn.Module, example_inputs: Any = None) -> Graph:
@@ -94,6 +95,10 @@ class Graph:
             other=traced.other,
         )
 
+    @cached_property
+    def distances(self) -> Tensor:
+        return shortest_paths(len(self.nodes), self.edges, self.max_distance)
+
     @property
     def num_nodes(self) -> int:
         return len(self.nodes)
@@ -106,10 +111,11 @@ class Graph:
         Raises:
             ValueError: the model lacks a parameter of the graph.
         """
-        shapes = {
-            name: tuple(parameter.shape)
-            for name, parameter in model.named_parameters(remove_duplicate=False)
-        }
+        return self.with_shapes(dict(model.named_parameters(remove_duplicate=False)))
+
+    def with_shapes(self, parameters: Mapping[str, Tensor]) -> Graph:
+        """:meth:`matched`, for a model's parameters by all of their names."""
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         nodes = tuple(_with_shape(node, shapes) for node in self.nodes)
         return self if nodes == self.nodes else replace(self, nodes=nodes)
 
@@ -125,6 +131,14 @@ class Graph:
     def __repr__(self) -> str:
         parameters = sum(node.parameter is not None for node in self.nodes)
         return f"Graph({self.num_nodes} nodes, {len(self.edges)} edges, {parameters} weights)"
+
+
+def _ascending(edges: Tensor) -> bool:
+    """Whether edges are sorted and unique, as those of a trace are."""
+    pairs = edges.numpy(force=True)
+    source, target = pairs[:, 0], pairs[:, 1]
+    same = source[1:] == source[:-1]
+    return bool(((source[1:] > source[:-1]) | (same & (target[1:] > target[:-1]))).all())
 
 
 def _with_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:

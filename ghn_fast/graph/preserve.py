@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
 from torch import nn
 
-Container = dict | list | set
+Container = dict[Any, Any] | list[Any] | set[Any]
+Attributes = dict[str, Any]
+
+_PLAIN = frozenset((bool, int, float, str, tuple, type(None), nn.Parameter, torch.Tensor))
+"""What most attributes are: a look at the class tells that they are no containers."""
 
 
 @contextmanager
@@ -26,40 +32,79 @@ def preserved(
             lists and dicts) is kept, not copied.
         buffers: also keep the values of buffers, for when the model really runs.
     """
-    attributes = [(m.__dict__, m.__dict__.copy(), _contents(m.__dict__)) for m in modules]
+    attributes = [(m.__dict__, m.__dict__.copy()) for m in modules]
+    empty, filled = _containers([saved for _, saved in attributes])
     values = [(b, b.detach().clone()) for b in model.buffers()] if buffers else []
     generators = _generator_states(model)
     try:
         yield
     finally:
-        for current, saved, contents in attributes:
-            current.clear()
-            current.update(saved)
-            _refill(contents)
+        _restore_attributes(attributes)
+        _restore_containers(empty, filled)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)
         _restore_generators(generators)
 
 
-def _contents(attributes: dict[str, Any]) -> list[tuple[Container, Container]]:
-    """Each container among a module's attributes and a copy of it."""
-    return [
-        (value, value.copy())
-        for value in attributes.values()
-        if isinstance(value, (dict, list, set))
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Puts off the search for cyclic garbage.
+
+    One takes longer than a trace, and the objects that a trace makes and drops would start one.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _containers(
+    attributes: Iterable[Attributes],
+) -> tuple[list[Container], list[tuple[Container, Container]]]:
+    """The empty containers among attributes, and each other one with a copy of it."""
+    found = [
+        value
+        for saved in attributes
+        for value in saved.values()
+        if value.__class__ not in _PLAIN and isinstance(value, (dict, list, set))
     ]
+    return [c for c in found if not c], [(c, c.copy()) for c in found if c]
 
 
-def _refill(contents: list[tuple[Container, Container]]) -> None:
-    for container, content in contents:
-        if not container and not content:
-            continue
+def _restore_attributes(attributes: Iterable[tuple[Attributes, Attributes]]) -> None:
+    # In place and only what changed: other threads may be reading them.
+    for current, saved in attributes:
+        if not _same(current, saved):
+            for name in current.keys() - saved.keys():
+                del current[name]
+            current.update(saved)
+
+
+def _restore_containers(
+    empty: Iterable[Container], filled: Iterable[tuple[Container, Container]]
+) -> None:
+    for container in empty:
+        if container:
+            container.clear()
+    for container, content in filled:
         if isinstance(container, list):
             container[:] = content
-        else:
+        elif not _same(container, content):
             container.clear()
             container.update(content)
+
+
+def _same(a: Container, b: Container) -> bool:
+    """Whether two dicts or sets hold the same objects in the same order."""
+    if len(a) != len(b) or not all(map(is_, a, b)):
+        return False
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(map(is_, a.values(), b.values()))
+    return True
 
 
 def _generator_states(model: nn.Module) -> dict[str, Any]:

@@ -8,9 +8,11 @@ so that masks, positions and indices have their values.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from itertools import count
 from typing import Any
 
@@ -23,6 +25,10 @@ from ghn_fast.graph.graph import Node
 _CONSTANT = -1
 _numbers = count()
 _CPU = torch.device("cpu")
+LARGE = 1 << 20
+"""Elements; constants above are known by their shape only, so that they take no memory."""
+_PLAIN = frozenset((bool, int, float, str, tuple, list, dict, OrderedDict, set, type(None)))
+"""What most attributes of modules are: a look at the class tells that they are no tensors."""
 
 
 class Kind(IntEnum):
@@ -135,7 +141,7 @@ class Recorder(TorchFunctionMode):
                     full_name = f"{prefix}.{name}" if prefix else name
                     self.parameters[id(tensor)] = Parameter(full_name, tensor, module)
             for value in (*module._buffers.values(), *module.__dict__.values()):
-                if isinstance(value, Tensor):
+                if value.__class__ not in _PLAIN and isinstance(value, Tensor):
                     self._owned[id(value)] = None
 
     # --- records ---------------------------------------------------------------------------
@@ -357,8 +363,8 @@ class Recorder(TorchFunctionMode):
         mutated = _mutated(func, args, kwargs)
         if not parents:
             return self._constant(func, args, kwargs, mutated)
-        known = not self.execute and self._has_values(args, kwargs)
-        result = self.compute(func, args, kwargs)
+        known = self.known(args, kwargs)
+        result = func(*args, **kwargs) if known else self.run(func, args, kwargs)
         number = self.merge(parents)
         if mutated is not None and known:
             self.tag(mutated, number)
@@ -366,19 +372,17 @@ class Recorder(TorchFunctionMode):
             self.mutate(mutated, number)
         return self.tag(result, number)
 
-    def compute(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Runs an operation on values where all of them are known, else on shapes."""
-        if self.execute or not self._has_values(args, kwargs):
-            return self.run(func, args, kwargs)
-        # Token ids and masks are inputs whose values steer the model; they stay known.
-        return func(*args, **kwargs)
+    def known(self, *values: Any) -> bool:
+        """Whether an operation on these is done on values: none of them is only a shape.
 
-    def _has_values(self, *values: Any) -> bool:
+        Token ids and masks are inputs whose values steer the model; they stay known.
+        """
+        return not self.execute and self._has_values(values)
+
+    def _has_values(self, values: Any) -> bool:
         """Whether everything is a small tensor with values that are not a parameter's."""
         for tensor in self.tensors_in(values):
-            if self.shape_only(tensor) or tensor.numel() > 1 << 20:
+            if self.shape_only(tensor) or tensor.numel() > LARGE:
                 return False
             if id(tensor) in self.parameters:
                 return False
@@ -398,8 +402,19 @@ class Recorder(TorchFunctionMode):
         """An operation on neither inputs nor parameters is done for real, but for counters."""
         if mutated is not None and self._belongs_to_model(mutated):
             return mutated
+        if not self.execute and any(map(self.shape_only, self.tensors_in((args, kwargs)))):
+            for changed in (mutated, None if mutated is None else mutated._base):
+                if changed is not None:
+                    self._replaced(changed, _CONSTANT)
+            return self.large_constant(func, args, kwargs)
         result = func(*args, **kwargs)
         return self.tag(result, _CONSTANT) if self.execute else result
+
+    def large_constant(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The result, without values, of an operation on neither inputs nor parameters."""
+        return self.tag(self.run(func, args, kwargs), _CONSTANT)
 
     def _belongs_to_model(self, tensor: Tensor) -> bool:
         base = tensor._base
@@ -428,12 +443,16 @@ class Recorder(TorchFunctionMode):
 def _mutated(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | None:
-    name = _name(func)
-    in_place = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
-    if in_place and args and isinstance(args[0], Tensor):
+    if _in_place(func) and args and isinstance(args[0], Tensor):
         return args[0]
     out = kwargs.get("out")
     return out if isinstance(out, Tensor) else None
+
+
+@lru_cache(maxsize=4096)
+def _in_place(func: Callable[..., Any]) -> bool:
+    name = _name(func)
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _name(func: Callable[..., Any]) -> str:

@@ -116,6 +116,10 @@ CONTRACTED: tuple[Row, ...] = (
     (contracted.select, _tensor("nonzero", "where", "masked_select")),
     (contracted.unique, [torch.unique, Tensor.unique]),
     (
+        contracted.constant,
+        [torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn],
+    ),
+    (
         contracted.constant_like,
         _tensor(
             *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),

@@ -19,7 +19,7 @@ def as_tuple(value: IntOrSeq, length: int) -> Shape:
     """``length`` values; a single one is repeated."""
     if isinstance(value, int):
         return (value,) * length
-    values = tuple(int(v) for v in value)
+    values = tuple(map(int, value))
     return values * length if len(values) == 1 else values
 
 
@@ -50,26 +50,21 @@ def convolution(
     groups: int = 1,
 ) -> Shape:
     """Of ``torch.conv1d``, ``conv2d`` and ``conv3d``, with or without a batch dimension."""
-    kernel = weight.shape[2:]
+    sizes, (out_channels, in_channels, *kernel) = tuple(x.shape), tuple(weight.shape)
     n = len(kernel)
-    spatial = x.shape[-n:]
-    batch = x.shape[: -n - 1]
-    steps, gaps = as_tuple(stride, n), as_tuple(dilation, n)
+    spatial = sizes[-n:]
     if padding == "same":
-        out = tuple(spatial)
+        out = spatial
     else:
         pads = (0,) * n if isinstance(padding, str) else as_tuple(padding, n)
-        out = tuple(
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(spatial, kernel, steps, pads, gaps, strict=True)
-        )
+        steps, gaps = as_tuple(stride, n), as_tuple(dilation, n)
+        windows = zip(spatial, kernel, steps, pads, gaps, strict=True)
+        out = tuple([(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in windows])
     if min(out) < 1:
-        raise ValueError(f"a kernel of {tuple(kernel)} does not fit into {tuple(spatial)}")
-    if x.shape[-n - 1] != weight.shape[1] * groups:
-        raise ValueError(
-            f"a convolution over {weight.shape[1] * groups} channels got {x.shape[-n - 1]}"
-        )
-    return (*batch, weight.shape[0], *out)
+        raise ValueError(f"a kernel of {tuple(kernel)} does not fit into {spatial}")
+    if sizes[-n - 1] != in_channels * groups:
+        raise ValueError(f"a convolution over {in_channels * groups} channels got {sizes[-n - 1]}")
+    return (*sizes[: -n - 1], out_channels, *out)
 
 
 def transposed_convolution(

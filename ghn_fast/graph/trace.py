@@ -21,7 +21,7 @@ from ghn_fast.graph.contract import contract
 from ghn_fast.graph.graph import Node
 from ghn_fast.graph.inputs import guess_inputs
 from ghn_fast.graph.layers import is_norm, is_position_table, layer_record, norm_record
-from ghn_fast.graph.preserve import preserved
+from ghn_fast.graph.preserve import preserved, uncollected
 from ghn_fast.graph.recorder import Hidden, Kind, NeedsValues, Parameter, Recorder
 from ghn_fast.graph.rules import MODULES, ROLES, function_rules
 from ghn_fast.graph.types import NODE_TYPE_INDEX
@@ -68,16 +68,44 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
     Raises:
         TraceError: the model has no parameters, is not built yet, or could not be run.
     """
-    modules = list(model.named_modules())
-    _check_parameters(model, modules)
-    args, kwargs = _arguments(model, example_inputs)
-    result = _attempt(model, args, kwargs, training=False)
-    if UNREACHED in result.unused.values() and _depends_on_mode(model):
-        result = _with_training_parts(model, args, kwargs, result)
-    return result
+    with uncollected():
+        modules = list(model.named_modules())
+        _check_parameters(model, modules)
+        call = _Call(model, modules, *_arguments(model, example_inputs))
+        result = _attempt(call, training=False)
+        if UNREACHED in result.unused.values() and _depends_on_mode(modules):
+            result = _with_training_parts(call, result)
+        return result
 
 
 Modules = Sequence[tuple[str, nn.Module]]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A model, its modules by name, and what it is called with."""
+
+    model: nn.Module
+    modules: Modules
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def on_meta(self) -> bool:
+        return any(p.is_meta for p in self.model.parameters())
+
+    def __str__(self) -> str:
+        values = [_describe(value) for value in self.args]
+        values += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
+        return f"model({', '.join(values)})"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_describe(item) for item in value) + "]"
+    return type(value).__name__
 
 
 def _check_parameters(model: nn.Module, modules: Modules) -> None:
@@ -96,20 +124,18 @@ def _check_parameters(model: nn.Module, modules: Modules) -> None:
         raise TraceError(f"{type(model).__name__} has no parameters, so there is no graph of it")
 
 
-def _with_training_parts(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], evaluated: Trace
-) -> Trace:
+def _with_training_parts(call: _Call, evaluated: Trace) -> Trace:
     """The graph in training mode if more parameters reach an output there."""
     try:
-        trained = _attempt(model, args, kwargs, training=True, fallback=False)
+        trained = _attempt(call, training=True, fallback=False)
     except TraceError:
         return evaluated
     return trained if len(trained.unused) < len(evaluated.unused) else evaluated
 
 
-def _depends_on_mode(model: nn.Module) -> bool:
+def _depends_on_mode(modules: Modules) -> bool:
     """Whether any code of the model's own looks at ``training``."""
-    classes: set[type] = {type(module) for module in model.modules()}
+    classes: set[type] = {type(module) for _, module in modules}
     return any(_reads_training(module_class) for module_class in classes)
 
 
@@ -125,63 +151,35 @@ def _reads_training(module_class: type) -> bool:
     return False
 
 
-def _attempt(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    training: bool,
-    fallback: bool = True,
-) -> Trace:
-    if fallback and any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
-        return _attempt_walk(model, args, kwargs, training)
+def _attempt(call: _Call, training: bool, fallback: bool = True) -> Trace:
+    if fallback and any(isinstance(m, torch.jit.ScriptModule) for _, m in call.modules):
+        return _attempt_walk(call, training)
     try:
-        return _run(model, args, kwargs, training, execute=False)
+        return _run(call, training, execute=False)
     except Exception as error:
-        if not fallback or _on_meta(model):
-            raise _explain(model, args, kwargs, error) from error
+        if not fallback or call.on_meta:
+            raise _explain(call, error) from error
     try:
-        return _run(model, args, kwargs, training, execute=True)
+        return _run(call, training, execute=True)
     except Hidden:
-        return _attempt_walk(model, args, kwargs, training)
+        return _attempt_walk(call, training)
     except Exception as error:
-        raise _explain(model, args, kwargs, error) from error
+        raise _explain(call, error) from error
 
 
-def _attempt_walk(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
-) -> Trace:
+def _attempt_walk(call: _Call, training: bool) -> Trace:
     try:
-        return _walk(model, args, kwargs, training)
+        return _walk(call, training)
     except Exception as error:
-        raise _explain(model, args, kwargs, error) from error
+        raise _explain(call, error) from error
 
 
-def _explain(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception
-) -> TraceError:
-    called = ", ".join(
-        [_describe(value) for value in args]
-        + [f"{name}={_describe(value)}" for name, value in kwargs.items()]
-    )
+def _explain(call: _Call, error: Exception) -> TraceError:
     advice = "pass example_inputs=... (a tensor, a tuple of arguments or a dict of keywords)"
-    if isinstance(error, NeedsValues) and _on_meta(model):
+    if isinstance(error, NeedsValues) and call.on_meta:
         advice = "its course depends on values, so it needs parameters that are not on meta"
     reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    return TraceError(
-        f"{type(model).__name__} could not be run as model({called}): {reason}; {advice}"
-    )
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_describe(item) for item in value) + "]"
-    return type(value).__name__
-
-
-def _on_meta(model: nn.Module) -> bool:
-    return any(p.is_meta for p in model.parameters())
+    return TraceError(f"{type(call.model).__name__} could not be run as {call}: {reason}; {advice}")
 
 
 def _arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -202,14 +200,8 @@ def _arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], 
 # --- one run ---------------------------------------------------------------------------------
 
 
-def _run(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    training: bool,
-    execute: bool,
-) -> Trace:
-    modules = list(model.named_modules())
+def _run(call: _Call, training: bool, execute: bool) -> Trace:
+    model, modules = call.model, call.modules
     products = getattr(model, "graph_products", ())
     with ExitStack() as stack:
         stack.enter_context(preserved(model, [module for _, module in modules], execute))
@@ -218,22 +210,23 @@ def _run(
         _set_mode(modules, training)
         recorder = Recorder(modules, function_rules(), execute, products)
         _isolate_registered(modules, recorder)
-        inputs = _enter(recorder, (args, kwargs))
+        inputs = _enter(recorder, (call.args, call.kwargs))
         outputs = _outputs(model, recorder, *inputs)
     return _assemble(recorder, outputs)
 
 
-def _walk(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Trace:
+def _walk(call: _Call, training: bool) -> Trace:
     """Runs the model for real and reads autograd's graph of it."""
+    model, modules = call.model, call.modules
     if isinstance(model, torch.jit.ScriptModule):
         model = _fresh_copy(model)
-    modules = list(model.named_modules())
+        modules = list(model.named_modules())
     with ExitStack() as stack:
         stack.enter_context(preserved(model, [module for _, module in modules], buffers=True))
         stack.enter_context(_eager())
         _set_mode(modules, training)
         recorder = Recorder(modules, function_rules(), execute=True)
-        inputs = _enter(recorder, (args, kwargs))
+        inputs = _enter(recorder, (call.args, call.kwargs))
         stack.enter_context(differentiable(recorder, _tensors_of(inputs)))
         output = _callable(model)(*inputs[0], **inputs[1])
         outputs = read_backward(recorder, _tensors_of(output))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ghn_fast.graph.graph import Graph
 from ghn_fast.nets.direct import graph_of
+from ghn_fast.nets.genotypes import Genotype, to_dict
 from ghn_fast.nets.published_files import PublishedNets
 from ghn_fast.nets.sampler import SPLITS, sample_net_args
 
@@ -108,6 +111,20 @@ class DeepNets1M(Dataset[Graph]):
         if self._published is not None:
             return self._published.net_args(index, self.seed, self.large_images)
         return sample_net_args(self.split, self.seed, index, self.large_images)
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the arguments and the graphs of all networks.
+
+        The evaluation splits have the same in every version, or results could not be compared.
+        """
+        content = hashlib.sha256()
+        for graph in self:
+            arguments = dict(graph.net_args or {})
+            if isinstance(arguments.get("genotype"), Genotype):
+                arguments["genotype"] = to_dict(arguments["genotype"])
+            content.update(json.dumps(arguments, sort_keys=True).encode())
+            content.update(graph.digest().encode())
+        return content.hexdigest()
 
     def _checked(self, index: int) -> int:
         if not -len(self) <= index < len(self):

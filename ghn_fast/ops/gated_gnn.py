@@ -17,6 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghn_fast._core import core
+from ghn_fast.ops.backends import (
+    TRITON_DTYPES,
+    check_known,
+    fast_backend,
+    triton_kernels,
+    triton_runs_on,
+    unsuitable,
+)
 
 MLP = Sequence[Tensor]
 """Two linear layers: weight (h1, hid), bias (h1,), weight (hid, h1), bias (hid,)."""
@@ -50,8 +58,10 @@ def gated_gnn(
     (arXiv 2110.13100, equation 4). Both layers of both MLPs end in a ReLU.
 
     Args:
-        x: (sum N, hid) initial states of the nodes, graph after graph; float32 or float64 (on the
-            reference path any floating type). Not modified.
+        x: (sum N, hid) initial states of the nodes, graph after graph; float32 or float64 on the
+            CPU, float32, float16 or bfloat16 on a CUDA device (on the reference path any floating
+            type). Sums are at least float32. Not modified. Under autocast it is taken in the
+            weights' dtype.
         distances: (sum N^2,) uint8, the graphs' matrices of shortest path lengths, row-major, one
             after the other: entry (u, v) is the distance from u to v, 0 where v does not hear u.
             Nodes are in topological order, so each matrix is strictly upper triangular.
@@ -60,40 +70,43 @@ def gated_gnn(
         mlp_ve: the same of MLP_ve (its width may differ), or None for no virtual edges (GHN-1).
         gru: weights of the GRU cell in the layout of :class:`torch.nn.GRUCell`.
         rounds: how many times both passes are made.
-        backend: "cpp" (float32 and float64 on the CPU), "reference" (PyTorch), or None for the
-            fastest that works. Only the reference can be differentiated twice.
+        backend: "triton" (on CUDA devices), "cpp" (on the CPU), "reference" (PyTorch), or None
+            for the fastest that works. Only the reference can be differentiated twice.
 
     Returns:
         (sum N, hid), the final states. Differentiable with respect to ``x`` and all weights.
 
     Raises:
         ValueError: shapes that do not fit together, a distance that does not go forward (a cycle,
-            or nodes out of order), or an unknown backend.
+            or nodes out of order), or an unknown backend. Triton does not check the order, as that
+            would wait for the device: what it returns for wrong distances means nothing.
         TypeError: wrong dtypes.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(mlp[0].dtype)
     backend = backend or default_backend(x)
+    check_known(backend)
     if backend == "reference":
         return gated_gnn_reference(x, distances, num_nodes, mlp, mlp_ve, gru, rounds)
-    if backend != "cpp":
-        raise ValueError(f"unknown backend {backend!r}; use one of {available_backends()} or None")
-    if default_backend(x) != "cpp":
-        raise ValueError(
-            f"backend 'cpp' works on float32 and float64 tensors on the CPU, not {x.dtype} on "
-            f"{x.device}; use backend=None or 'reference'"
-        )
+    if not _works(backend, x):
+        raise unsuitable(backend, [x.dtype], x.device)
     weights = [*mlp, *gru, *(mlp_ve or ())]
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights))
-    return _op(x, distances, num_nodes, weights, rounds, save)[0]
-
-
-def available_backends() -> tuple[str, ...]:
-    """The backends that this installation has, fastest first."""
-    return ("cpp", "reference")
+    return _op(x, distances, num_nodes, weights, rounds, save, backend)[0]
 
 
 def default_backend(x: Tensor) -> str:
     """The backend that :func:`gated_gnn` takes for states like ``x`` unless told otherwise."""
-    return "cpp" if x.device.type == "cpu" and x.dtype in _CPP_FUNCTIONS else "reference"
+    fast = fast_backend(x.device)
+    return fast if _works(fast, x) else "reference"
+
+
+def _works(backend: str, x: Tensor) -> bool:
+    if backend == "triton":
+        return x.dtype in TRITON_DTYPES and triton_runs_on(x.device)
+    if backend == "cpp":
+        return x.dtype in _CPP_FUNCTIONS and x.device.type == "cpu"
+    return True
 
 
 def gated_gnn_reference(
@@ -242,8 +255,8 @@ _CPP_FUNCTIONS = {torch.float32: "float", torch.float64: "double"}
 @torch.library.custom_op(
     "ghn_fast::gated_gnn",
     mutates_args=(),
-    schema="(Tensor x, Tensor distances, Tensor num_nodes, Tensor[] weights, int rounds, bool save)"
-    " -> (Tensor, Tensor)",
+    schema="(Tensor x, Tensor distances, Tensor num_nodes, Tensor[] weights, int rounds, bool save,"
+    " str backend) -> (Tensor, Tensor[])",
 )
 def _op(
     x: Tensor,
@@ -252,14 +265,19 @@ def _op(
     weights: list[Tensor],
     rounds: int,
     save: bool,
-) -> tuple[Tensor, Tensor]:
-    """:func:`gated_gnn` in C++. The weights are mlp's, gru's and, if any, mlp_ve's.
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    """:func:`gated_gnn` in C++ or Triton. The weights are mlp's, gru's and, if any, mlp_ve's.
 
     The second result is what the gradient needs, empty unless ``save``.
     """
     _check(x, distances, num_nodes, weights[:4], weights[8:] or None, weights[4:8], rounds)
     x, distances = x.contiguous(), distances.contiguous()
     weights = [w.contiguous() for w in weights]
+    if backend == "triton":
+        kernels = triton_kernels("gated_gnn")
+        out, kept = kernels.forward(x, distances, num_nodes, weights, rounds, save)
+        return out, kept
     out = torch.empty_like(x)
     saved = x.new_empty(_saved_size(x, weights, rounds) if save else 0)
     forward = getattr(core, f"gated_gnn_forward_{_CPP_FUNCTIONS[x.dtype]}")
@@ -272,33 +290,38 @@ def _op(
         saved.data_ptr(),
         torch.get_num_threads(),
     )
-    return out, saved
+    return out, [saved] if save else []
 
 
 @torch.library.custom_op(
     "ghn_fast::gated_gnn_backward",
     mutates_args=(),
-    schema="(Tensor distances, Tensor num_nodes, Tensor[] weights, Tensor saved, Tensor grad,"
-    " int rounds) -> Tensor[]",
+    schema="(Tensor distances, Tensor num_nodes, Tensor[] weights, Tensor[] saved, Tensor grad,"
+    " int rounds, str backend) -> Tensor[]",
 )
 def _backward_op(
     distances: Tensor,
     num_nodes: Tensor,
     weights: list[Tensor],
-    saved: Tensor,
+    saved: list[Tensor],
     grad: Tensor,
     rounds: int,
+    backend: str,
 ) -> list[Tensor]:
     """The gradients of x and of the weights from that of the result."""
-    distances, grad = distances.contiguous(), grad.contiguous()
+    grad = grad.contiguous()
     weights = [w.contiguous() for w in weights]
+    if backend == "triton":
+        grad_x, grad_weights = triton_kernels("gated_gnn").backward(weights, saved, grad)
+        return [grad_x, *grad_weights]
+    distances = distances.contiguous()
     grads = [torch.empty_like(grad), *(torch.empty_like(w) for w in weights)]
     backward = getattr(core, f"gated_gnn_backward_{_CPP_FUNCTIONS[grad.dtype]}")
     backward(
         _sizes(num_nodes, weights, rounds),
         distances.data_ptr(),
         [w.data_ptr() for w in weights],
-        saved.data_ptr(),
+        saved[0].data_ptr(),
         grad.data_ptr(),
         grads[0].data_ptr(),
         [g.data_ptr() for g in grads[1:]],
@@ -315,9 +338,14 @@ def _(
     weights: list[Tensor],
     rounds: int,
     save: bool,
-) -> tuple[Tensor, Tensor]:
-    saved = x.new_empty(_saved_size(x, weights, rounds) if save else 0)
-    return x.new_empty(x.shape), saved
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    out = x.new_empty(x.shape)
+    if not save:
+        return out, []
+    if backend == "cpp":
+        return out, [x.new_empty(_saved_size(x, weights, rounds))]
+    return out, triton_kernels("gated_gnn").saved_like(x, distances, num_nodes, weights, rounds)
 
 
 @_backward_op.register_fake
@@ -325,28 +353,30 @@ def _(
     distances: Tensor,
     num_nodes: Tensor,
     weights: list[Tensor],
-    saved: Tensor,
+    saved: list[Tensor],
     grad: Tensor,
     rounds: int,
+    backend: str,
 ) -> list[Tensor]:
     return [grad.new_empty(grad.shape), *(w.new_empty(w.shape) for w in weights)]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    _, distances, num_nodes, weights, rounds, save = inputs
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]]) -> None:
+    _, distances, num_nodes, weights, rounds, save, backend = inputs
     if not save:
         raise RuntimeError("ghn_fast::gated_gnn must be called with save=True to be differentiated")
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(distances, num_nodes, output[1], *weights)
-    ctx.rounds = rounds
+    ctx.save_for_backward(distances, num_nodes, *weights, *output[1])
+    ctx.rounds, ctx.backend, ctx.num_weights = rounds, backend, len(weights)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple:
-    distances, num_nodes, saved, *weights = ctx.saved_tensors
+def _differentiate(ctx: Any, grad: Tensor | None, _: list[Tensor | None]) -> tuple:
+    distances, num_nodes, *rest = ctx.saved_tensors
+    weights, saved = rest[: ctx.num_weights], rest[ctx.num_weights :]
     if grad is None:
-        return None, None, None, [None] * len(weights), None, None
-    grads = _backward_op(distances, num_nodes, weights, saved, grad, ctx.rounds)
-    return grads[0], None, None, list(grads[1:]), None, None
+        return None, None, None, [None] * len(weights), None, None, None
+    grads = _backward_op(distances, num_nodes, weights, saved, grad, ctx.rounds, ctx.backend)
+    return grads[0], None, None, list(grads[1:]), None, None, None
 
 
 _op.register_autograd(_differentiate, setup_context=_setup_context)

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ghn_fast._core import core
+from ghn_fast.transfer import to_device
+
 MAX_DISTANCE = 50
 """Virtual edges join nodes at most this far apart (arXiv 2110.13100, section 3.3)."""
+
+MAX_NODES = 65_535
+"""Of a graph."""
 
 
 def shortest_paths(num_nodes: int, edges: Tensor, max_distance: int = MAX_DISTANCE) -> Tensor:
@@ -31,43 +37,74 @@ def shortest_paths(num_nodes: int, edges: Tensor, max_distance: int = MAX_DISTAN
 
 
 def shortest_paths_batch(
-    num_nodes: Sequence[int], edges: Sequence[Tensor], max_distance: int = MAX_DISTANCE
+    num_nodes: Sequence[int],
+    edges: Sequence[Tensor],
+    max_distance: int = MAX_DISTANCE,
+    device: torch.device | str | None = None,
 ) -> list[Tensor]:
     """:func:`shortest_paths` of many graphs in one call, in parallel over them.
 
-    Edges on a CUDA device stay there, where the core was built with a CUDA compiler; they are
-    taken to be valid, as the device does not check them.
-    """
-    from ghn_fast._core import core
+    Args:
+        num_nodes, edges, max_distance: as for :func:`shortest_paths`, of each graph.
+        device: where the distances shall be, that of the edges where left out. On a CUDA device
+            they are computed there, where the core was built with a CUDA compiler.
 
-    if edges and edges[0].is_cuda and hasattr(core, "shortest_paths_cuda"):
-        return _on_device(num_nodes, edges, max_distance)
+    Returns:
+        The matrices, views of one tensor that holds them one after the other.
+
+    Raises:
+        ValueError: as for :func:`shortest_paths`; edges that are on a CUDA device are not looked
+            at, as that would wait for the device, and those that do not go forward are left out.
+    """
+    if len(num_nodes) != len(edges):
+        raise ValueError(f"{len(num_nodes)} node counts were passed with {len(edges)} edge lists")
+    if len(edges) == 0:
+        return []
+    device = torch.device(device or edges[0].device)
+    if device.type == "cuda" and runs_on_cuda():
+        return _on_device(num_nodes, edges, max_distance, device)
     matrices = core.shortest_paths(
         list(num_nodes),
         [pairs.reshape(-1, 2).cpu().numpy() for pairs in edges],
         max_distance,
         torch.get_num_threads(),
     )
-    return [
-        torch.from_numpy(matrix).to(pairs.device)
-        for matrix, pairs in zip(matrices, edges, strict=True)
-    ]
+    return [torch.from_numpy(matrix).to(device) for matrix in matrices]
+
+
+def runs_on_cuda() -> bool:
+    """Whether the core was built with a CUDA compiler."""
+    return hasattr(core, "shortest_paths_cuda")
+
+
+def check_edges(num_nodes: int, edges: Tensor) -> None:
+    """Raises ValueError for edges (E, 2) that are out of range or do not go forward."""
+    if num_nodes > MAX_NODES:
+        raise ValueError(
+            f"a graph of {num_nodes} nodes is too large; at most {MAX_NODES} nodes are supported"
+        )
+    outside = ((edges < 0) | (edges >= num_nodes)).any(dim=1)
+    backward = edges[:, 0] >= edges[:, 1]
+    for wrong, problem in (
+        (outside, f"is out of range for {num_nodes} nodes"),
+        (
+            backward,
+            "does not go forward: the nodes are not in topological order, or the graph has a cycle",
+        ),
+    ):
+        if wrong.any():
+            source, target = edges[wrong][0].tolist()
+            raise ValueError(f"edge ({source}, {target}) {problem}")
 
 
 def _on_device(
-    num_nodes: Sequence[int], edges: Sequence[Tensor], max_distance: int
+    num_nodes: Sequence[int], edges: Sequence[Tensor], max_distance: int, device: torch.device
 ) -> list[Tensor]:
-    from ghn_fast._core import core
-
-    device = edges[0].device
-    nodes = torch.tensor([0, *num_nodes], device=device)
-    node_offsets = nodes.cumsum(0)
-    matrix_offsets = nodes.square().cumsum(0)
-    sources = torch.cat([e[:, 0] + start for e, start in zip(edges, node_offsets, strict=False)])
-    order = sources.argsort(stable=True)
-    successors = torch.cat([pairs[:, 1] for pairs in edges])[order].contiguous()
-    starts = torch.arange(sum(num_nodes) + 1, device=device)
-    successor_offsets = torch.searchsorted(sources[order], starts)
+    for count, pairs in zip(num_nodes, edges, strict=True):
+        check_edges(count, pairs if pairs.device.type == "cpu" else pairs[:0])
+    node_offsets, matrix_offsets, successor_offsets, successors = (
+        to_device(part, device) for part in device_dags(num_nodes, edges)
+    )
     sizes = [n * n for n in num_nodes]
     distances = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
     with torch.cuda.device(device):
@@ -77,11 +114,33 @@ def _on_device(
             successor_offsets.data_ptr(),
             successors.data_ptr(),
             len(num_nodes),
+            max(num_nodes),
             max_distance,
             distances.data_ptr(),
             torch.cuda.current_stream(device).cuda_stream,
         )
     return [matrix.view(n, n) for matrix, n in zip(distances.split(sizes), num_nodes, strict=True)]
+
+
+def device_dags(
+    num_nodes: Sequence[int], edges: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The arrays of the core's ``DeviceDags``, all int64.
+
+    Returns:
+        Where the nodes of each graph begin (B + 1,) and where its matrix begins (B + 1,), both on
+        the CPU; on the edges' device where each node's successors begin (sum N + 1,), and these
+        (sum E,), numbers within their graph.
+    """
+    nodes = torch.tensor([0, *num_nodes])
+    node_offsets, matrix_offsets = nodes.cumsum(0), nodes.square().cumsum(0)
+    counts = torch.tensor([len(pairs) for pairs in edges])
+    pairs = torch.cat([pairs.reshape(-1, 2) for pairs in edges])
+    shifts = to_device(node_offsets[:-1].repeat_interleave(counts), pairs.device)
+    sources, order = (pairs[:, 0] + shifts).sort(stable=True)
+    starts = torch.arange(sum(num_nodes) + 1, device=pairs.device)
+    successor_offsets = torch.searchsorted(sources, starts)
+    return node_offsets, matrix_offsets, successor_offsets, pairs[:, 1][order].contiguous()
 
 
 def shortest_paths_reference(

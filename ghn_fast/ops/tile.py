@@ -13,9 +13,20 @@ import torch
 from torch import Tensor
 
 from ghn_fast._core import core
+from ghn_fast.ops.backends import (
+    TRITON_DTYPES,
+    check_known,
+    fast_backend,
+    triton_kernels,
+    triton_runs_on,
+    unsuitable,
+)
 
 RULES = ("scale", "norm_weight", "bias")
 """How values p are normalised: scale * p, 2 sigmoid(p / 2), tanh(p / 5)."""
+
+MAX_DIMS = 5
+"""Of a parameter: output channels, input channels, three of space."""
 
 
 class Tile(NamedTuple):
@@ -50,7 +61,7 @@ class TileTable:
         for tile in self.tiles:
             if tile.rule not in RULES:
                 raise ValueError(f"rule must be one of {RULES}, not {tile.rule!r}")
-            if len(tile.shape) > _DIMS:
+            if len(tile.shape) > MAX_DIMS:
                 raise ValueError(f"parameters of {len(tile.shape)} dimensions are not supported")
 
     def __len__(self) -> int:
@@ -101,11 +112,12 @@ def tile(
 
     Args:
         blocks: tensors (n, *block) of n blocks each, with any strides; all of one dtype, float32
-            or float64 (on the reference path any floating type), and on one device.
+            or float64 on the CPU, float32, float16 or bfloat16 on a CUDA device (on the reference
+            path any floating type), and on one device.
         table: the parameters that are wanted.
         dtype: of the parameters, that of the blocks where left out.
-        backend: "cpp" (on the CPU), "reference" (PyTorch), or None for the fastest that works.
-            Only the reference can be differentiated twice.
+        backend: "triton" (on CUDA devices), "cpp" (on the CPU), "reference" (PyTorch), or None
+            for the fastest that works. Only the reference can be differentiated twice.
 
     Returns:
         The parameters in the table's order. Differentiable with respect to the blocks.
@@ -117,9 +129,12 @@ def tile(
     """
     _check_blocks(blocks, table)
     dtype = dtype or (blocks[0].dtype if blocks else torch.get_default_dtype())
-    if _choose(backend, blocks, [dtype]) == "reference":
+    backend = _choose(backend, blocks, [dtype])
+    if backend == "reference":
         return tile_reference(blocks, table, dtype)
-    return list(_op(list(blocks), table.entries, table.scales, dtype)) if len(table) else []
+    if len(table) == 0:
+        return []
+    return list(_op(list(blocks), table.entries, table.scales, dtype, backend))
 
 
 @torch.no_grad()
@@ -145,12 +160,58 @@ def tile_(
     """
     _check_blocks(blocks, table)
     _check_parameters(parameters, table)
-    if _choose(backend, blocks, {p.dtype for p in parameters}, parameters) == "reference":
+    backend = _choose(backend, blocks, {p.dtype for p in parameters}, parameters)
+    if backend == "reference":
         for parameter, value in zip(parameters, tile_reference(blocks, table), strict=True):
             parameter.copy_(value)
         return
-    _fill(blocks, table, parameters)
+    _fill(blocks, table, parameters, backend)
     torch.autograd.graph.increment_version([p for p in parameters if not p.is_inference()])
+
+
+@torch.no_grad()
+def tile_backward(
+    blocks: Sequence[Tensor],
+    table: TileTable,
+    grads: Sequence[Tensor | None],
+    backend: str | None = None,
+) -> list[Tensor]:
+    """The gradients of the blocks from those of the parameters that :func:`tile` makes of them.
+
+    For loops that have the parameters' gradients at hand: autograd takes as long for its records
+    of a thousand small parameters as the sums take.
+
+    Args:
+        blocks: as for :func:`tile`.
+        table: as for :func:`tile`.
+        grads: of each parameter, in the table's order; None counts as zeros.
+        backend: as for :func:`tile`.
+
+    Raises:
+        ValueError: as for :func:`tile`, and for gradients of other shapes.
+        TypeError: as for :func:`tile`.
+    """
+    _check_blocks(blocks, table)
+    for number, (grad, tile) in enumerate(zip(grads, table.tiles, strict=True)):
+        if grad is not None and grad.shape != tile.shape:
+            raise ValueError(
+                f"gradient {number} has shape {tuple(grad.shape)}, its tile {tile.shape}"
+            )
+    backend = _choose(backend, blocks, [g.dtype for g in grads if g is not None])
+    if backend == "reference":
+        return _reference_backward(blocks, table, grads)
+    return _backward(blocks, grads, table, [torch.empty_like(b) for b in blocks], backend)
+
+
+def _reference_backward(
+    blocks: Sequence[Tensor], table: TileTable, grads: Sequence[Tensor | None]
+) -> list[Tensor]:
+    leaves = [block.detach().requires_grad_() for block in blocks]
+    with torch.enable_grad():
+        parameters = tile_reference(leaves, table)
+    pairs = [(p, g.to(p)) for p, g in zip(parameters, grads, strict=True) if g is not None]
+    torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+    return [torch.zeros_like(b) if b.grad is None else b.grad for b in leaves]
 
 
 def tile_reference(
@@ -161,11 +222,6 @@ def tile_reference(
         _normalise(_repeat(blocks[t.block][t.row], t.shape), t.rule, t.scale).to(dtype=dtype)
         for t in table.tiles
     ]
-
-
-def available_backends() -> tuple[str, ...]:
-    """The backends that this installation has, fastest first."""
-    return ("cpp", "reference")
 
 
 def _repeat(block: Tensor, shape: Sequence[int]) -> Tensor:
@@ -182,9 +238,6 @@ def _normalise(values: Tensor, rule: str, scale: float) -> Tensor:
     return values * scale
 
 
-# The core's dimensions: output channels, input channels, three of space.
-_DIMS = 5
-
 # By the dtype of blocks: how the core's functions for it end.
 _CPP_FUNCTIONS = {torch.float32: "float", torch.float64: "double"}
 
@@ -195,7 +248,7 @@ _CPP_TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat
 def _layout(sizes: Sequence[int], strides: Sequence[int]) -> list[int]:
     """Five sizes and five strides; a single dimension is that of the input channels."""
     before = 1 if len(sizes) == 1 else 0
-    after = _DIMS - before - len(sizes)
+    after = MAX_DIMS - before - len(sizes)
     return [*(1,) * before, *sizes, *(1,) * after, *(0,) * before, *strides, *(0,) * after]
 
 
@@ -204,16 +257,23 @@ def _contiguous_strides(shape: Sequence[int]) -> list[int]:
     return list(strides)[::-1] if shape else []
 
 
-def _fill(blocks: Sequence[Tensor], table: TileTable, parameters: Sequence[Tensor]) -> None:
+def _fill(
+    blocks: Sequence[Tensor], table: TileTable, parameters: Sequence[Tensor], backend: str
+) -> None:
     targets = [
         [p.data_ptr(), *(layout if p.is_contiguous() else _layout(p.shape, p.stride()))]
         for p, layout in zip(parameters, table.layouts, strict=True)
     ]
     if not targets:
         return
-    fill = getattr(core, f"tile_{_CPP_FUNCTIONS[blocks[0].dtype]}")
     types = [_CPP_TYPES[p.dtype] for p in parameters]
     sources = _block_infos(blocks, table)
+    if backend == "triton":
+        like = blocks[0]
+        kernels = triton_kernels("tile")
+        kernels.fill(sources, targets, types, table.rules, table.scales, like.dtype, like.device)
+        return
+    fill = getattr(core, f"tile_{_CPP_FUNCTIONS[blocks[0].dtype]}")
     fill(sources, targets, types, table.rules, table.scales, torch.get_num_threads())
 
 
@@ -228,15 +288,20 @@ def _block_infos(blocks: Sequence[Tensor], table: TileTable) -> list[list[int]]:
 @torch.library.custom_op(
     "ghn_fast::tile",
     mutates_args=(),
-    schema="(Tensor[] blocks, int[] entries, float[] scales, ScalarType dtype) -> Tensor[]",
+    schema="(Tensor[] blocks, int[] entries, float[] scales, ScalarType dtype, str backend)"
+    " -> Tensor[]",
 )
 def _op(
-    blocks: list[Tensor], entries: list[int], scales: list[float], dtype: torch.dtype
+    blocks: list[Tensor],
+    entries: list[int],
+    scales: list[float],
+    dtype: torch.dtype,
+    backend: str,
 ) -> list[Tensor]:
-    """:func:`tile` in C++; the table comes as its ``entries`` and ``scales``."""
+    """:func:`tile` in C++ or Triton; the table comes as its ``entries`` and ``scales``."""
     table = TileTable.from_entries(entries, scales)
     parameters = [blocks[0].new_empty(t.shape, dtype=dtype) for t in table.tiles]
-    _fill(blocks, table, parameters)
+    _fill(blocks, table, parameters, backend)
     return parameters
 
 
@@ -258,7 +323,7 @@ class _BlockShape:
     "ghn_fast::tile_backward",
     mutates_args=(),
     schema="(Tensor?[] values, Tensor?[] grads, int[] entries, float[] scales, int[] dims,"
-    " int[] sizes, int[] strides, Tensor like) -> Tensor[]",
+    " int[] sizes, int[] strides, Tensor like, str backend) -> Tensor[]",
 )
 def _backward_op(
     values: list[Tensor | None],
@@ -269,14 +334,35 @@ def _backward_op(
     sizes: list[int],
     strides: list[int],
     like: Tensor,
+    backend: str,
 ) -> list[Tensor]:
-    """The gradients of the blocks from those of the parameters (None: zero).
+    """:func:`_backward` with the table as its ``entries`` and ``scales``.
 
     ``dims``, ``sizes`` and ``strides`` describe the gradients, ``like`` has their dtype and
-    device. ``values`` are the blocks whose values matter.
+    device.
     """
     table = TileTable.from_entries(entries, scales)
     results = _new_blocks(dims, sizes, strides, like)
+    return _backward(values, grads, table, results, backend)
+
+
+def _backward(
+    values: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    table: TileTable,
+    results: list[Tensor],
+    backend: str,
+) -> list[Tensor]:
+    """Fills ``results``, the gradients of the blocks, from those of the parameters (None: zero).
+
+    ``values`` are the blocks whose values matter.
+    """
+    if not results:
+        return results
+    if backend == "triton":
+        _sum_on_device(values, grads, table, results)
+        return results
+    dtype = results[0].dtype
     # Tiles of the same block follow each other; the first of them overwrites.
     order = sorted(range(len(table)), key=lambda i: table.tiles[i][:2])
     rows = [table.tiles[i][:2] for i in order]
@@ -288,10 +374,10 @@ def _backward_op(
         if count < len(result):
             result.zero_()
     # Kept until the core has read them.
-    dense = [None if g is None else g.to(like.dtype).contiguous() for g in grads]
+    dense = [None if g is None else g.to(dtype).contiguous() for g in grads]
     blocks = [r if v is None else v for r, v in zip(results, values, strict=True)]
     sources, targets = _block_infos(blocks, table), _block_infos(results, table)
-    backward = getattr(core, f"tile_backward_{_CPP_FUNCTIONS[like.dtype]}")
+    backward = getattr(core, f"tile_backward_{_CPP_FUNCTIONS[dtype]}")
     backward(
         [sources[i] for i in order],
         [targets[i] for i in order],
@@ -302,6 +388,42 @@ def _backward_op(
         torch.get_num_threads(),
     )
     return results
+
+
+def _sum_on_device(
+    values: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    table: TileTable,
+    results: Sequence[Tensor],
+) -> None:
+    """Writes the gradients of all blocks into ``results`` by Triton."""
+    firsts = list(itertools.accumulate((len(result) for result in results), initial=0))
+    used = [number for number, grad in enumerate(grads) if grad is not None]
+    tiles = [table.tiles[number] for number in used]
+    present = [grad for grad in grads if grad is not None]
+    sources = []
+    for value, result in zip(values, results, strict=True):
+        rows = _row_infos(result if value is None else value)
+        # Values that do not matter have no address.
+        sources += [[0, *row[1:]] for row in rows] if value is None else rows
+    triton_kernels("tile").fill_backward(
+        sources,
+        [row for result in results for row in _row_infos(result)],
+        [firsts[tile.block] + tile.row for tile in tiles],
+        [[g.data_ptr(), *_layout(g.shape, g.stride())] for g in present],
+        [_CPP_TYPES[grad.dtype] for grad in present],
+        [RULES.index(tile.rule) for tile in tiles],
+        [tile.scale for tile in tiles],
+        results[0].dtype,
+        results[0].device,
+    )
+
+
+def _row_infos(blocks: Tensor) -> list[list[int]]:
+    """For each block of a tensor its address, sizes and strides."""
+    layout = _layout(blocks.shape[1:], blocks.stride()[1:])
+    step = blocks.stride(0) * blocks.element_size()
+    return [[blocks.data_ptr() + row * step, *layout] for row in range(len(blocks))]
 
 
 def _new_blocks(
@@ -316,7 +438,11 @@ def _new_blocks(
 
 @_op.register_fake
 def _(
-    blocks: list[Tensor], entries: list[int], scales: list[float], dtype: torch.dtype
+    blocks: list[Tensor],
+    entries: list[int],
+    scales: list[float],
+    dtype: torch.dtype,
+    backend: str,
 ) -> list[Tensor]:
     table = TileTable.from_entries(entries, scales)
     return [blocks[0].new_empty(t.shape, dtype=dtype) for t in table.tiles]
@@ -332,18 +458,19 @@ def _(
     sizes: list[int],
     strides: list[int],
     like: Tensor,
+    backend: str,
 ) -> list[Tensor]:
     return _new_blocks(dims, sizes, strides, like)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    blocks, entries, scales, _ = inputs
+    blocks, entries, scales, _, backend = inputs
     table = TileTable.from_entries(entries, scales)
     # Values of blocks that are only scaled do not matter: they need not be kept.
     kept = sorted({t.block for t in table.tiles if t.rule != "scale"})
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(blocks[0].new_empty(0), *(blocks[i] for i in kept))
-    ctx.kept, ctx.entries, ctx.scales = kept, entries, scales
+    ctx.kept, ctx.entries, ctx.scales, ctx.backend = kept, entries, scales, backend
     ctx.shapes = [_BlockShape.of(b) for b in blocks]
 
 
@@ -355,8 +482,10 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple:
     dims = [len(shape.sizes) for shape in ctx.shapes]
     sizes = [size for shape in ctx.shapes for size in shape.sizes]
     strides = [stride for shape in ctx.shapes for stride in shape.strides]
-    result = _backward_op(values, grads, ctx.entries, ctx.scales, dims, sizes, strides, like)
-    return list(result), None, None, None
+    result = _backward_op(
+        values, grads, ctx.entries, ctx.scales, dims, sizes, strides, like, ctx.backend
+    )
+    return list(result), None, None, None, None
 
 
 _op.register_autograd(_differentiate, setup_context=_setup_context)
@@ -369,19 +498,23 @@ def _choose(
     parameters: Sequence[Tensor] = (),
 ) -> str:
     """The backend to take for blocks and for parameters of the given dtypes."""
-    works = all(b.device.type == "cpu" and b.dtype in _CPP_FUNCTIONS for b in blocks)
-    works = works and all(dtype in _CPP_TYPES for dtype in dtypes)
-    works = works and all(p.device.type == "cpu" for p in parameters)
+    devices = {tensor.device for tensor in (*blocks, *parameters)} or {torch.device("cpu")}
+    known = all(dtype in _CPP_TYPES for dtype in dtypes)
     if backend is None:
-        return "cpp" if works else "reference"
-    if backend not in available_backends():
-        raise ValueError(f"unknown backend {backend!r}; use one of {available_backends()} or None")
-    if backend == "cpp" and not works:
-        raise ValueError(
-            "backend 'cpp' works on the CPU, for blocks of float32 and float64 and parameters of "
-            "these, float16 and bfloat16; use backend=None or 'reference'"
-        )
+        fast = fast_backend(next(iter(devices)))
+        return fast if known and _works(fast, blocks, devices) else "reference"
+    check_known(backend)
+    if backend != "reference" and not (known and _works(backend, blocks, devices)):
+        raise unsuitable(backend, [*(b.dtype for b in blocks), *dtypes], next(iter(devices)))
     return backend
+
+
+def _works(backend: str, blocks: Sequence[Tensor], devices: set[torch.device]) -> bool:
+    if backend == "triton":
+        right = all(b.dtype in TRITON_DTYPES for b in blocks) and len(devices) == 1
+        return right and all(triton_runs_on(device) for device in devices)
+    right = all(b.dtype in _CPP_FUNCTIONS for b in blocks)
+    return right and all(device.type == "cpu" for device in devices)
 
 
 def _check_blocks(blocks: Sequence[Tensor], table: TileTable) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ghn_fast.files import write_text
 
-OPTIMIZERS = ("adamw", "adam")
+OPTIMIZERS = ("adamw", "adam", "soap")
 SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -99,6 +99,10 @@ class TrainConfig:
         max_nodes: the networks of a step are drawn again where they have more nodes than this
             for each process and part (2200 in the public code); None for no limit.
         image_batch: images in a step; every network of the step gets the same ones.
+        network_work: a network gets only the first so many of the step's images that its work
+            for them (as in ``max_work``, million multiply-adds) is within this, but at least
+            ``min_images``. So expensive networks need not be passed over. None for no limit.
+        min_images: see ``network_work``.
         num_networks: how many networks of the train split are used; None for all of them.
             Up to ``cached_networks`` of them are kept in memory once built.
         cached_networks: how many built networks are kept in memory, about 1 MB each.
@@ -107,7 +111,7 @@ class TrainConfig:
             work (:func:`ghn_fast.train.work.network_work`, million multiply-adds per image); it
             is passed over if even the smallest is too much. None for no limit.
         max_cells, max_parameters: networks beyond are passed over; None for no limit.
-        optimizer: ``adamw`` or ``adam``.
+        optimizer: ``adamw``, ``adam`` or ``soap`` (:class:`ghn_fast.train.soap.SOAP`).
         lr, weight_decay, betas: of the optimiser.
         warmup_steps: over which the learning rate rises from 0.
         schedule: ``cosine``, ``step`` (times ``decay`` at each of the ``milestones``) or
@@ -118,6 +122,9 @@ class TrainConfig:
         grad_clip: largest gradient norm; 0 for no limit.
         network_clip: longest gradient of a network as a multiple of the median of its step; 0 for
             no limit.
+        normalise_networks: scale the gradient of each network's predicted parameters to length 1
+            over ``meta_batch``, instead of ``network_clip``, which limits nothing where a step
+            has one network or two.
         label_smoothing: of the cross-entropy.
         ema_decay: of the average of the weights, which is what is evaluated and exported; 0 for
             none.
@@ -145,6 +152,8 @@ class TrainConfig:
     accumulate: int = 1
     max_nodes: int | None = None
     image_batch: int = 32
+    network_work: float | None = None
+    min_images: int = 8
     num_networks: int | None = 4000
     cached_networks: int = 4000
     widths: tuple[int, ...] | None = (16, 24, 32, 48, 64)
@@ -162,6 +171,7 @@ class TrainConfig:
     decay: float = 0.1
     grad_clip: float = 1.0
     network_clip: float = 2.0
+    normalise_networks: bool = False
     label_smoothing: float = 0.0
     ema_decay: float = 0.998
     precision: str = "float32"
@@ -193,7 +203,8 @@ class TrainConfig:
         if self.steps is None and self.max_minutes is None:
             raise ConfigError("a run needs an end: give steps, max_minutes or both")
         names = ("steps", "max_minutes", "num_networks", "max_work", "meta_batch", "lr")
-        for name in (*names, "accumulate", "max_nodes", "image_batch", "image_size"):
+        sizes = ("accumulate", "max_nodes", "image_batch", "image_size")
+        for name in (*names, *sizes, "network_work", "min_images"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} must be positive, not {value}")

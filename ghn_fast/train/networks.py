@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -24,10 +25,11 @@ LARGE_IMAGE_SIZE = 224
 
 
 class Drawn(NamedTuple):
-    """A network without values, and its graph."""
+    """A network without values, its graph, and its work for an image (``network_work``)."""
 
     model: nn.Module
     graph: Graph
+    work: float
 
 
 class NetworkStream:
@@ -126,10 +128,19 @@ class NetworkStream:
         assert net_args is not None
         model = build_ghost(net_args, self.num_classes, self.is_imagenet_input).eval()
         graph = graph_of(net_args, self.num_classes, self.is_imagenet_input, index)
-        drawn = Drawn(model, graph)
+        size = LARGE_IMAGE_SIZE if self.is_imagenet_input else SMALL_IMAGE_SIZE
+        drawn = Drawn(model, graph, network_work(net_args, size))
         if len(self._cache) < self.config.cached_networks:
             self._cache[index] = drawn
         return drawn
+
+
+def image_counts(config: TrainConfig, networks: Sequence[Drawn]) -> list[int]:
+    """How many of a step's images each network gets (:attr:`TrainConfig.network_work`)."""
+    if config.network_work is None:
+        return [config.image_batch] * len(networks)
+    affordable = [int(config.network_work / network.work) for network in networks]
+    return [min(config.image_batch, max(config.min_images, count)) for count in affordable]
 
 
 def training_args(

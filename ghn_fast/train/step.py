@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghn_fast.ghn import GHN
+from ghn_fast.ghn.leaves import Leaves
 from ghn_fast.graph import GraphBatch
 from ghn_fast.processes import ALONE, Processes
 
@@ -80,6 +81,8 @@ def train_step(
     label_smoothing: float = 0.0,
     grad_clip: float = 5.0,
     network_clip: float = 0.0,
+    normalise_networks: bool = False,
+    image_counts: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
     workers: ThreadPoolExecutor | None = None,
     accumulate: int = 1,
@@ -107,6 +110,9 @@ def train_step(
             times the median is shortened to that, so that a network that explodes does not
             decide the step alone; 0 does not limit it. The median is that of the networks that
             are predicted together, in all processes.
+        normalise_networks: instead, scale every network's gradient to length 1, so that all of
+            them count alike.
+        image_counts: how many images each network gets, the first ones; all where left out.
         autocast: run the networks in this lower precision.
         workers: threads that share the networks; without them one after another.
         accumulate: predict the networks in so many parts, one after another, whose gradients add
@@ -126,23 +132,30 @@ def train_step(
     summaries: list[_Summary] = []
     is_whole = True
 
-    def run(model: nn.Module, predicted: Sequence[_Predicted]) -> _Outcome:
-        return _run_network(model, predicted, images, labels, label_smoothing, autocast)
+    counts = image_counts if image_counts is not None else [len(images)] * len(models)
+
+    def run(model: nn.Module, leaves: Sequence[Tensor], count: int) -> _Outcome:
+        x, y = images[:count], labels[:count]
+        return _run_network(model, leaves, x, y, label_smoothing, autocast)
 
     for part in _parts(len(models), accumulate):
         chosen = [models[position] for position in part]
-        predicted, failure = _predict(ghn, chosen, graphs, part)
+        leaves, failure = _predict(ghn, chosen, graphs, part)
         clock.lap("predict")
-        if failure is None:
-            outcomes = _map(run, chosen, predicted, workers)
+        if leaves is not None:
+            each = [counts[position] for position in part]
+            outcomes = _map(run, chosen, leaves.by_model, each, workers)
         else:
             outcomes = [_Outcome(float("nan"), error=failure) for _ in part]
         clock.lap("networks")
         together = [s for own in processes.gather([o.summary() for o in outcomes]) for s in own]
         summaries += together
         clock.lap("exchange")
-        result.limited += _limit_networks(outcomes, together, network_clip)
-        is_whole &= _backward(ghn, predicted, outcomes)
+        if normalise_networks:
+            _normalise_networks(outcomes)
+        else:
+            result.limited += _limit_networks(outcomes, together, network_clip)
+        is_whole &= _backward(ghn, leaves, outcomes)
         clock.lap("backward")
     _collect(result, summaries)
     good = len(result.losses) - len(result.errors)
@@ -172,14 +185,6 @@ class _Clock:
         self.last = now
 
 
-@dataclass
-class _Predicted:
-    """A predicted parameter: the tensor in the GHN's graph, and its leaf in the network."""
-
-    source: Tensor
-    leaf: Tensor
-
-
 def _parts(count: int, accumulate: int) -> list[range]:
     """Positions in so many parts of nearly equal length."""
     bounds = [count * part // accumulate for part in range(accumulate + 1)]
@@ -188,45 +193,33 @@ def _parts(count: int, accumulate: int) -> list[range]:
 
 def _predict(
     ghn: GHN, models: Sequence[nn.Module], graphs: GraphBatch, part: range
-) -> tuple[list[list[_Predicted]], str | None]:
-    """The predicted parameters of each model, or why there are none."""
+) -> tuple[Leaves | None, str | None]:
+    """The predicted parameters of the models, or why there are none."""
     if not models:
-        return [], None
+        return None, None
     whole = len(part) == len(graphs)
+    batch = graphs if whole else GraphBatch([graphs[position] for position in part])
     try:
-        ghn(models, graphs if whole else GraphBatch([graphs[position] for position in part]))
+        return ghn.attach_leaves(models, batch), None
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        return [[] for _ in models], f"the GHN ran out of memory: {error}"
-    return [_detach_predicted(model) for model in models], None
-
-
-def _detach_predicted(model: nn.Module) -> list[_Predicted]:
-    """Puts leaves in the places of the predicted parameters, so that gradients stop there."""
-    predicted = []
-    for module in model.modules():
-        for name, tensor in module._parameters.items():
-            if tensor is None or tensor.grad_fn is None:
-                continue
-            leaf = tensor.detach().requires_grad_()
-            module._parameters[name] = leaf  # type: ignore[assignment]
-            predicted.append(_Predicted(tensor, leaf))
-    return predicted
+        return None, f"the GHN ran out of memory: {error}"
 
 
 def _map(
-    run: Callable[[nn.Module, Sequence[_Predicted]], _Outcome],
+    run: Callable[[nn.Module, Sequence[Tensor], int], _Outcome],
     models: Sequence[nn.Module],
-    predicted: Sequence[Sequence[_Predicted]],
+    leaves: Sequence[Sequence[Tensor]],
+    counts: Sequence[int],
     workers: ThreadPoolExecutor | None,
 ) -> list[_Outcome]:
-    return list((map if workers is None else workers.map)(run, models, predicted))
+    return list((map if workers is None else workers.map)(run, models, leaves, counts))
 
 
 def _run_network(
     model: nn.Module,
-    predicted: Sequence[_Predicted],
+    leaves: Sequence[Tensor],
     images: Tensor,
     labels: Tensor,
     label_smoothing: float,
@@ -245,7 +238,7 @@ def _run_network(
         if not _is_out_of_memory(error):
             raise
         return _Outcome(float("nan"), error=f"out of memory: {error}")
-    gradients = [parameter.leaf.grad for parameter in predicted]
+    gradients = [leaf.grad for leaf in leaves]
     norm = _norm(gradients)
     if not math.isfinite(norm):
         return _Outcome(value, error="a gradient is not finite")
@@ -273,6 +266,14 @@ def _limit_networks(
     return sum(norm > limit for norm in good)
 
 
+def _normalise_networks(outcomes: Sequence[_Outcome]) -> None:
+    """Scales gradients in place so that those of each network have length 1."""
+    for outcome in outcomes:
+        if outcome.error is None and outcome.norm > 0:
+            gradients = [gradient for gradient in outcome.gradients if gradient is not None]
+            torch._foreach_mul_(gradients, 1 / outcome.norm)
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -290,27 +291,20 @@ def _collect(result: StepResult, outcomes: Sequence[_Summary]) -> None:
         result.top1 = sum(outcome.top1 for outcome in good) / len(good)
 
 
-def _backward(
-    ghn: GHN, predicted: Sequence[Sequence[_Predicted]], outcomes: Sequence[_Outcome]
-) -> bool:
+def _backward(ghn: GHN, leaves: Leaves | None, outcomes: Sequence[_Outcome]) -> bool:
     """One backward pass through the GHN from the gradients of all networks that count.
 
     Returns:
         False if memory ran out, so that the gradients are incomplete.
     """
-    sources: list[Tensor] = []
-    gradients: list[Tensor] = []
-    for parameters, outcome in zip(predicted, outcomes, strict=True):
-        if outcome.error is not None:
-            continue
-        for parameter, gradient in zip(parameters, outcome.gradients, strict=True):
-            if gradient is not None:
-                sources.append(parameter.source)
-                gradients.append(gradient)
-    if not sources:
+    if leaves is None or all(outcome.error is not None for outcome in outcomes):
         return True
+    for tensors, outcome in zip(leaves.by_model, outcomes, strict=True):
+        if outcome.error is not None:
+            for tensor in tensors:
+                tensor.grad = None
     try:
-        torch.autograd.backward(sources, gradients)
+        leaves.backward()
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise

@@ -25,9 +25,10 @@ from ghn_fast.graph import GraphBatch
 from ghn_fast.processes import Processes, choose_device
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import Meter, RunLog
-from ghn_fast.train.networks import Drawn, NetworkStream
+from ghn_fast.train.networks import Drawn, NetworkStream, image_counts
 from ghn_fast.train.plot import has_matplotlib, plot_run
 from ghn_fast.train.schedule import learning_rate, update_average
+from ghn_fast.train.soap import SOAP
 from ghn_fast.train.step import StepResult, train_step
 
 CONFIG_FILE = "config.json"
@@ -249,6 +250,8 @@ class Trainer:
             label_smoothing=self.config.label_smoothing,
             grad_clip=self.config.grad_clip,
             network_clip=self.config.network_clip,
+            normalise_networks=self.config.normalise_networks,
+            image_counts=image_counts(self.config, drawn),
             autocast=torch.bfloat16 if self.config.precision == "bfloat16" else None,
             workers=workers,
             accumulate=self.config.accumulate,
@@ -386,6 +389,10 @@ def _make_ghn(config: TrainConfig, num_classes: int) -> GHN:
 
 
 def _make_optimizer(config: TrainConfig, ghn: GHN) -> torch.optim.Optimizer:
+    if config.optimizer == "soap":
+        return SOAP(
+            ghn.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(
         ghn.parameters(),

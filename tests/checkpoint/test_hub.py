@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,50 @@ def test_published_ghn3_from_the_cache(tmp_path: Path, name: str, file: str) -> 
     found = from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
     assert isinstance(found, GHN3)
     assert_same(found, ghn)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1"}],
+    ids=["offline", "unreachable"],
+)
+def test_default_cache_without_a_network(tmp_path: Path, environment: dict[str, str]) -> None:
+    """As set by the variables of ``huggingface_hub``, which reads them when it is imported."""
+    joblib = pytest.importorskip("joblib")
+    ghn = ghn3(hid=8, max_shape=(8, 8, 3, 3), num_classes=10, heads=2)
+    file = cached(tmp_path / "hub", "SamsungSAILMontreal/ghn3", "ghn3tm8.pt")
+    joblib.dump(ghn.state_dict(), file)
+    code = (
+        "import torch, ghn_fast; ghn = ghn_fast.from_pretrained('ghn3-t');"
+        "model = ghn_fast.predict(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(),"
+        "torch.nn.Linear(8, 10)), ghn='ghn3-t');"
+        "print(type(ghn).__name__, ghn.config.hid, float(model[0].weight.std()) > 0)"
+    )
+    command = [sys.executable, "-c", code]
+    variables = {**os.environ, "HF_HOME": str(tmp_path), **environment}
+    result = subprocess.run(
+        command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout.strip() == "GHN3 8 True", result.stderr
+
+
+def test_download(tmp_path: Path, ghn: GHN, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of the hub, in place of which stands a folder."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    save(ghn, tmp_path / "model.safetensors")
+    asked = []
+
+    def download(repository: str, file: str, **options: Any) -> str:
+        asked.append((repository, file, options["revision"], options["token"]))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert_same(from_pretrained("someone/a-ghn", revision="v2", token="secret"), ghn)
+    assert_same(GHN.from_pretrained("someone/a-ghn"), ghn)
+    assert asked == [
+        ("someone/a-ghn", "model.safetensors", "v2", "secret"),
+        ("someone/a-ghn", "model.safetensors", None, None),
+    ]
 
 
 def test_offline_and_not_in_the_cache(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from ghn_fast.cli.app import app
 from ghn_fast.cli.errors import UsageError
-from ghn_fast.nets import DeepNets1M, sample_net_args, to_dict
+from ghn_fast.nets import DeepNets1M, count_parameters, sample_net_args, to_dict
 
 
 def run(*arguments: object) -> Result:
@@ -45,6 +45,19 @@ def test_sample_of_predefined() -> None:
     assert isinstance(
         run("nets", "sample", "--split", "predefined", "--index", 2).exception, UsageError
     )
+
+
+def test_list() -> None:
+    result = run("nets", "list", "--split", "bnfree", "--split", "predefined")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert len(lines) == 100 + 1 + 2 + 1
+    parameters = count_parameters(sample_net_args("bnfree", 0, 42))
+    graph = DeepNets1M("bnfree")[42]
+    start = f"bnfree:42  {graph.num_nodes} nodes, {parameters / 1e6:.3g} M parameters: "
+    assert lines[42].startswith(start)
+    assert lines[100] == f"bnfree: 100 networks, SHA-256 {DeepNets1M('bnfree').digest()}"
+    assert lines[101].endswith("23.5 M parameters: resnet50 of torchvision")
 
 
 def test_stats() -> None:

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from ghn_fast.ghn.tiling import normalise, tile, weight_scale
+from ghn_fast.ghn.tiling import normalise, repeat, weight_scale
 
 
 def test_tile_repeats_and_cuts() -> None:
     block = torch.arange(6.0).view(1, 2, 3)
-    assert tile(block, (3, 5)).tolist() == [
+    assert repeat(block, (3, 5)).tolist() == [
         [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4], [0, 1, 2, 0, 1]],
     ]
 

@@ -143,3 +143,52 @@ def test_memory_stays_small() -> None:
         model = nn.Sequential(nn.Conv2d(3, 4096, 3, padding=1), nn.ReLU(), nn.Conv2d(4096, 9, 1))
     images = torch.zeros(1, device="meta").expand(4096, 3, 4096, 4096)
     assert len(trace(model, images).nodes) == 5
+
+
+def test_large_constants_take_no_memory() -> None:
+    """Constants of more elements than fit into any machine's memory, made in every way."""
+
+    class Pasting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 1 << 20)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.layer(x)
+            canvas = torch.zeros(1 << 22, 1 << 20) + torch.full((1 << 22, 1), 2.0)
+            canvas[torch.arange(len(y))] = y
+            like = torch.ones_like(canvas).mul_(3).to(torch.float64)
+            other = y.new_zeros((1 << 22, 1 << 20)) + y.new_full((1,), 0.5)
+            rows = torch.arange(1 << 22).unsqueeze(1) - torch.arange(1 << 20)
+            other = other.masked_fill(rows != 0, -100.0)
+            return canvas.sum() + (like + other).clamp(min=0).sum()
+
+    result = trace(Pasting(), torch.zeros(2, 4))
+    assert [node.name for node in result.nodes] == ["input", "layer.weight", "layer.bias"]
+
+
+def test_values_replaced_by_large_constants_are_not_known() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            total = torch.zeros(3)
+            total[:1] += torch.ones(1 << 21).sum()
+            return self.layer(x) if total[0] > 0 else x
+
+    assert len(trace(Counting(), torch.zeros(2, 4)).nodes) == 3
+
+
+def test_small_constants_keep_their_values() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            sizes = x.new_tensor([4096.0, 4096.0])
+            return self.layer(x) if sizes.sum() + torch.zeros_like(x).sum() > 0 else x
+
+    assert len(trace(Masked(), torch.zeros(2, 4)).nodes) == 3

@@ -243,3 +243,20 @@ def test_pickled_data_set_opens_its_own_file(folder: Path) -> None:
     nets = DeepNets1M(nets_dir=folder)
     digest = nets[0].digest()
     assert pickle.loads(pickle.dumps(nets))[0].digest() == digest
+
+
+@pytest.mark.parametrize(
+    ("split", "digest"),
+    [
+        ("val", "c3de6e07a0d425c5"),
+        ("test", "e4744354298b89d5"),
+        ("wide", "365d183b2635cd4b"),
+        ("deep", "46784f947b7de190"),
+        ("dense", "b3669c6080d9104e"),
+        ("bnfree", "ecd9be40695dd139"),
+        ("predefined", "6b2749be0f5ea58c"),
+    ],
+)
+def test_evaluation_splits_never_change(split: str, digest: str) -> None:
+    """All of their networks: results of different versions would not be comparable."""
+    assert DeepNets1M(split).digest()[:16] == digest

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ghn_fast._core import core
 from ghn_fast.graph import Graph
+from ghn_fast.graph.types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.nets import SPLITS, Genotype, build_ghost, build_net, graph_of, sample_net_args
 from ghn_fast.nets.direct import reference_graph_of
-from ghn_fast.ops.shortest_paths import shortest_paths
 
 SAMPLED = tuple(split for split in SPLITS if split != "predefined")
 COMPARED = int(os.environ.get("GHN_FAST_COMPARED_NETWORKS", "10"))
@@ -120,31 +121,32 @@ def test_graphs_of_the_public_generator(shared: Path) -> None:
         assert parameters - {None} == set(case["predictions"]["ghn2_cifar10"]["params"])
 
 
-def kind(graph: Graph, node: int) -> str:
-    shape = graph.nodes[node].shape
-    pointwise = shape is not None and all(size == 1 for size in shape[2:])
-    name = graph.nodes[node].type
-    return "conv_1x1" if name == "conv" and pointwise else name
+def kinds_of(types: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+    """Node types, with one more, 15, for convolutions of one pixel and linear layers."""
+    pointwise = (types == NODE_TYPE_INDEX["conv"]) & (shapes[:, 2:] <= 1).all(axis=1)
+    return np.where(pointwise, len(NODE_TYPES), types)
 
 
 def test_distribution_of_graphs(shared: Path) -> None:
-    """Sizes, depths, densities and node types against 900 graphs of the public generator."""
+    """Sizes, depths, densities and node types of 10,000 against 900 of the public generator."""
     path = shared / "conformance" / "deepnets_distribution.json"
     reference = json.loads(path.read_text())
-    values: dict[str, list[float]] = {
-        "nodes": [], "edges_per_node": [], "longest_shortest_path": []
-    }  # fmt: skip
-    types: list[Counter[str]] = []
-    for index in range(1200):
-        net_args = {**sample_net_args("train", 1, index), "C": 32, "fc_dim": 256}
-        graph = graph_of(net_args)
-        values["nodes"].append(graph.num_nodes)
-        values["edges_per_node"].append(len(graph.edges) / graph.num_nodes)
-        longest = shortest_paths(graph.num_nodes, graph.edges, 250).max()
-        values["longest_shortest_path"].append(int(longest))
-        types.append(Counter(kind(graph, node) for node in range(graph.num_nodes)))
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    for start in range(0, 10_000, 500):
+        num_nodes, types, shapes, num_edges, _, distances, _ = core.deepnets_batch(
+            "train", 1, range(start, start + 500), 10, False, 250, False, 1
+        )
+        matrices = np.concatenate([[0], np.cumsum(num_nodes**2)[:-1]])
+        parts["nodes"].append(num_nodes)
+        parts["edges_per_node"].append(num_edges / num_nodes)
+        parts["longest_shortest_path"].append(np.maximum.reduceat(distances, matrices))
+        counts = np.zeros((500, len(NODE_TYPES) + 1))
+        np.add.at(counts, (np.repeat(np.arange(500), num_nodes), kinds_of(types, shapes)), 1)
+        parts["types"].append(counts)
+    values = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    types = torch.from_numpy(values.pop("types"))
     for name, sample in values.items():
-        ours = torch.tensor(sample, dtype=torch.float64)
+        ours = torch.from_numpy(sample).double()
         theirs = reference[name]
         error = (ours.var() / len(ours) + theirs["std"] ** 2 / reference["networks"]) ** 0.5
         assert abs(ours.mean() - theirs["mean"]) < 3.3 * error, name
@@ -154,10 +156,11 @@ def test_distribution_of_graphs(shared: Path) -> None:
             # Integers are tied at the quantile: count half of them.
             tied = float((ours == theirs[f"q{round(100 * level)}"]).double().mean())
             assert abs(below - tied / 2 - level) < 3.5 * spread + tied / 2, (name, level)
-    total = torch.tensor([sum(counts.values()) for counts in types], dtype=torch.float64)
-    assert {name for counts in types for name in counts} == set(reference["node_types"])
+    total = types.sum(dim=1)
+    seen = {n: types[:, k] for k, n in enumerate((*NODE_TYPES, "conv_1x1")) if types[:, k].any()}
+    assert set(seen) == set(reference["node_types"])
     for name, share in reference["node_types"].items():
-        counts = torch.tensor([counts[name] for counts in types], dtype=torch.float64)
+        counts = seen[name]
         # A ratio of sums over networks: its error follows from the spread between networks.
         deviation = (counts - counts.sum() / total.sum() * total).std() / total.mean()
         error = float(deviation) * (1 / len(types) + 1 / reference["networks"]) ** 0.5

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from ghn_fast._core import core
 from ghn_fast.ops import gated_gnn as module
 from ghn_fast.ops.gated_gnn import gated_gnn
 from ghn_fast.ops.shortest_paths import shortest_paths
+from tests.ops.triton_device import DEVICE, needs_triton
 
 
 @dataclass
@@ -45,6 +47,14 @@ class Case:
             return tensor.detach().to(dtype).requires_grad_(requires_grad)
 
         return replace(self, x=move(self.x), weights=[move(w) for w in self.weights])
+
+    def on(self, device: torch.device) -> Case:
+        return replace(
+            self,
+            x=self.x.to(device),
+            distances=self.distances.to(device),
+            weights=[w.to(device) for w in self.weights],
+        )
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -127,7 +137,7 @@ def gradients(case: Case, backend: str) -> list[Tensor]:
     direction = torch.randn(
         out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
-    grads = torch.autograd.grad(out, case.leaves, direction.to(out.dtype), materialize_grads=True)
+    grads = torch.autograd.grad(out, case.leaves, direction.to(out), materialize_grads=True)
     return [out, *grads]
 
 
@@ -329,7 +339,7 @@ def test_autocast_keeps_full_precision() -> None:
 def test_registered_op() -> None:
     case = random_case(13, [5, 7]).to(torch.float32, requires_grad=True)
     arguments = (case.x, case.distances, case.num_nodes, case.weights, case.rounds)
-    torch.library.opcheck(torch.ops.ghn_fast.gated_gnn.default, (*arguments, True))
+    torch.library.opcheck(torch.ops.ghn_fast.gated_gnn.default, (*arguments, True, "cpp"))
 
 
 def test_compiles_as_one_graph() -> None:
@@ -415,3 +425,149 @@ def test_bad_backends() -> None:
         case("cuda")
     with pytest.raises(ValueError, match="float32 and float64"):
         case.to(torch.bfloat16)("cpp")
+    with pytest.raises(ValueError, match="float32, float16 and bfloat16"):
+        case("triton")
+
+
+def equal_on_triton(case: Case, tolerance: float = 1e-5) -> None:
+    """Result and gradients in float32 are those of the reference in float64."""
+    exact = gradients(case.to(torch.float64, requires_grad=True), "reference")
+    got = gradients(case.on(DEVICE).to(torch.float32, requires_grad=True), "triton")
+    for value, expected in zip(got, exact, strict=True):
+        assert value.dtype == torch.float32
+        error = (value.cpu() - expected).abs().max()
+        assert error <= tolerance * expected.abs().max()
+
+
+@needs_triton
+@given(
+    seed=st.integers(0, 2**31),
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    hid=st.sampled_from([5, 16, 32, 48]),
+    width=st.integers(1, 20),
+    width_ve=st.none() | st.integers(1, 20),
+)
+@settings(max_examples=5, deadline=None, phases=[Phase.generate])
+def test_triton_equals_reference(
+    seed: int, sizes: list[int], hid: int, width: int, width_ve: int | None
+) -> None:
+    equal_on_triton(random_case(seed, sizes, hid, (width, width_ve)))
+
+
+@needs_triton
+def test_triton_where_sizes_exceed_blocks() -> None:
+    """Hidden units, nodes of a level and nodes heard."""
+    edges = torch.cat([torch.tensor([[0, v], [v, 71]]) for v in range(1, 71)])
+    case = random_case(0, [72], 96, (48, 65))
+    equal_on_triton(replace(case, distances=shortest_paths(72, edges).flatten()), 1e-4)
+
+
+@needs_triton
+def test_triton_rounds() -> None:
+    case = random_case(1, [4, 3], rounds=2)
+    equal_on_triton(case)
+    with torch.no_grad():
+        kept = case.on(DEVICE).to(torch.float32)("triton")
+    torch.testing.assert_close(kept.cpu().double(), case("reference"), rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+def test_triton_renumbers_nodes() -> None:
+    # Two branches one after the other, which share levels: 0 -> 1 -> 2 -> 5, 0 -> 3 -> 4 -> 5.
+    edges = torch.tensor([[0, 1], [1, 2], [2, 5], [0, 3], [3, 4], [4, 5]])
+    case = random_case(2, [6])
+    equal_on_triton(replace(case, distances=shortest_paths(6, edges).flatten()))
+
+
+@needs_triton
+@pytest.mark.parametrize("sizes", [[], [0], [2, 0, 1]])
+def test_triton_empty_graphs(sizes: list[int]) -> None:
+    case = random_case(9, [*sizes, 2])
+    nodes, entries = sum(sizes), sum(n * n for n in sizes)
+    case = replace(
+        case,
+        x=case.x[:nodes],
+        distances=case.distances[:entries],
+        num_nodes=torch.tensor(sizes, dtype=torch.int64),
+    )
+    got = gradients(case.on(DEVICE).to(torch.float32, requires_grad=True), "triton")
+    exact = gradients(case.to(torch.float64, requires_grad=True), "reference")
+    for value, expected in zip(got, exact, strict=True):
+        torch.testing.assert_close(value.cpu().double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+def test_triton_bfloat16() -> None:
+    """Inputs and results are rounded, what is between is not."""
+    case = random_case(3, [5], 16, (8, 8)).to(torch.bfloat16, requires_grad=True)
+    got = gradients(case.on(DEVICE).to(torch.bfloat16, requires_grad=True), "triton")
+    # The fixed function's direction is rounded too.
+    exact = gradients(case.to(torch.float32, requires_grad=True), "reference")
+    for value, expected in zip(got, exact, strict=True):
+        assert value.dtype == torch.bfloat16
+        error = (value.cpu().float() - expected).abs().max()
+        assert error <= 2**-7 * expected.abs().max()
+
+
+@needs_triton
+def test_triton_under_autocast() -> None:
+    case = random_case(12, [3, 2]).on(DEVICE).to(torch.float32)
+    expected = case("triton")
+    with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+        assert torch.equal(case("triton"), expected)
+        narrow = replace(case, x=case.x.bfloat16())
+        assert narrow("triton").dtype == torch.float32
+
+
+@needs_triton
+def test_triton_registered_op() -> None:
+    case = random_case(13, [3, 2]).on(DEVICE).to(torch.float32, requires_grad=True)
+    arguments = (case.x, case.distances, case.num_nodes, case.weights, case.rounds)
+    torch.library.opcheck(
+        torch.ops.ghn_fast.gated_gnn.default,
+        (*arguments, True, "triton"),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_static"),
+    )
+
+
+@needs_triton
+def test_triton_frees_what_it_kept() -> None:
+    case = random_case(14, [3]).on(DEVICE).to(torch.float32, requires_grad=True)
+    out = case("triton")
+    kept = [weakref.ref(tensor) for tensor in out.grad_fn.saved_tensors]  # type: ignore[union-attr]
+    del out
+    case_tensors = {id(tensor) for tensor in (case.distances, case.num_nodes, *case.leaves)}
+    assert all(ref() is None or id(ref()) in case_tensors for ref in kept)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("hid", [32, 96, 384])
+def test_on_a_gpu(hid: int) -> None:
+    sizes = [160, 1, 509, 33, *[90] * 20]
+    case = random_case(hid, sizes, hid, (hid // 2, hid // 2))
+    equal_on_triton(case, 1e-4)
+    on_device = case.on(DEVICE).to(torch.float32)
+    assert module.default_backend(on_device.x) == "triton"
+    first = on_device()
+    assert all(torch.equal(first, on_device()) for _ in range(5))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_stream_without_waiting() -> None:
+    case = random_case(0, [160, 90], 32, (16, 16)).on(DEVICE)
+    case = case.to(torch.float32, requires_grad=True)
+    expected = gradients(case, "triton")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            out = case()
+            direction = torch.ones_like(out)
+            torch.autograd.grad(out, case.leaves, direction)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream.synchronize()
+    assert torch.equal(out, expected[0])

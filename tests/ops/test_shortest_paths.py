@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
 import networkx as nx
 import pytest
 import torch
 
 from ghn_fast.ops.shortest_paths import (
+    check_edges,
+    device_dags,
+    runs_on_cuda,
     shortest_paths,
     shortest_paths_batch,
     shortest_paths_reference,
 )
 from tests.graphs import random_edges
+
+CUDA_SOURCE = Path(__file__).parents[2] / "csrc" / "shortest_paths.cu"
 
 
 def by_networkx(num_nodes: int, edges: torch.Tensor, max_distance: int) -> torch.Tensor:
@@ -81,15 +91,117 @@ def test_no_edges() -> None:
     assert shortest_paths(3, torch.zeros(0, 2, dtype=torch.int64)).sum() == 0
 
 
+def test_invalid_batches() -> None:
+    with pytest.raises(ValueError, match="2 node counts were passed with 1 edge lists"):
+        shortest_paths_batch([2, 3], [torch.tensor([[0, 1]])])
+    assert shortest_paths_batch([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "edges"), [(3, [[0, 1], [1, 3]]), (3, [[2, 1]]), (65536, [[0, 1]])]
+)
+def test_edges_are_checked_as_the_core_checks_them(num_nodes: int, edges: list) -> None:
+    pairs = torch.tensor(edges)
+    with pytest.raises(ValueError) as expected:
+        shortest_paths(num_nodes, pairs)
+    with pytest.raises(ValueError) as found:
+        check_edges(num_nodes, pairs)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.fixture(scope="session")
+def cuda_source_on_cpu(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA source as a library for the CPU, threads running one after the other."""
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None or not CUDA_SOURCE.is_file():
+        pytest.skip("needs a C++ compiler and a checkout")
+    library = tmp_path_factory.mktemp("cuda") / "shortest_paths.so"
+    sources = Path(__file__).parent / "cuda_on_cpu"
+    includes = [f"-I{sources}", f"-I{CUDA_SOURCE.parent}"]
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Werror"]
+    source = str(sources / "shortest_paths.cpp")
+    subprocess.run([compiler, *flags, *includes, source, "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+def by_cuda_source(
+    library: ctypes.CDLL, sizes: list[int], edges: list[torch.Tensor], max_distance: int
+) -> list[torch.Tensor]:
+    arrays = device_dags(sizes, edges)
+    counts = [size * size for size in sizes]
+    # Guards on both sides, and values that have to be overwritten.
+    memory = torch.full((sum(counts) + 2,), 77, dtype=torch.uint8)
+    library.shortest_paths_on_cpu(
+        *(ctypes.c_void_p(array.data_ptr()) for array in arrays),
+        ctypes.c_int(len(sizes)),
+        ctypes.c_int64(max(sizes)),
+        ctypes.c_int(max_distance),
+        ctypes.c_void_p(memory[1:].data_ptr()),
+    )
+    assert memory[0] == memory[-1] == 77
+    pairs = zip(memory[1:-1].split(counts), sizes, strict=True)
+    return [matrix.view(size, size) for matrix, size in pairs]
+
+
+@pytest.mark.parametrize("max_distance", [1, 7, 50, 254])
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.3])
+def test_cuda_source_equals_core(
+    cuda_source_on_cpu: ctypes.CDLL, density: float, max_distance: int, generator: torch.Generator
+) -> None:
+    sizes = [1, 40, 333, 2, 130]
+    edges = [random_edges(size, generator, density) for size in sizes]
+    edges = [pairs[torch.rand(len(pairs), generator=generator) < 0.95] for pairs in edges]
+    shuffled = [pairs[torch.randperm(len(pairs), generator=generator)] for pairs in edges]
+    found = by_cuda_source(cuda_source_on_cpu, sizes, shuffled, max_distance)
+    for matrix, expected in zip(
+        found, shortest_paths_batch(sizes, edges, max_distance), strict=True
+    ):
+        assert torch.equal(matrix, expected)
+
+
+def test_cuda_source_leaves_out_edges_that_do_not_go_forward(
+    cuda_source_on_cpu: ctypes.CDLL,
+) -> None:
+    """They must not be followed out of the matrix."""
+    edges = torch.tensor([[0, 1], [1, 1], [1, 10**9], [2, -5], [2, 0], [1, 2]])
+    (found,) = by_cuda_source(cuda_source_on_cpu, [3], [edges], 50)
+    assert torch.equal(found, shortest_paths(3, torch.tensor([[0, 1], [1, 2]])))
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_cuda_source_compiles(architecture: str, tmp_path: Path) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or not CUDA_SOURCE.is_file():
+        pytest.skip("needs nvcc and a checkout")
+    target = str(tmp_path / "shortest_paths.o")
+    flags = ["-std=c++17", f"-arch={architecture}", "-Werror", "all-warnings", "-c"]
+    subprocess.run([nvcc, *flags, str(CUDA_SOURCE), "-o", target], check=True)
+
+
+needs_cuda_core = pytest.mark.skipif(
+    not (torch.cuda.is_available() and runs_on_cuda()),
+    reason="needs a CUDA device and a core built with a CUDA compiler",
+)
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda_core
 @pytest.mark.parametrize("max_distance", [5, 50, 254])
-def test_on_a_gpu(max_distance: int, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("made_from", ["cpu", "cuda"])
+def test_on_a_gpu(made_from: str, max_distance: int, generator: torch.Generator) -> None:
     sizes = [1, 40, 333, 900]
     edges = [random_edges(size, generator, 0.03) for size in sizes]
-    on_device = shortest_paths_batch(sizes, [pairs.cuda() for pairs in edges], max_distance)
+    given = [pairs.to(made_from) for pairs in edges]
+    on_device = shortest_paths_batch(sizes, given, max_distance, "cuda")
     for found, expected in zip(
         on_device, shortest_paths_batch(sizes, edges, max_distance), strict=True
     ):
         assert found.is_cuda
         assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.gpu
+@needs_cuda_core
+def test_invalid_graphs_for_a_gpu() -> None:
+    with pytest.raises(ValueError, match=r"edge \(2, 1\) does not go forward"):
+        shortest_paths_batch([3], [torch.tensor([[2, 1]])], device="cuda")

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ghn_fast.ops.tile import RULES, Tile, TileTable, tile, tile_
+from ghn_fast.ops.tile import RULES, Tile, TileTable, tile, tile_, tile_backward
+from tests.ops.triton_device import DEVICE, needs_triton
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 BACKENDS = ["cpp", "reference"]
@@ -242,7 +243,7 @@ def test_nothing_to_do(backend: str) -> None:
 
 def test_registered_op() -> None:
     blocks = [b.float().detach().requires_grad_() for b in some_blocks()]
-    arguments = (blocks, SOME_TILES.entries, SOME_TILES.scales, torch.float32)
+    arguments = (blocks, SOME_TILES.entries, SOME_TILES.scales, torch.float32, "cpp")
     torch.library.opcheck(torch.ops.ghn_fast.tile.default, arguments)
 
 
@@ -275,6 +276,8 @@ def test_choice_of_backend() -> None:
         tile([blocks], table, torch.complex64, backend="cpp")
     with pytest.raises(ValueError, match="unknown backend"):
         tile([blocks], table, backend="cuda")
+    with pytest.raises(ValueError, match="'triton' works on"):
+        tile([blocks.double()], table, backend="triton")
 
 
 @pytest.mark.parametrize(
@@ -313,3 +316,155 @@ def test_bad_blocks_and_parameters() -> None:
         tile_([blocks], table, [torch.empty(2, 4)])
     with pytest.raises(ValueError, match="expanded"):
         tile_([blocks], table, [torch.empty(4, 1).expand(4, 2)])
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, pytest.param("triton", marks=needs_triton)])
+def test_backward_without_autograd(backend: str) -> None:
+    device, dtype = (DEVICE, torch.float32) if backend == "triton" else ("cpu", torch.float64)
+    blocks = [b.to(device, dtype).requires_grad_() for b in some_blocks()]
+    table = SOME_TILES
+    parameters = tile(blocks, table, backend="reference")
+    grads: list[Tensor | None] = [torch.randn_like(p) for p in parameters]
+    grads[1] = None
+    pairs = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None]
+    expected = torch.autograd.grad(
+        [p for p, _ in pairs], blocks, [g for _, g in pairs], materialize_grads=True
+    )
+    found = tile_backward([b.detach() for b in blocks], table, grads, backend)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="gradient 0 has shape"):
+        tile_backward(blocks, table, [torch.zeros(1), *grads[1:]], backend)
+
+
+def equal_on_triton(
+    blocks: list[Tensor], table: TileTable, dtype: torch.dtype = torch.float32
+) -> None:
+    """Parameters and gradients are those of the reference."""
+    results = []
+    for device, backend in ((torch.device("cpu"), "reference"), (DEVICE, "triton")):
+        leaves = [b.detach().to(device).requires_grad_() for b in blocks]
+        outs = tile(leaves, table, dtype, backend)
+        g = torch.Generator().manual_seed(0)
+        directions = [torch.randn(t.shape, generator=g).to(device, dtype) for t in table.tiles]
+        grads = torch.autograd.grad(outs, leaves, directions)
+        results.append([t.cpu() for t in (*outs, *grads)])
+        assert all(out.dtype == dtype for out in outs)
+    precision = max(torch.finfo(t).eps for t in (dtype, blocks[0].dtype))
+    for got, expected in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, expected, rtol=8 * precision, atol=8 * precision)
+
+
+@needs_triton
+@given(case=one_tile(), dtype=st.sampled_from(DTYPES))
+@settings(max_examples=30, deadline=None, phases=[Phase.generate])
+def test_triton_equals_reference(case: tuple[Tensor, TileTable], dtype: torch.dtype) -> None:
+    blocks, table = case
+    equal_on_triton([blocks.float()], table, dtype)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_triton_fills_many_parameters(dtype: torch.dtype) -> None:
+    equal_on_triton(some_blocks(torch.float32), SOME_TILES, dtype)
+
+
+@needs_triton
+def test_triton_parameters_of_many_parts() -> None:
+    """Wide and tall, more rows and columns than a program takes, not multiples of them."""
+    blocks = [
+        random_blocks(1, (17, 9, 3, 3), (0, 3, 4, 1, 2), torch.float32, 0),
+        random_blocks(2, (40,), (0, 1), torch.float32, 1),
+        random_blocks(1, (33, 1, 3, 3), (0, 3, 4, 1, 2), torch.float32, 2),
+    ]
+    tiles = [
+        Tile(0, 0, (50, 70, 3, 3), "scale", 0.1),
+        Tile(1, 1, (700,), "norm_weight"),
+        Tile(2, 0, (300, 1, 3, 3)),
+    ]
+    equal_on_triton(blocks, TileTable(tiles))
+
+
+@needs_triton
+@given(case=one_tile(), order=st.permutations(range(5)), dtype=st.sampled_from(DTYPES))
+@settings(max_examples=20, deadline=None, phases=[Phase.generate])
+def test_triton_fills_parameters_of_any_layout(
+    case: tuple[Tensor, TileTable], order: list[int], dtype: torch.dtype
+) -> None:
+    blocks, table = case
+    blocks = blocks.float().to(DEVICE)
+    shape = table.tiles[0].shape
+    order = [i for i in order if i < len(shape)]
+    memory = torch.full([shape[i] + 1 for i in order], 7.0, dtype=dtype, device=DEVICE)
+    inner = memory[tuple(slice(1, None) for _ in order)]
+    parameter = inner.permute(torch.tensor(order, dtype=torch.int64).argsort().tolist())
+    tile_([blocks], table, [parameter], "triton")
+    assert torch.equal(parameter, tile([blocks], table, dtype, "triton")[0])
+    assert memory.eq(7).sum() >= memory.numel() - inner.numel()
+
+
+@needs_triton
+def test_triton_parameters_of_several_dtypes() -> None:
+    table = TileTable([Tile(0, 0, (4, 6)), Tile(0, 0, (4, 6), "bias"), Tile(0, 0, (2, 3))])
+    blocks = torch.randn(1, 2, 3, device=DEVICE)
+    shapes = [tile.shape for tile in table.tiles]
+    dtypes = [torch.float16, torch.float32, torch.float64]
+    parameters = [
+        torch.zeros(s, dtype=d, device=DEVICE) for s, d in zip(shapes, dtypes, strict=True)
+    ]
+    tile_([blocks], table, parameters, "triton")
+    expected = tile([blocks.cpu()], table, backend="reference")
+    for parameter, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.cpu(), value.to(parameter.dtype))
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_triton_narrow_blocks(dtype: torch.dtype) -> None:
+    equal_on_triton(some_blocks(dtype), SOME_TILES, dtype)
+
+
+@needs_triton
+def test_triton_gradient_where_some_parameters_are_not_used() -> None:
+    blocks = [b.float().to(DEVICE).requires_grad_() for b in some_blocks()]
+    grads = {}
+    for backend in ("triton", "reference"):
+        outs = tile(blocks, SOME_TILES, backend=backend)
+        loss = outs[1].square().sum() + outs[6].transpose(0, 1).exp().sum()
+        grads[backend] = torch.autograd.grad(loss, blocks, materialize_grads=True)
+    for got, expected in zip(grads["triton"], grads["reference"], strict=True):
+        torch.testing.assert_close(got, expected)
+    assert [g.stride() for g in grads["triton"]] == [b.stride() for b in blocks]
+
+
+@needs_triton
+def test_triton_registered_op() -> None:
+    blocks = [b.float().to(DEVICE).requires_grad_() for b in some_blocks()]
+    arguments = (blocks, SOME_TILES.entries, SOME_TILES.scales, torch.float32, "triton")
+    torch.library.opcheck(torch.ops.ghn_fast.tile.default, arguments)
+
+
+@needs_triton
+def test_triton_nothing_to_do() -> None:
+    blocks = [b.float().to(DEVICE) for b in some_blocks()]
+    (empty,) = tile(blocks, TileTable([Tile(0, 0, (3, 0, 2, 2))]), backend="triton")
+    assert empty.shape == (3, 0, 2, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_without_waiting() -> None:
+    blocks = random_blocks(2, (64, 63, 3, 3), (0, 3, 4, 1, 2), torch.float32, 0)
+    table = TileTable([Tile(0, i, (1027, 1013, 3, 3), "scale", 0.1) for i in range(2)])
+    on_device = blocks.to(DEVICE).requires_grad_()
+    tile([on_device], table)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outs = tile([on_device], table)
+        (grad,) = torch.autograd.grad(outs, [on_device], outs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = tile([blocks.requires_grad_()], table)
+    (expected_grad,) = torch.autograd.grad(expected, [blocks], expected)
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(outs, expected, strict=True))
+    torch.testing.assert_close(grad.cpu(), expected_grad, rtol=1e-4, atol=1e-4)

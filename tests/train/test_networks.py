@@ -7,7 +7,7 @@ import pytest
 from ghn_fast.graph import Graph
 from ghn_fast.nets import count_parameters
 from ghn_fast.train.config import ConfigError, TrainConfig
-from ghn_fast.train.networks import NetworkStream, training_args
+from ghn_fast.train.networks import NetworkStream, image_counts, training_args
 from ghn_fast.train.work import network_work
 
 LIMITS = TrainConfig(
@@ -42,7 +42,7 @@ def test_a_position_gives_the_same_networks_always() -> None:
 
 
 def test_the_graph_is_that_of_the_network() -> None:
-    for model, graph in NetworkStream(LIMITS, 7).draw(0)[0]:
+    for model, graph, _ in NetworkStream(LIMITS, 7).draw(0)[0]:
         assert graph.digest() == Graph.from_model(model).digest()
 
 
@@ -56,6 +56,20 @@ def test_a_limited_number_of_networks_is_taken_in_turn() -> None:
         seen += indices
     assert max(seen) < 40
     assert len(seen) > len(set(seen))
+
+
+def test_expensive_networks_get_fewer_images() -> None:
+    config = TrainConfig(
+        meta_batch=12, image_batch=32, max_work=None, max_parameters=None, network_work=1500
+    )
+    networks, _ = NetworkStream(config, 10).draw(0)
+    counts = image_counts(config, networks)
+    assert len(set(counts)) > 2
+    for count, network in zip(counts, networks, strict=True):
+        assert config.min_images <= count <= 32
+        assert count == config.min_images or count * network.work <= 1500
+        assert count == 32 or (count + 1) * network.work > 1500
+    assert image_counts(LIMITS, networks) == [LIMITS.image_batch] * 12
 
 
 def test_impossible_limits_are_named() -> None:

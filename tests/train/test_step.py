@@ -56,7 +56,7 @@ class Scaled(nn.Module):
 
 
 def scale(network: Drawn, factor: float) -> Drawn:
-    return Drawn(Scaled(network.model, factor), network.graph)
+    return Drawn(Scaled(network.model, factor), network.graph, network.work)
 
 
 def poison(network: Drawn) -> Drawn:
@@ -139,6 +139,39 @@ def test_an_exploding_network_does_not_decide_alone(
     assert limited.gradient_norm < 5 * usual.gradient_norm < 0.5 * unlimited.gradient_norm
 
 
+def test_normalised_networks_count_alike(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    """However large the gradient of a network is, its part of the GHN's gradient is the same."""
+
+    def gradient(network: Drawn) -> Tensor:
+        ghn = make_ghn()
+        train_step(ghn, *parts([network]), *batch, sgd(ghn), grad_clip=0, normalise_networks=True)
+        return torch.cat([part.flatten() for part in gradients(ghn)])
+
+    whole = sum((gradient(network) for network in networks), torch.zeros(())) / len(networks)
+    ghn = make_ghn()
+    models, graphs = parts(networks)
+    train_step(ghn, models, graphs, *batch, sgd(ghn), grad_clip=0, normalise_networks=True)
+    together = torch.cat([part.flatten() for part in gradients(ghn)])
+    torch.testing.assert_close(together, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_networks_get_their_number_of_images(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    models, graphs = parts(networks)
+    images, labels = batch
+    ghn = make_ghn()
+    result = train_step(ghn, models, graphs, images, labels, sgd(ghn), image_counts=[8, 5, 6])
+    for position, count in enumerate([8, 5, 6]):
+        ghn = make_ghn()
+        alone = train_step(
+            ghn, *parts([networks[position]]), images[:count], labels[:count], sgd(ghn)
+        )
+        assert result.losses[position] == pytest.approx(alone.losses[0], rel=1e-5)
+
+
 def test_it_learns(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
     ghn = make_ghn()
     optimizer = torch.optim.AdamW(ghn.parameters(), lr=1e-2)
@@ -197,14 +230,14 @@ def test_a_ghn_that_runs_out_of_memory_leaves_its_part_out(
     networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ghn = make_ghn()
-    predict = ghn.forward
+    predict = ghn.attach_leaves
     calls: list[int] = []
 
-    def forward(models: list[nn.Module], graphs: GraphBatch) -> object:
+    def attach(models: list[nn.Module], graphs: GraphBatch) -> object:
         calls.append(len(models))
         return out_of_memory() if len(calls) == 2 else predict(models, graphs)
 
-    monkeypatch.setattr(ghn, "forward", forward)
+    monkeypatch.setattr(ghn, "attach_leaves", attach)
     result = train_step(ghn, *parts(networks), *batch, sgd(ghn), accumulate=3)
     assert calls == [1, 1, 1]
     assert result.errors == {1: "the GHN ran out of memory: tried to allocate 7 GiB"}

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ghn_fast.checkpoint import CheckpointError, from_pretrained, known_names
 from ghn_fast.ghn import GHN as CoreGHN
 from ghn_fast.ghn import GHN3, GHNConfig
-from ghn_fast.ghn.ghn import assign
 from ghn_fast.ghn.plan import Target, class_rules, make_plan
 from ghn_fast.graph import Graph as CoreGraph
 from ghn_fast.graph import GraphBatch as CoreBatch
@@ -209,7 +208,7 @@ class GHN(CoreGHN):
         embeddings = self.node_embeddings(batch)
         for target, rule, shape in foreign:
             values = self.decode(embeddings[target.node, None], rule, shape)
-            assign(nets[target.graph], target.parameter, values[0], attach)
+            _assign(nets[target.graph], target.parameter, values[0], attach)
         return embeddings
 
     def _foreign_classifiers(self, batch: CoreBatch) -> list[tuple[Target, str, tuple[int, ...]]]:
@@ -298,6 +297,23 @@ def _published(name: str) -> GHN:
         stacklevel=3,
     )
     return GHN.load(own)
+
+
+def _assign(model: nn.Module, parameter: str, value: Tensor, attach: bool) -> None:
+    """Gives a model a predicted parameter.
+
+    Args:
+        parameter: qualified name.
+        attach: put the tensor itself in the parameter's place, so that gradients reach the GHN;
+            otherwise copy its values into the parameter.
+    """
+    path, _, name = parameter.rpartition(".")
+    module = model.get_submodule(path)
+    if attach:
+        module._parameters[name] = value  # type: ignore[assignment]
+        return
+    with torch.no_grad():
+        module._parameters[name].copy_(value)  # type: ignore[union-attr]
 
 
 def _core(

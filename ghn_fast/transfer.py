@@ -1,0 +1,18 @@
+"""Moving tensors to a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device, or itself if it is there.
+
+    To a CUDA device it is copied through pinned memory, so that the host waits neither for the
+    copy nor for what the device still has to do; the copy is in the order of the current stream.
+    """
+    pins = device.type == "cuda" and tensor.device.type == "cpu"
+    if pins and not torch.compiler.is_compiling() and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
