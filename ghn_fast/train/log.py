@@ -106,9 +106,9 @@ class RunLog:
             self._writer.close()
 
     def _drop_after(self, step: int) -> None:
-        if self.path.exists():
-            kept = [line for line in read_log(self.path) if line["step"] <= step]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = read_log(self.path) if self.path.exists() else []
+        kept = [line for line in lines if line["step"] <= step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:

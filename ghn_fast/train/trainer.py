@@ -196,6 +196,8 @@ class Trainer:
                 self._save_if_possible(log)
             self._agree()
             bar(self.progress, self.step, result)
+        if meter.steps > 0:
+            log.write("train", self.step, self._report(meter))
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
