@@ -51,7 +51,8 @@ def preserved(
 def uncollected() -> Iterator[None]:
     """Puts off the search for cyclic garbage.
 
-    One takes longer than a trace, and the objects that a trace makes and drops would start one.
+    Thousands of small objects in a row start it again and again, for nothing; one search through
+    all that a program has imported takes longer than a trace.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -9,10 +9,11 @@ import torch
 
 from ghn_fast._core import core
 from ghn_fast.graph.graph import Graph, Node
+from ghn_fast.graph.preserve import uncollected
 from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.genotypes import Genotype, from_dict
 from ghn_fast.nets.liveness import CellPlan, is_reduction, plan_network
-from ghn_fast.nets.network import build_net, no_garbage_collection
+from ghn_fast.nets.network import build_net
 from ghn_fast.nets.products import published_products
 
 UNREACHED = "does not reach the output"
@@ -46,7 +47,7 @@ def graph_of(
         graph.net_args, graph.index = dict(net_args), index
         return graph
     arguments = {**net_args, "genotype": from_dict(net_args["genotype"])}
-    with no_garbage_collection():
+    with uncollected():
         types, edges, names, shapes, biases, unused = core.deepnets_graph(
             arguments, num_classes, is_imagenet_input
         )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ghn_fast.graph.preserve import uncollected
 from ghn_fast.nets.adjust import adjust_net
 from ghn_fast.nets.genotypes import Genotype, from_dict
 from ghn_fast.nets.liveness import CellPlan, is_reduction, plan_network
@@ -371,23 +370,11 @@ def build_ghost(net_args: Mapping[str, Any], num_classes: int, is_imagenet_input
     """
     network = Network.__new__(Network)
     nn.Module.__init__(network)
-    with no_garbage_collection():
+    with uncollected():
         network._assemble(
             _ghost, num_classes=num_classes, is_imagenet_input=is_imagenet_input, **net_args
         )
     return network
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Thousands of small objects in a row make the collector run again and again, for nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def build_net(net_args: Mapping[str, Any], num_classes: int, is_imagenet_input: bool) -> nn.Module:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghn_fast.graph.preserve import uncollected
 from ghn_fast.nets import Genotype
 from ghn_fast.nets import Network as CoreNetwork
-from ghn_fast.nets.network import _fresh, _ghost, no_garbage_collection
+from ghn_fast.nets.network import _fresh, _ghost
 
 __all__ = ["Network"]
 
@@ -55,7 +56,7 @@ class Network(CoreNetwork):
         nn.Module.__init__(self)
         if auxiliary:
             raise NotImplementedError("networks have no auxiliary classifier; use auxiliary=False")
-        with no_garbage_collection():
+        with uncollected():
             self._assemble(
                 _ghost if light else _fresh,
                 C=C,
