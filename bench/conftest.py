@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytest_benchmark.utils import get_tag
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--benchmark"):
-        config.option.benchmark_autosave = True
+        # Named after the commit and the time, as by --benchmark-autosave.
+        config.option.benchmark_autosave = get_tag()
         # Our table has what pytest-benchmark's has not: the limits and the peers.
         config.option.benchmark_quiet = True
     else:
