@@ -6,8 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "parallel.h"
+
 namespace ghn_fast {
 namespace {
+
+// Less than this is not worth another thread.
+constexpr std::size_t kBytesPerThread = 256 << 10;
 
 std::string describe(std::int64_t source, std::int64_t target) {
   return "(" + std::to_string(source) + ", " + std::to_string(target) + ")";
@@ -110,14 +115,16 @@ void shortest_paths(const Dag& graph, std::uint8_t max_distance, std::uint8_t* d
 }
 
 void shortest_paths_batch(const Dag* graphs, std::size_t num_graphs, std::uint8_t max_distance,
-                          std::uint8_t* const* distances, [[maybe_unused]] int num_threads) {
-  for (std::size_t g = 0; g < num_graphs; ++g) validate(graphs[g]);
-#ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic) num_threads(num_threads) if (num_threads > 1)
-#endif
-  for (std::ptrdiff_t g = 0; g < static_cast<std::ptrdiff_t>(num_graphs); ++g) {
-    sweep(graphs[g], max_distance, distances[g]);
+                          std::uint8_t* const* distances, int num_threads) {
+  std::size_t bytes = 0;
+  for (std::size_t g = 0; g < num_graphs; ++g) {
+    validate(graphs[g]);
+    bytes += graphs[g].num_nodes * graphs[g].num_nodes;
   }
+  const auto threads = static_cast<int>(std::clamp<std::size_t>(
+      bytes / kBytesPerThread, 1, static_cast<std::size_t>(std::max(num_threads, 1))));
+  parallel_for(num_graphs, threads,
+               [&](std::size_t g) { sweep(graphs[g], max_distance, distances[g]); });
 }
 
 }  // namespace ghn_fast
