@@ -414,10 +414,13 @@ def _copy(module: nn.Module) -> nn.Module:
     fields = copy.__dict__
     fields.update(module.__dict__)
     for table in _OWN_TABLES:
-        fields[table] = fields[table].copy()
+        content = fields[table]
+        # Nearly all are empty, and a new one is made faster than a copy.
+        fields[table] = content.copy() if content else type(content)()
     for name, child in module._modules.items():
         fields["_modules"][name] = None if child is None else _copy(child)
     for name, parameter in module._parameters.items():
         if parameter is not None:
-            fields["_parameters"][name] = nn.Parameter(parameter.detach())
+            # What nn.Parameter does, without its checks.
+            fields["_parameters"][name] = Tensor._make_subclass(nn.Parameter, parameter, True)
     return copy
