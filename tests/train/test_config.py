@@ -22,7 +22,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
     ("values", "message"),
     [
         ({"steps": None, "max_minutes": None}, "a run needs an end"),
-        ({"optimizer": "sgd"}, "optimizer must be one of adamw, adam, not 'sgd'"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adamw, adam, soap, not 'sgd'"),
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"precision": "float16"}, "precision must be one of"),
         ({"lr": -1.0}, "lr must be positive, not -1.0"),
