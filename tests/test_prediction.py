@@ -104,8 +104,9 @@ def test_two_threads_at_once(ghn: GHN) -> None:
     for thread in threads:
         thread.join()
     for index, model in enumerate(found):
+        # New threads may share products among other numbers of cores, which rounds differently.
         for a, b in zip(model.parameters(), expected[index % 2].parameters(), strict=True):
-            assert torch.equal(a, b)
+            torch.testing.assert_close(a, b)
 
 
 def test_no_parameters(ghn: GHN) -> None:
