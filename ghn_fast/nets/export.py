@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -110,16 +111,33 @@ class _Exporter:
     def run(self, on_progress: Callable[[int, int], object]) -> tuple[Path, Path]:
         with self.lines.open("ab") as lines:
             _lock(lines, self.path)
-            done, size = self._resume()
-            lines.truncate(size)
-            on_progress(done, self.total)
-            for chunk in self._chunks(done):
-                size += self._write(chunk, lines)
-                done += len(chunk.lines)
-                self._commit(done, size)
-                on_progress(done, self.total)
+            while not self._write_all(lines, on_progress):
+                warnings.warn(
+                    f"{self.partial} was damaged by a process that was killed while it closed the "
+                    "file; the export starts anew",
+                    stacklevel=3,
+                )
+                self.progress.unlink()
             self._finish()
         return self.path, self.meta_path
+
+    def _write_all(self, lines: IO[bytes], on_progress: Callable[[int, int], object]) -> bool:
+        """Goes on to the end; False if what was there turns out to be damaged."""
+        first, size = self._resume()
+        done = first
+        lines.truncate(size)
+        on_progress(done, self.total)
+        for chunk in self._chunks(done):
+            try:
+                size += self._write(chunk, lines)
+            except (RuntimeError, KeyError):  # from HDF5; a full disk is an OSError
+                if done == 0 or done > first:
+                    raise
+                return False
+            done += len(chunk.lines)
+            self._commit(done, size)
+            on_progress(done, self.total)
+        return True
 
     def _chunks(self, done: int) -> Iterator[Chunk]:
         """The chunks that are still to be written; each is made while the one before is used."""
