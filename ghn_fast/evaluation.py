@@ -26,6 +26,7 @@ from ghn_fast.nets import adjust_net, build_ghost, build_net, sample_net_args
 from ghn_fast.nets.deepnets1m import SIZES
 from ghn_fast.nets.direct import graph_of
 from ghn_fast.processes import Processes
+from ghn_fast.transfer import to_device
 
 WAYS = ("ghn", "random", "sgd")
 NORMS = ("batch", "calibrated")
@@ -261,13 +262,13 @@ def top1(
     model.eval()
     if batch_statistics:
         use_batch_statistics(model)
-    correct = 0
+    correct = torch.zeros((), dtype=torch.int64, device=device)
     for start in range(0, len(data), batch_size):
         chosen = torch.arange(start, min(start + batch_size, len(data)))
-        images = data.batch(chosen).to(device)
-        labels = data.labels[start : start + batch_size].to(device)
-        correct += int((model(images).argmax(dim=1) == labels).sum())
-    return 100.0 * correct / len(data)
+        images = to_device(data.batch(chosen), device)
+        labels = to_device(data.labels[start : start + batch_size], device)
+        correct += (model(images).argmax(dim=1) == labels).sum()
+    return 100.0 * int(correct) / len(data)
 
 
 def use_batch_statistics(model: nn.Module) -> nn.Module:
@@ -304,7 +305,8 @@ def calibrate(
         norm.track_running_stats, norm.momentum = True, None  # None: a plain mean of all batches
         norm.train()
     for start in range(0, min(batches * batch_size, len(data)), batch_size):
-        model(data.batch(torch.arange(start, min(start + batch_size, len(data)))).to(device))
+        chosen = torch.arange(start, min(start + batch_size, len(data)))
+        model(to_device(data.batch(chosen), device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
@@ -329,7 +331,8 @@ def train_network(
     for step in range(steps):
         images, labels = stream[step]
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images.to(device)), labels.to(device)).backward()
+        images, labels = to_device(images, device), to_device(labels, device)
+        F.cross_entropy(model(images), labels).backward()
         nn.utils.clip_grad_norm_(model.parameters(), SGD_GRAD_CLIP)
         optimizer.step()
         schedule.step()

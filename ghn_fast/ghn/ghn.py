@@ -373,7 +373,7 @@ def tile_into(blocks: Sequence[Tensor], table: TileTable, parameters: Sequence[T
     for device in devices:
         there = [index for index, p in enumerate(parameters) if p.device == device]
         part = table if len(devices) == 1 else TileTable(table.tiles[index] for index in there)
-        tile_([b.to(device) for b in blocks], part, [parameters[index] for index in there])
+        tile_([to_device(b, device) for b in blocks], part, [parameters[index] for index in there])
 
 
 def ghn1(num_classes: int = 10, **config: object) -> GHN:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghn_fast.graph import GraphBatch
+from ghn_fast.transfer import to_device
 
 MAX_DEGREE = 100
 MAX_INPUT_DISTANCE = 1000
@@ -172,8 +173,9 @@ class Padding:
     def of(cls, batch: GraphBatch, device: torch.device) -> Padding:
         shape = (len(batch), int(batch.num_nodes.max()))
         valid = torch.arange(shape[1]) < batch.num_nodes[:, None]
-        index = None if bool(valid.all()) else valid.flatten().nonzero().squeeze(1).to(device)
-        return cls(shape, index, valid.to(device))
+        index = None if bool(valid.all()) else valid.flatten().nonzero().squeeze(1)
+        placed = None if index is None else to_device(index, device)
+        return cls(shape, placed, to_device(valid, device))
 
     def pad(self, x: Tensor) -> Tensor:
         """(sum N, C) to (B, N, C), zero where there is no node."""

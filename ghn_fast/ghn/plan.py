@@ -172,15 +172,15 @@ def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan
     """
     groups: dict[tuple[str, tuple[int, ...], float | None], Group] = {}
     others, skipped = [], []
+    offsets = batch.offsets.tolist()
     for index, graph in enumerate(batch):
-        offset = int(batch.offsets[index])
         decoded, without, left = _sort(graph, config, uses[index])
         others.append(without)
         skipped.append(left)
         for position, rule, shape, parameter in decoded:
             fan_in = uses[index].fan_in.get(parameter)
             group = groups.setdefault((rule, shape, fan_in), Group(rule, shape, fan_in))
-            group.targets.append(Target(index, offset + position, parameter))
+            group.targets.append(Target(index, offsets[index] + position, parameter))
     return Plan(list(groups.values()), others, skipped)
 
 

@@ -62,9 +62,13 @@ class _Summary:
 
 @dataclass
 class _Outcome(_Summary):
-    """A network's loss and the gradients of its predicted parameters."""
+    """A network's gradients, and its measurements while they may still be on their way.
+
+    ``measured`` is (3,) float32: loss, top-1 and norm of the gradients, on the network's device.
+    """
 
     gradients: list[Tensor | None] = field(default_factory=list)
+    measured: Tensor | None = None
 
     def summary(self) -> _Summary:
         return _Summary(self.loss, self.top1, self.norm, self.error)
@@ -95,6 +99,9 @@ def train_step(
     (or of as many as there are workers), and a network whose loss is not finite, or that runs
     out of memory, is left out instead of spoiling the step. Where the GHN itself runs out of
     memory, the networks it was predicting are left out, or the step is skipped.
+
+    On a GPU the host waits twice: for what was measured of the networks, once for each part, and
+    for the norm of the GHN's gradient.
 
     Args:
         ghn: in training mode.
@@ -147,6 +154,7 @@ def train_step(
             outcomes = _map(run, chosen, leaves.by_model, each, workers)
         else:
             outcomes = [_Outcome(float("nan"), error=failure) for _ in part]
+        _read(outcomes)
         clock.lap("networks")
         together = [s for own in processes.gather([o.summary() for o in outcomes]) for s in own]
         summaries += together
@@ -230,25 +238,39 @@ def _run_network(
         with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
             logits = model(images).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        value = loss.item()
-        if not torch.isfinite(loss):
-            return _Outcome(value, error=f"the loss is {value}")
         loss.backward()
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
         return _Outcome(float("nan"), error=f"out of memory: {error}")
     gradients = [leaf.grad for leaf in leaves]
-    norm = _norm(gradients)
-    if not math.isfinite(norm):
-        return _Outcome(value, error="a gradient is not finite")
-    accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
-    return _Outcome(value, accuracy, norm, gradients=gradients)
+    top1 = (logits.argmax(dim=1) == labels).float().mean()
+    measured = torch.stack((loss.detach(), top1, _norm(gradients)))
+    return _Outcome(float("nan"), gradients=gradients, measured=measured)
 
 
-def _norm(gradients: Sequence[Tensor | None]) -> float:
+def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
     norms = torch._foreach_norm([gradient for gradient in gradients if gradient is not None])
-    return torch.stack(norms).norm().item()
+    return torch.stack(norms).norm()
+
+
+def _read(outcomes: Sequence[_Outcome]) -> None:
+    """Fetches what was measured of all networks at once: the host waits for a GPU here only.
+
+    A network whose loss or gradient is not finite is marked as left out.
+    """
+    there = [outcome for outcome in outcomes if outcome.measured is not None]
+    if not there:
+        return
+    table = torch.stack([outcome.measured for outcome in there if outcome.measured is not None])
+    for outcome, (loss, top1, norm) in zip(there, table.tolist(), strict=True):
+        outcome.loss = loss
+        if not math.isfinite(loss):
+            outcome.error = f"the loss is {loss}"
+        elif not math.isfinite(norm):
+            outcome.error = "a gradient is not finite"
+        else:
+            outcome.top1, outcome.norm = top1, norm
 
 
 def _limit_networks(
@@ -325,7 +347,7 @@ def _update(
     torch._foreach_mul_(gradients, scale)
     norm = nn.utils.clip_grad_norm_(ghn.parameters(), grad_clip if grad_clip > 0 else float("inf"))
     result.gradient_norm = norm.item()
-    if torch.isfinite(norm):
+    if math.isfinite(result.gradient_norm):
         optimizer.step()
     else:
         result.skipped = "the gradient is not finite"

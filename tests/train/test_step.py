@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.graph import GraphBatch
@@ -92,6 +93,30 @@ def test_threads_change_nothing(networks: list[Drawn], batch: tuple[Tensor, Tens
             train_step(ghn, models, graphs, *batch, sgd(ghn), workers=workers)
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+class Waits(TorchDispatchMode):
+    """Counts the numbers that are fetched one by one, each a wait for the device if it is a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_does_not_wait_for_each_network(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    ghn = make_ghn()
+    models, graphs = parts(networks)
+    with Waits() as waits:
+        train_step(ghn, models, graphs, *batch, sgd(ghn))
+    assert waits.count == 1, "only the norm of the GHN's gradient"
 
 
 def test_a_bad_network_is_left_out(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
