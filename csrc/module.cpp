@@ -21,14 +21,12 @@ namespace py = pybind11;
 
 namespace {
 
-using EdgeArray = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
-using ByteArray = py::array_t<std::uint8_t>;
+// Addresses of tensors, which the caller has checked and keeps alive.
+using Address = std::uintptr_t;
 
-ghn_fast::Dag as_dag(std::size_t num_nodes, const EdgeArray& edges) {
-  if (edges.ndim() != 2 || edges.shape(1) != 2) {
-    throw std::invalid_argument("edges must have shape (E, 2)");
-  }
-  return {num_nodes, edges.data(), static_cast<std::size_t>(edges.shape(0))};
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
 }
 
 std::uint8_t checked_distance(int max_distance) {
@@ -38,41 +36,24 @@ std::uint8_t checked_distance(int max_distance) {
   return static_cast<std::uint8_t>(max_distance);
 }
 
-std::vector<ByteArray> shortest_paths(const std::vector<std::size_t>& num_nodes,
-                                      const std::vector<EdgeArray>& edges, int max_distance,
-                                      int num_threads) {
-  if (num_nodes.size() != edges.size()) {
+// The matrices are written one after another, and `distances` has room for all of them.
+void shortest_paths(const std::vector<std::size_t>& num_nodes, const std::vector<Address>& edges,
+                    const std::vector<std::size_t>& num_edges, int max_distance, Address distances,
+                    int num_threads) {
+  if (num_nodes.size() != edges.size() || num_nodes.size() != num_edges.size()) {
     throw std::invalid_argument("as many node counts as edge arrays are needed");
   }
   const std::uint8_t limit = checked_distance(max_distance);
-  std::vector<ghn_fast::Dag> graphs;
-  std::vector<ByteArray> matrices;
-  std::vector<std::uint8_t*> targets;
-  for (std::size_t g = 0; g < edges.size(); ++g) {
-    if (num_nodes[g] > ghn_fast::kMaxNodes) {
-      throw std::invalid_argument("a graph of " + std::to_string(num_nodes[g]) +
-                                  " nodes is too large; at most " +
-                                  std::to_string(ghn_fast::kMaxNodes) + " nodes are supported");
-    }
-    graphs.push_back(as_dag(num_nodes[g], edges[g]));
-    const auto n = static_cast<py::ssize_t>(num_nodes[g]);
-    matrices.emplace_back(std::vector<py::ssize_t>{n, n});
-    targets.push_back(matrices.back().mutable_data());
+  std::vector<ghn_fast::Dag> graphs(num_nodes.size());
+  std::vector<std::uint8_t*> targets(num_nodes.size());
+  auto* target = at<std::uint8_t>(distances);
+  for (std::size_t g = 0; g < num_nodes.size(); ++g) {
+    graphs[g] = {num_nodes[g], at<const std::int64_t>(edges[g]), num_edges[g]};
+    targets[g] = target;
+    target += num_nodes[g] * num_nodes[g];
   }
-  {
-    py::gil_scoped_release release;
-    ghn_fast::shortest_paths_batch(graphs.data(), graphs.size(), limit, targets.data(),
-                                   num_threads);
-  }
-  return matrices;
-}
-
-// Addresses of tensors, which the caller has checked and keeps alive.
-using Address = std::uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
+  py::gil_scoped_release release;
+  ghn_fast::shortest_paths_batch(graphs.data(), graphs.size(), limit, targets.data(), num_threads);
 }
 
 struct GatedGnnSizes {
@@ -230,8 +211,7 @@ void bind_tile(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled core of ghn_fast.";
-  m.def("shortest_paths", &shortest_paths, py::arg("num_nodes"), py::arg("edges"),
-        py::arg("max_distance"), py::arg("num_threads"));
+  m.def("shortest_paths", &shortest_paths);
 #ifdef GHN_FAST_WITH_CUDA
   m.def("shortest_paths_cuda", &shortest_paths_cuda);
 #endif

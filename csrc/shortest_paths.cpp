@@ -54,6 +54,7 @@ struct Successors {
     }
     // The first successor's row is copied and has to be the longest.
     for (std::size_t u = 0; u < graph.num_nodes; ++u) {
+      if (offsets[u + 1] - offsets[u] < 2) continue;
       std::sort(targets.begin() + offsets[u], targets.begin() + offsets[u + 1]);
     }
   }
@@ -71,20 +72,31 @@ std::uint8_t one_further(std::uint8_t distance, std::uint8_t max_distance) {
   return distance == 0 || distance >= max_distance ? 0 : distance + 1;
 }
 
+// Rows are computed in whole blocks, so that no loop ends with single bytes.
+constexpr std::size_t kBlock = 32;
+
 // row[w] = one further than successor[w].
 GHN_FAST_CLONES void extend(std::uint8_t* __restrict row, const std::uint8_t* __restrict successor,
-                            std::size_t length, std::uint8_t max_distance) {
-  for (std::size_t w = 0; w < length; ++w) row[w] = one_further(successor[w], max_distance);
+                            std::size_t blocks, std::uint8_t max_distance) {
+  for (; blocks > 0; --blocks, row += kBlock, successor += kBlock) {
+    for (std::size_t w = 0; w < kBlock; ++w) row[w] = one_further(successor[w], max_distance);
+  }
+}
+
+// The shorter of a known path and one that is one further than the successor's.
+std::uint8_t shorter(std::uint8_t known, std::uint8_t successor, std::uint8_t max_distance) {
+  // Less one, no path is the largest byte, and the minimum is the shorter path.
+  const std::uint8_t one = known - 1, other = one_further(successor, max_distance) - 1;
+  return std::min(one, other) + 1;
 }
 
 // row[w] = the shorter of row[w] and one further than successor[w].
 GHN_FAST_CLONES void relax(std::uint8_t* __restrict row, const std::uint8_t* __restrict successor,
-                           std::size_t length, std::uint8_t max_distance) {
-  for (std::size_t w = 0; w < length; ++w) {
-    const std::uint8_t through = one_further(successor[w], max_distance);
-    // Less one, no path is the largest byte, and the minimum is the shorter path.
-    const std::uint8_t known = row[w] - 1, found = through - 1;
-    row[w] = std::min(known, found) + 1;
+                           std::size_t blocks, std::uint8_t max_distance) {
+  for (; blocks > 0; --blocks, row += kBlock, successor += kBlock) {
+    for (std::size_t w = 0; w < kBlock; ++w) {
+      row[w] = shorter(row[w], successor[w], max_distance);
+    }
   }
 }
 
@@ -92,16 +104,29 @@ void sweep(const Dag& graph, std::uint8_t max_distance, std::uint8_t* distances)
   const std::size_t n = graph.num_nodes;
   const Successors successors(graph);
   // Successors come later in the order, so their rows are final when u's is computed, and a row
-  // holds nothing up to its own node.
+  // holds nothing up to its own node: what a row takes from before its successor is zeros.
   for (std::size_t u = n; u-- > 0;) {
     std::uint8_t* row = distances + u * n;
     const std::uint32_t* begin = successors.targets.data() + successors.offsets[u];
     const std::uint32_t* end = successors.targets.data() + successors.offsets[u + 1];
-    std::memset(row, 0, begin == end ? n : *begin);
+    if (begin == end) {
+      std::memset(row, 0, n);
+      continue;
+    }
+    // Blocks end with the row and begin at or before the successor's column, if the row is long
+    // enough; where it is not, its first bytes are done one by one.
+    const std::size_t most = n / kBlock;
     for (const std::uint32_t* v = begin; v != end; ++v) {
       const std::uint8_t* successor = distances + *v * n;
-      const auto combine = v == begin ? extend : relax;
-      combine(row + *v, successor + *v, n - *v, max_distance);
+      const std::size_t blocks = std::min((n - *v + kBlock - 1) / kBlock, most);
+      const std::size_t start = n - blocks * kBlock;
+      if (v == begin) {
+        if (start > 0) std::memset(row, 0, start);
+        extend(row + start, successor + start, blocks, max_distance);
+      } else {
+        relax(row + start, successor + start, blocks, max_distance);
+      }
+      for (std::size_t w = *v; w < start; ++w) row[w] = shorter(row[w], successor[w], max_distance);
       row[*v] = 1;
     }
   }

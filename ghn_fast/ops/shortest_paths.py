@@ -33,7 +33,12 @@ def shortest_paths(num_nodes: int, edges: Tensor, max_distance: int = MAX_DISTAN
         ValueError: an edge that is out of range or does not go forward (a cycle), or too many
             nodes.
     """
-    return shortest_paths_batch([num_nodes], [edges], max_distance)[0]
+    if not edges.is_cpu:
+        return shortest_paths_batch([num_nodes], [edges], max_distance)[0]
+    _check_size(num_nodes)
+    distances = torch.empty(num_nodes, num_nodes, dtype=torch.uint8)
+    _fill(distances, [num_nodes], [edges], max_distance)
+    return distances
 
 
 def shortest_paths_batch(
@@ -63,13 +68,39 @@ def shortest_paths_batch(
     device = torch.device(device or edges[0].device)
     if device.type == "cuda" and runs_on_cuda():
         return _on_device(num_nodes, edges, max_distance, device)
-    matrices = core.shortest_paths(
-        list(num_nodes),
-        [pairs.reshape(-1, 2).cpu().numpy() for pairs in edges],
+    for count in num_nodes:
+        _check_size(count)
+    distances = torch.empty(sum(n * n for n in num_nodes), dtype=torch.uint8)
+    _fill(distances, num_nodes, edges, max_distance)
+    return _matrices(distances.to(device), num_nodes)
+
+
+def _fill(
+    distances: Tensor, num_nodes: Sequence[int], edges: Sequence[Tensor], max_distance: int
+) -> None:
+    """Writes the matrices one after the other; distances are uint8 on the CPU, of that size."""
+    pairs = [_as_pairs(tensor) for tensor in edges]
+    core.shortest_paths(
+        num_nodes,
+        [tensor.data_ptr() for tensor in pairs],
+        [tensor.shape[0] for tensor in pairs],
         max_distance,
+        distances.data_ptr(),
         torch.get_num_threads(),
     )
-    return [torch.from_numpy(matrix).to(device) for matrix in matrices]
+
+
+def _as_pairs(edges: Tensor) -> Tensor:
+    """(E, 2) int64 on the CPU, in one piece; the tensor itself where it is that."""
+    shape = edges.shape
+    if edges.dtype is torch.int64 and edges.is_cpu and len(shape) == 2 and shape[1] == 2:
+        return edges.contiguous()
+    return edges.reshape(-1, 2).to("cpu", torch.int64).contiguous()
+
+
+def _matrices(distances: Tensor, num_nodes: Sequence[int]) -> list[Tensor]:
+    parts = distances.split([n * n for n in num_nodes])
+    return [part.view(n, n) for part, n in zip(parts, num_nodes, strict=True)]
 
 
 def runs_on_cuda() -> bool:
@@ -79,10 +110,7 @@ def runs_on_cuda() -> bool:
 
 def check_edges(num_nodes: int, edges: Tensor) -> None:
     """Raises ValueError for edges (E, 2) that are out of range or do not go forward."""
-    if num_nodes > MAX_NODES:
-        raise ValueError(
-            f"a graph of {num_nodes} nodes is too large; at most {MAX_NODES} nodes are supported"
-        )
+    _check_size(num_nodes)
     outside = ((edges < 0) | (edges >= num_nodes)).any(dim=1)
     backward = edges[:, 0] >= edges[:, 1]
     for wrong, problem in (
@@ -97,6 +125,13 @@ def check_edges(num_nodes: int, edges: Tensor) -> None:
             raise ValueError(f"edge ({source}, {target}) {problem}")
 
 
+def _check_size(num_nodes: int) -> None:
+    if num_nodes > MAX_NODES:
+        raise ValueError(
+            f"a graph of {num_nodes} nodes is too large; at most {MAX_NODES} nodes are supported"
+        )
+
+
 def _on_device(
     num_nodes: Sequence[int], edges: Sequence[Tensor], max_distance: int, device: torch.device
 ) -> list[Tensor]:
@@ -105,8 +140,7 @@ def _on_device(
     node_offsets, matrix_offsets, successor_offsets, successors = (
         to_device(part, device) for part in device_dags(num_nodes, edges)
     )
-    sizes = [n * n for n in num_nodes]
-    distances = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+    distances = torch.empty(sum(n * n for n in num_nodes), dtype=torch.uint8, device=device)
     with torch.cuda.device(device):
         core.shortest_paths_cuda(
             node_offsets.data_ptr(),
@@ -119,7 +153,7 @@ def _on_device(
             distances.data_ptr(),
             torch.cuda.current_stream(device).cuda_stream,
         )
-    return [matrix.view(n, n) for matrix, n in zip(distances.split(sizes), num_nodes, strict=True)]
+    return _matrices(distances, num_nodes)
 
 
 def device_dags(
