@@ -1,0 +1,34 @@
+"""The README's Python runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def block(containing: str) -> str:
+    """The one Python example with this text."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (found,) = [text for text in blocks if containing in text]
+    return str(found)
+
+
+def test_predicting() -> None:
+    names: dict[str, object] = {}
+    exec(block("return_report=True"), names)
+    report = names["report"]
+    assert not report.unpredicted  # type: ignore[attr-defined]
+
+
+def test_a_loop_of_ones_own(generator: torch.Generator, capsys: pytest.CaptureFixture[str]) -> None:
+    images = torch.randn(1, 2, 3, 32, 32, generator=generator)
+    labels = torch.randint(0, 10, (1, 2), generator=generator)
+    names: dict[str, object] = {"loader": list(zip(images, labels, strict=True))}
+    exec(block("train_step("), names)
+    assert names["result"].updated  # type: ignore[attr-defined]
+    assert capsys.readouterr().out.startswith("0 ")
