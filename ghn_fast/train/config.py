@@ -61,11 +61,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "warmup_steps": 5 * _CIFAR10_EPOCH,
         "schedule": "cosine",
         "final_lr": 0.0,
+        "predicted_decay": 3e-5,
     },
 }
 """Named configurations. ``ghn2-paper`` is arXiv 2110.13100, section 5: Adam, 1e-3 divided by ten at
 epochs 200 and 250 of 300. ``ghn3-paper`` trains a GHN-3-T with the optimiser of arXiv 2303.04143
-(AdamW 4e-4, weight decay 1e-2, warm-up over 5 epochs, cosine) on CIFAR-10."""
+(AdamW 4e-4, weight decay 1e-2, warm-up over 5 epochs, cosine) and the decay of predicted
+parameters of its public code, on CIFAR-10."""
 
 
 class ConfigError(ValueError):
@@ -126,6 +128,8 @@ class TrainConfig:
             over ``meta_batch``, instead of ``network_clip``, which limits nothing where a step
             has one network or two.
         label_smoothing: of the cross-entropy.
+        predicted_decay: the weight of the sum of the norms of a network's predicted parameters in
+            its loss.
         ema_decay: of the average of the weights, which is what is evaluated and exported; 0 for
             none.
         precision: in which the target networks run. There is no float16: it needs a scale of the
@@ -173,6 +177,7 @@ class TrainConfig:
     network_clip: float = 2.0
     normalise_networks: bool = False
     label_smoothing: float = 0.0
+    predicted_decay: float = 0.0
     ema_decay: float = 0.998
     precision: str = "float32"
     threads: int = 0

@@ -83,6 +83,7 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     *,
     label_smoothing: float = 0.0,
+    predicted_decay: float = 0.0,
     grad_clip: float = 5.0,
     network_clip: float = 0.0,
     normalise_networks: bool = False,
@@ -112,6 +113,9 @@ def train_step(
         labels: (B,) int64.
         optimizer: of the GHN's parameters.
         label_smoothing: of the cross-entropy.
+        predicted_decay: the weight, beside a network's cross-entropy, of the sum of the norms of
+            its predicted parameters (3e-5 in the code of arXiv 2303.04143). ``StepResult.loss``
+            is without it.
         grad_clip: the largest norm of the GHN's gradient; 0 does not limit it.
         network_clip: a network whose gradient (of its predicted parameters) is longer than so many
             times the median is shortened to that, so that a network that explodes does not
@@ -143,7 +147,7 @@ def train_step(
 
     def run(model: nn.Module, leaves: Sequence[Tensor], count: int) -> _Outcome:
         x, y = images[:count], labels[:count]
-        return _run_network(model, leaves, x, y, label_smoothing, autocast)
+        return _run_network(model, leaves, x, y, label_smoothing, predicted_decay, autocast)
 
     for part in _parts(len(models), accumulate):
         chosen = [models[position] for position in part]
@@ -231,6 +235,7 @@ def _run_network(
     images: Tensor,
     labels: Tensor,
     label_smoothing: float,
+    predicted_decay: float,
     autocast: torch.dtype | None,
 ) -> _Outcome:
     """Loss and gradients of one network; its parameters are free for the next step afterwards."""
@@ -243,10 +248,23 @@ def _run_network(
         if not _is_out_of_memory(error):
             raise
         return _Outcome(float("nan"), error=f"out of memory: {error}")
+    if predicted_decay > 0:
+        _add_decay(leaves, predicted_decay)
     gradients = [leaf.grad for leaf in leaves]
     top1 = (logits.argmax(dim=1) == labels).float().mean()
     measured = torch.stack((loss.detach(), top1, _norm(gradients)))
     return _Outcome(float("nan"), gradients=gradients, measured=measured)
+
+
+@torch.no_grad()
+def _add_decay(leaves: Sequence[Tensor], decay: float) -> None:
+    """Adds the gradient of ``decay`` times the sum of the norms of the leaves."""
+    pairs = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
+    norms = torch._foreach_norm([leaf for leaf, _ in pairs])
+    # A parameter that is zero has the subgradient zero.
+    torch._foreach_clamp_min_(norms, torch.finfo(torch.float32).tiny)
+    directions = torch._foreach_div([leaf for leaf, _ in pairs], norms)
+    torch._foreach_add_([gradient for _, gradient in pairs], directions, alpha=decay)
 
 
 def _norm(gradients: Sequence[Tensor | None]) -> Tensor:

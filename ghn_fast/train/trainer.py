@@ -249,6 +249,7 @@ class Trainer:
             labels,
             self.optimizer,
             label_smoothing=self.config.label_smoothing,
+            predicted_decay=self.config.predicted_decay,
             grad_clip=self.config.grad_clip,
             network_clip=self.config.network_clip,
             normalise_networks=self.config.normalise_networks,

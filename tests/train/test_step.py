@@ -84,6 +84,20 @@ def test_gradient_is_that_of_the_mean_loss(
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
 
 
+def test_decay_of_predicted_parameters(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    wanted = make_ghn()
+    models, graphs = parts(networks)
+    wanted(models, graphs)
+    losses = [F.cross_entropy(model(batch[0]), batch[1]) for model in models]
+    norms = [p.norm() for model in models for p in model.parameters()]
+    (torch.stack(losses).mean() + 0.5 * torch.stack(norms).sum() / len(models)).backward()
+    ghn = make_ghn()
+    result = train_step(ghn, models, graphs, *batch, sgd(ghn), grad_clip=0, predicted_decay=0.5)
+    assert result.loss == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    for got, want in zip(gradients(ghn), gradients(wanted), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+
+
 def test_threads_change_nothing(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
     models, graphs = parts(networks)
     alone, shared = make_ghn(), make_ghn()
