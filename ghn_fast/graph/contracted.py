@@ -161,6 +161,17 @@ def _elements(size: Any) -> int:
     return math.prod(size) if all(isinstance(length, int) for length in size) else 0
 
 
+def one_hot(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """Without values where it is large: a position table that is read by a product makes it so."""
+    x, num_classes = bind(("input", "num_classes"), args, kwargs)
+    if rec.execute or num_classes is None or num_classes * x.numel() <= LARGE:
+        return rec.generic(func, args, kwargs)
+    parents = rec.records_in(x)
+    if not parents:
+        return rec.large_constant(func, args, kwargs)
+    return rec.tag(rec.run(func, args, kwargs), rec.merge(parents))
+
+
 def look(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """Questions about a tensor that need no values."""
     return func(*args, **kwargs)

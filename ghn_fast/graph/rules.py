@@ -126,6 +126,7 @@ CONTRACTED: tuple[Row, ...] = (
             *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor"),
         ),
     ),
+    (contracted.one_hot, _tensor("one_hot")),
     (contracted.device, _properties("device")),
     (
         contracted.look,

@@ -161,6 +161,7 @@ def test_large_constants_take_no_memory() -> None:
             other = y.new_zeros((1 << 22, 1 << 20)) + y.new_full((1,), 0.5)
             rows = torch.arange(1 << 22).unsqueeze(1) - torch.arange(1 << 20)
             other = other.masked_fill(rows != 0, -100.0)
+            other = other + F.one_hot(torch.arange(1 << 22), num_classes=1 << 20)
             return canvas.sum() + (like + other).clamp(min=0).sum()
 
     result = trace(Pasting(), torch.zeros(2, 4))

@@ -16,6 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ghn_fast.nets.genotypes import from_dict
+from ghn_fast.nets.liveness import plan_network
+
 SAVED = Path(__file__).with_name("public_generator.json")
 PARAMETER_BOUNDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2, 3, 4, 5, 6, 7, 8, 9)
 """Millions of parameters at width 32."""
@@ -41,13 +44,21 @@ def _observations(net: Net) -> Iterator[tuple[str, tuple[Any, ...]]]:
     is_vit = "msa" in names
     narrow = steps == 1 and net["C_mult"] == 1
     yield "cells and steps", (n_cells, steps)
+    yield "depth and steps", (min(max(n_cells, 6), 11), steps > 2)
+    if n_cells == 10:
+        yield "steps of ten cells", (steps > 2,)
     yield "head", (is_vit, min(max(n_cells, 6), 11), net["glob_avg"])
     yield "layers of the head", (net["fc_layers"], net["glob_avg"])
     yield "stem", (net["stem_type"], net["stem_pool"], net["ks"])
     yield "norm", (net["norm"], min(n_cells, 6), steps)
+    if n_cells <= 5 and steps <= 2:
+        yield "norm of small networks", (net["norm"],)
     yield "preproc", (net["preproc"], is_vit, narrow)
+    if narrow and is_vit:
+        yield "preproc of narrow transformers", (net["preproc"],)
     yield "multiplier", (net["C_mult"], steps)
     yield "concat", (steps, *genotype["normal_concat"])
+    yield "cut off", (plan_network(from_dict(genotype), n_cells) is None,)
     yield "same concat", (genotype["normal_concat"] == genotype["reduce_concat"],)
     yield "pooling alone", (steps, all(_is_plain(name) for name in cells["reduce"]))
     yield "convolutions and gates", (steps, any("conv" in n for n in names), "cse" in names, is_vit)
@@ -59,6 +70,7 @@ def _observations(net: Net) -> Iterator[tuple[str, tuple[Any, ...]]]:
             yield f"operations of {cell}", (steps == 1, name)
             yield f"sources of {cell}", (position, source)
     for images, parameters in net["num_params"].items():
+        yield f"near the limit, {images}", (parameters > 7e6,)
         yield f"parameters, {images}", (bisect.bisect(PARAMETER_BOUNDS, parameters / 1e6),)
 
 

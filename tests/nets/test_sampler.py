@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from ghn_fast.nets import SPLITS, build_ghost, build_net, count_parameters, sample_net_args, sampler
+from ghn_fast.nets.genotypes import to_dict
 from ghn_fast.nets.liveness import plan_network
 from ghn_fast.nets.philox import Stream, philox4x32
+from tests.nets.joint import SAVED, joint_counts
 
 SAMPLED = tuple(split for split in SPLITS if split != "predefined")
 CATEGORIES = ("n_cells", "norm", "preproc", "glob_avg", "stem_pool", "C_mult", "fc_layers")
@@ -247,3 +251,112 @@ def test_a_broken_rule_is_noticed(
         monkeypatch.setitem(sampler.RULES, "train", sampler.SplitRules(**{**rules, **change}))
     nets = [sampler.reference_net_args("train", 1, index) for index in range(2000)]
     assert min(p_values(nets, reference).values()) < 1e-4
+
+
+# The same with joint counts of 10,000 networks of the public generator.
+
+
+def described(net_args: dict[str, Any]) -> dict[str, Any]:
+    """A network as the public generator's metadata give it."""
+    reference = {**net_args, "C": 32, "fc_dim": 256}
+    sizes = {
+        images: count_parameters(reference, 10, images == "imagenet")
+        for images in ("cifar10", "imagenet")
+    }
+    return {**net_args, "genotype": to_dict(net_args["genotype"]), "num_params": sizes}
+
+
+def joint_p_values(nets: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """For every table of ``joint.py``, the p-value of a difference to the public generator."""
+    ours = joint_counts(map(described, nets))
+    theirs = json.loads(SAVED.read_text(encoding="utf-8"))
+    del theirs["networks"]
+    assert ours.keys() == theirs.keys()
+    values = {what: two_sample_p(ours[what], Counter(theirs[what])) for what in ours}
+    if ours["cut off"]["True"]:
+        values["cut off"] = 0.0  # the public generator refuses every such network
+    return values
+
+
+def two_sample_p(one: Counter[str], other: Counter[str]) -> float:
+    """Chi-square test of two samples; rare values count as one."""
+    rare = {key for key in {*one, *other} if one[key] + other[key] < 20}
+    pooled = []
+    for counts in (one, other):
+        pooled.append(Counter({key: n for key, n in counts.items() if key not in rare}))
+        pooled[-1]["rare"] = sum(counts[key] for key in rare)
+    draws = sum(other.values())
+    return chi_square_p(
+        +pooled[0], {key: n / draws for key, n in pooled[1].items() if n}, float(draws)
+    )
+
+
+def test_joint_distribution_of_train_networks() -> None:
+    values = joint_p_values(sample_net_args("train", 1, index) for index in range(10_000))
+    assert min(values.values()) > 0.001, values
+
+
+@pytest.mark.parametrize(
+    ("rule", "wrong"),
+    [
+        ("cells: tuple[int, int] = (4, 18)", "cells: tuple[int, int] = (4, 17)"),
+        ("= (7, 8, 9, 10)", "= (7, 8, 9)"),
+        ("= (7, 8, 9, 10)", "= (10,)"),
+        ("= (1, 2, 4)", "= (1, 3, 4)"),
+        ("= (1, 2, 4)", "= (1, 2, 5)"),
+        ("max_parameters: int = 10_000_000", "max_parameters: int = 7_000_000"),
+        ("= (10, 2)", "= (9, 2)"),
+        ("= (10, 2)", "= (10, 5)"),
+        ("cells > rules", "cells >= rules"),
+        ("stream.chance(9, 10)", "stream.chance(8, 10)"),
+        ("glob_avg = is_vit or deep or", "glob_avg = deep or"),
+        ("glob_avg = is_vit or deep or", "glob_avg = is_vit or"),
+        ("stem_type = stream.below(2)", "stem_type = stream.chance(3, 5)"),
+        ("stem_type == 0 and stream.coin()", "stem_type == 0 and stream.chance(3, 5)"),
+        ("stem_type == 0 and stream.coin()", "stream.coin()"),
+        ("(3, 5, 7)[stream.below(3)]", "(3, 5, 7, 7)[stream.below(4)]"),
+        ("multiplier = 1 + stream.below(2)", "multiplier = 1 + stream.chance(3, 5)"),
+        ("if steps == 1 and multiplier == 1:", "if steps == 1:"),
+        ("<= rules.cells[0] + 1 and", "<= rules.cells[0] and"),
+        ("<= rules.cells[0] + 1 and", "<= rules.cells[0] + 2 and"),
+        ("and steps <= medium_steps)", "and steps <= max_steps)"),
+        ("may_lack_norm and stream.coin()", "may_lack_norm and stream.chance(3, 4)"),
+        ('"fc_layers": 1 + stream.below(2)', '"fc_layers": 1 + stream.chance(3, 5)'),
+        ("only_pool = stream.coin()", "only_pool = stream.chance(3, 5)"),
+        (
+            "drop_concat = steps > 1 and stream.coin()",
+            "drop_concat = steps > 1 and stream.chance(2, 3)",
+        ),
+        ("not drop_concat or stream.coin()", "not drop_concat or stream.chance(3, 5)"),
+        ("reduce, list(concat))", "reduce, [steps + 1])"),
+        ("first = 0 if steps > 1 else 1", "first = 0"),
+        ("first = 0 if steps > 1 else 1", "first = 1"),
+        ("4 if only_pool", "5 if only_pool"),
+        ("second += second >= first", "second += second > first"),
+        ("first = stream.below(states)", "first = states - 1"),
+        ('("cse" in names or "msa" not in names)', '"msa" not in names'),
+        ('("cse" in names or "msa" not in names)', '"cse" in names'),
+        ('cell.count("cse") > 1', 'cell.count("cse") > 2'),
+        ('cell.count("conv_7x7") > 1', 'cell.count("conv_7x7") > 2'),
+        ("is None else net_args", "is None else net_args if preproc else None"),
+        ("return None if plan_network(genotype, cells) is None else net_args", "return net_args"),
+    ],
+)
+def test_any_wrong_rule_is_noticed(rule: str, wrong: str) -> None:
+    """Each rule of the sampler, made a little wrong, gives networks that are told apart."""
+    source = Path(str(sampler.__file__)).read_text(encoding="utf-8")
+    assert source.count(rule) == 1
+    mutant = ModuleType(sampler.__name__)
+    sys.modules[mutant.__name__], original = mutant, sys.modules[mutant.__name__]
+    try:
+        exec(source.replace(rule, wrong), mutant.__dict__)
+    finally:
+        sys.modules[mutant.__name__] = original
+    rules = mutant.RULES["train"]
+    nets: list[dict[str, Any]] = []
+    for index in range(5000):
+        stream, net_args = Stream(1, rules.stream, index), None
+        while net_args is None:
+            net_args = mutant._attempt(stream, rules)
+        nets.append(net_args)
+    assert min(joint_p_values(nets).values()) < 1e-5
