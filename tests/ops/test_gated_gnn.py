@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -430,13 +430,19 @@ def test_bad_backends() -> None:
 
 
 def equal_on_triton(case: Case, tolerance: float = 1e-5) -> None:
-    """Result and gradients in float32 are those of the reference in float64."""
+    """Result and gradients in float32 are those of the reference in float64.
+
+    A sum whose terms cancel has no digits left in float32, whoever adds it up: there the error may
+    be four times that of the reference in float32.
+    """
     exact = gradients(case.to(torch.float64, requires_grad=True), "reference")
+    rounded = gradients(case.to(torch.float32, requires_grad=True), "reference")
     got = gradients(case.on(DEVICE).to(torch.float32, requires_grad=True), "triton")
-    for value, expected in zip(got, exact, strict=True):
+    for value, expected, float32 in zip(got, exact, rounded, strict=True):
         assert value.dtype == torch.float32
         error = (value.cpu() - expected).abs().max()
-        assert error <= tolerance * expected.abs().max()
+        inevitable = (float32 - expected).abs().max()
+        assert error <= max(tolerance * expected.abs().max(), 4 * inevitable)
 
 
 @needs_triton
@@ -447,7 +453,8 @@ def equal_on_triton(case: Case, tolerance: float = 1e-5) -> None:
     width=st.integers(1, 20),
     width_ve=st.none() | st.integers(1, 20),
 )
-@settings(max_examples=4, deadline=None, phases=[Phase.generate])
+@example(seed=115801327, sizes=[1, 2], hid=16, width=1, width_ve=None)  # a gradient cancels
+@settings(max_examples=4, deadline=None, phases=[Phase.explicit, Phase.generate])
 def test_triton_equals_reference(
     seed: int, sizes: list[int], hid: int, width: int, width_ve: int | None
 ) -> None:
