@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,16 +20,15 @@ def block(containing: str) -> str:
 
 
 def test_predicting() -> None:
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(block("return_report=True"), names)
-    report = names["report"]
-    assert not report.unpredicted  # type: ignore[attr-defined]
+    assert not names["report"].unpredicted
 
 
 def test_a_loop_of_ones_own(generator: torch.Generator, capsys: pytest.CaptureFixture[str]) -> None:
     images = torch.randn(1, 2, 3, 32, 32, generator=generator)
     labels = torch.randint(0, 10, (1, 2), generator=generator)
-    names: dict[str, object] = {"loader": list(zip(images, labels, strict=True))}
+    names: dict[str, Any] = {"loader": list(zip(images, labels, strict=True))}
     exec(block("train_step("), names)
-    assert names["result"].updated  # type: ignore[attr-defined]
+    assert names["result"].updated
     assert capsys.readouterr().out.startswith("0 ")
