@@ -81,8 +81,7 @@ class Processes:
             return
         parameters = [p for p in model.parameters() if p.requires_grad]
         present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-        present = present.to(parameters[0].device)
-        dist.all_reduce(present)
+        present = _sum(present.to(parameters[0].device))
         used = [p for p, count in zip(parameters, present.tolist(), strict=True) if count > 0]
         for parameter in used:
             if parameter.grad is None:
@@ -120,7 +119,8 @@ def shares(costs: Sequence[float], count: int) -> list[list[int]]:
 def choose_device(device: str = "auto") -> torch.device:
     """The device of this process: where it is ``auto``, its own GPU if there are any, else the CPU.
 
-    Of several processes on a machine each gets the GPU of its local rank.
+    Of several processes on a machine each gets the GPU of its local rank; where there are more
+    processes than GPUs they share them, as small networks leave most of a GPU idle.
 
     Raises:
         ValueError: a device that is not there.
@@ -129,10 +129,10 @@ def choose_device(device: str = "auto") -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
         device = "cuda" if available else "cpu"
-    if device == "cuda":
-        device = f"cuda:{local}"
-    chosen = torch.device(device)
     count = torch.cuda.device_count() if available else 0
+    if device == "cuda":
+        device = f"cuda:{local % max(count, 1)}"
+    chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise ValueError(f"device {device} is not there: {count} CUDA devices were found")
     return chosen
@@ -142,7 +142,8 @@ def choose_device(device: str = "auto") -> torch.device:
 def process_group(device: torch.device) -> Iterator[Processes]:
     """Joins the processes that torchrun started; alone, it does nothing.
 
-    NCCL on GPUs, gloo on CPUs. A group that is there already is used and left.
+    NCCL on GPUs, gloo on CPUs and where processes share a GPU, which NCCL refuses. A group that is
+    there already is used and left.
     """
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if not started or dist.is_initialized():
@@ -150,7 +151,9 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    has_own = device.type == "cuda" and local <= torch.cuda.device_count()
+    dist.init_process_group("nccl" if has_own else "gloo")
     try:
         yield Processes.current()
     finally:
@@ -181,9 +184,16 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+def _sum(tensor: Tensor) -> Tensor:
+    """Over all processes; gloo sums on the CPU."""
+    summed = tensor.cpu() if dist.get_backend() == "gloo" else tensor
+    dist.all_reduce(summed)
+    return summed.to(tensor.device)
+
+
 def _sum_in_place(tensors: Sequence[Tensor]) -> None:
     flat = torch.cat([tensor.flatten() for tensor in tensors])
-    dist.all_reduce(flat)
+    flat = _sum(flat)
     parts = flat.split([tensor.numel() for tensor in tensors])
     views = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
     torch._foreach_copy_(list(tensors), views)

@@ -61,13 +61,13 @@ def train(
     }
     settings = replace(settings, **{name: v for name, v in given.items() if v is not None})
     with process_group(choose_device(settings.device)) as processes:
-        if not processes.is_first:
-            processes.gather(None)  # the first process may have to download the images
+        if download and not processes.is_first:
+            processes.gather(None)  # the first process downloads the images
         images = [
             load_images(settings.data, split, settings.image_size, download)
             for split in ("train", "val")
         ]
-        if processes.is_first:
+        if download and processes.is_first:
             processes.gather(None)
         trainer = Trainer(settings, out, *images)
         if trainer.step > 0 and processes.is_first:

@@ -104,7 +104,21 @@ def _start(state: dict[str, Any], gradient: Tensor) -> None:
             state[f"{side}_moment"] = gradient.new_zeros(size, size)
     _measure(state, gradient, 0.0)
     for side in _sides(state):
-        state[f"{side}_basis"] = torch.linalg.eigh(state[f"{side}_moment"]).eigenvectors
+        state[f"{side}_basis"] = _eigenvectors(state[f"{side}_moment"])
+
+
+def _eigenvectors(moment: Tensor) -> Tensor:
+    """Of a symmetric matrix, in ascending order of their values.
+
+    The moment of one gradient can have few directions, of which LAPACK finds no eigenvectors in
+    single precision. Where it finds none at all, the axes serve: the bases turn anyway.
+    """
+    exact = moment.double()
+    try:
+        found = torch.linalg.eigh(exact / exact.abs().max().clamp_min(1e-300)).eigenvectors
+    except torch.linalg.LinAlgError:
+        return torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return found.to(moment.dtype)
 
 
 def _sides(state: dict[str, Any]) -> list[str]:

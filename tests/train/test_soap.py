@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -71,3 +72,32 @@ def test_goes_on_from_its_state() -> None:
     resumed.load_state_dict(optimizer.state_dict())
     steps(resumed, second, range(5, 8))
     assert torch.equal(second, whole)
+
+
+def test_starts_from_a_gradient_of_few_directions() -> None:
+    """Single precision finds no eigenvectors of some such moments."""
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-18, 1e-6, 1.0):
+        for rank in (0, 1, 2, 5):
+            left, right = torch.randn(2, 200, rank, generator=generator) * scale**0.5
+            weight = nn.Parameter(torch.zeros(200, 200))
+            optimizer = SOAP([weight])
+            for _ in range(2):
+                weight.grad = left @ right.T
+                optimizer.step()
+            assert weight.isfinite().all()
+            for side in ("rows", "columns"):
+                basis = optimizer.state[weight][f"{side}_basis"]
+                torch.testing.assert_close(basis @ basis.T, torch.eye(200), rtol=0, atol=1e-4)
+
+
+def test_starts_without_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(matrix: Tensor) -> Tensor:
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fail)
+    weight = nn.Parameter(torch.zeros(3, 2))
+    weight.grad = torch.ones(3, 2)
+    optimizer = SOAP([weight])
+    optimizer.step()
+    assert torch.equal(optimizer.state[weight]["rows_basis"], torch.eye(3))
