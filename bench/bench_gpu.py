@@ -38,6 +38,16 @@ def copying(model: nn.Module) -> Any:
     return lambda: torch._foreach_copy_(parameters, sources)
 
 
+def initialising(name: str) -> Any:
+    models = pytest.importorskip("torchvision.models")
+
+    def initialise() -> nn.Module:
+        with CUDA:
+            return models.get_model(name)
+
+    return initialise
+
+
 def public(model: nn.Module) -> Any:
     peer = pytest.importorskip("ppuda.ghn.nn", reason="ppuda is not importable")
     ours = make_ghn()
@@ -50,7 +60,7 @@ def public(model: nn.Module) -> Any:
     return lambda: net(model)
 
 
-@pytest.mark.parametrize("way", ["ghn_fast", "graph_given", "graph", "copy", "ppuda"])
+@pytest.mark.parametrize("way", ["ghn_fast", "graph_given", "graph", "copy", "random", "ppuda"])
 @pytest.mark.parametrize("name", ["resnet50", "vit_l_16"])
 def bench_predict(benchmark: Any, name: str, way: str) -> None:
     models = pytest.importorskip("torchvision.models")
@@ -68,6 +78,7 @@ def bench_predict(benchmark: Any, name: str, way: str) -> None:
         "graph_given": lambda: lambda: ghn_fast.predict(model, ghn, graph=graph),
         "graph": lambda: lambda: Graph.from_model(model),
         "copy": lambda: copying(model),
+        "random": lambda: initialising(name),
         "ppuda": lambda: public(model),
     }
     benchmark(waiting(ways[way](), CUDA))

@@ -24,7 +24,9 @@ def show_config() -> None:
 def describe() -> str:
     """What :func:`show_config` prints."""
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    on_device = "cuda" if runs_on_cuda() else "cpp, and a copy to the device"
+    on_device = (
+        "cuda (of edges on the device)" if runs_on_cuda() else "cpp, and a copy to the device"
+    )
     lines = [
         f"ghn_fast {__version__}, Python {platform.python_version()}, {platform.platform()}",
         f"torch {torch.__version__}, torchvision {_version('torchvision')}, {_cuda()}",

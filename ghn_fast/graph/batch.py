@@ -17,8 +17,7 @@ class GraphBatch:
 
     Args:
         graphs: B graphs.
-        device: where node types and distances shall be. On a CUDA device the distances are
-            computed there (see :func:`ghn_fast.ops.shortest_paths.shortest_paths_batch`).
+        device: where node types and distances shall be.
 
     Attributes:
         graphs: the B graphs.

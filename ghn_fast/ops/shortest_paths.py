@@ -51,8 +51,10 @@ def shortest_paths_batch(
 
     Args:
         num_nodes, edges, max_distance: as for :func:`shortest_paths`, of each graph.
-        device: where the distances shall be, that of the edges where left out. On a CUDA device
-            they are computed there, where the core was built with a CUDA compiler.
+        device: where the distances shall be, that of the edges where left out. Of edges on a CUDA
+            device they are computed there, where the core was built with a CUDA compiler. Those of
+            edges on the CPU are computed here and copied, which takes a quarter of the time for 8
+            graphs of DeepNets-1M and half of it for 64 (``bench/bench_shortest_paths.py``, H200).
 
     Returns:
         The matrices, views of one tensor that holds them one after the other.
@@ -66,13 +68,13 @@ def shortest_paths_batch(
     if len(edges) == 0:
         return []
     device = torch.device(device or edges[0].device)
-    if device.type == "cuda" and runs_on_cuda():
+    if device.type == "cuda" and runs_on_cuda() and any(pairs.is_cuda for pairs in edges):
         return _on_device(num_nodes, edges, max_distance, device)
     for count in num_nodes:
         _check_size(count)
     distances = torch.empty(sum(n * n for n in num_nodes), dtype=torch.uint8)
     _fill(distances, num_nodes, edges, max_distance)
-    return _matrices(distances.to(device), num_nodes)
+    return _matrices(to_device(distances, device), num_nodes)
 
 
 def _fill(
