@@ -97,7 +97,7 @@ def bench_train_step(benchmark: Any, networks: int, images: int) -> None:
     stream = NetworkStream(config, num_classes=10)
     ghn = ghn2().train().to(CUDA)
     optimizer = torch.optim.AdamW(ghn.parameters(), lr=1e-3, fused=True)
-    x = torch.randn(images, 3, 32, 32, device=CUDA).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(images, 3, 32, 32, device=CUDA)
     y = torch.randint(10, (images,), device=CUDA)
     seconds: dict[str, float] = {}
     position, steps = 0, count()

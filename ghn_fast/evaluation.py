@@ -26,7 +26,7 @@ from ghn_fast.nets import adjust_net, build_ghost, build_net, sample_net_args
 from ghn_fast.nets.deepnets1m import SIZES
 from ghn_fast.nets.direct import graph_of
 from ghn_fast.processes import Processes
-from ghn_fast.transfer import to_device
+from ghn_fast.transfer import images_to_device, to_device
 
 WAYS = ("ghn", "random", "sgd")
 NORMS = ("batch", "calibrated")
@@ -265,7 +265,7 @@ def top1(
     correct = torch.zeros((), dtype=torch.int64, device=device)
     for start in range(0, len(data), batch_size):
         chosen = torch.arange(start, min(start + batch_size, len(data)))
-        images = to_device(data.batch(chosen), device)
+        images = images_to_device(data.batch(chosen), device)
         labels = to_device(data.labels[start : start + batch_size], device)
         correct += (model(images).argmax(dim=1) == labels).sum()
     return 100.0 * int(correct) / len(data)
@@ -306,7 +306,7 @@ def calibrate(
         norm.train()
     for start in range(0, min(batches * batch_size, len(data)), batch_size):
         chosen = torch.arange(start, min(start + batch_size, len(data)))
-        model(to_device(data.batch(chosen), device))
+        model(images_to_device(data.batch(chosen), device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()
@@ -331,7 +331,7 @@ def train_network(
     for step in range(steps):
         images, labels = stream[step]
         optimizer.zero_grad(set_to_none=True)
-        images, labels = to_device(images, device), to_device(labels, device)
+        images, labels = images_to_device(images, device), to_device(labels, device)
         F.cross_entropy(model(images), labels).backward()
         nn.utils.clip_grad_norm_(model.parameters(), SGD_GRAD_CLIP)
         optimizer.step()

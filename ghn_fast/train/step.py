@@ -109,7 +109,8 @@ def train_step(
         models: networks, for example from :func:`ghn_fast.nets.build_ghost`. Afterwards they have
             their own parameters again, so that keeping them costs no more than before.
         graphs: of the networks.
-        images: (B, 3, H, W), as the networks take them.
+        images: (B, 3, H, W), as the networks take them; for speed channels last on a CPU, but not
+            on a GPU (:func:`ghn_fast.transfer.images_to_device`).
         labels: (B,) int64.
         optimizer: of the GHN's parameters.
         label_smoothing: of the cross-entropy.

@@ -30,7 +30,7 @@ from ghn_fast.train.plot import has_matplotlib, plot_run
 from ghn_fast.train.schedule import learning_rate, update_average
 from ghn_fast.train.soap import SOAP
 from ghn_fast.train.step import StepResult, train_step
-from ghn_fast.transfer import to_device
+from ghn_fast.transfer import images_to_device, to_device
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -237,7 +237,7 @@ class Trainer:
         start = time.perf_counter()
         drawn, position, images, labels = prepared.result()
         prepared = preparing.submit(self._prepare, self.step + 1, position)
-        images, labels = to_device(images, self.device), to_device(labels, self.device)
+        images, labels = images_to_device(images, self.device), to_device(labels, self.device)
         waited = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.progress)
