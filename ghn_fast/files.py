@@ -34,12 +34,16 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Lets ``write`` make a file beside ``path``, then puts it in its place.
 
     The content is on the disk before the old file goes, so neither a crash nor a full disk can
-    destroy what was there.
+    destroy what was there. Who may read it is what the process's umask says, whatever ``write``
+    makes of that: safetensors writes files for their owner alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode
         write(aside)
+        aside.chmod(mode)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)

@@ -27,3 +27,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         replace(path, write_half)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
+    def write_for_the_owner_alone(aside: Path) -> None:
+        aside.write_text("secret")
+        aside.chmod(0o600)
+
+    path, plain = tmp_path / "file", tmp_path / "plain"
+    replace(path, write_for_the_owner_alone)
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
