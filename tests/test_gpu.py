@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import ghn_fast
-from ghn_fast.data import Images
+from ghn_fast.data import Images, normalise
 from ghn_fast.evaluation import evaluate
 from ghn_fast.ghn import GHN, ghn2, ghn3
 from ghn_fast.graph import Graph, GraphBatch
 from ghn_fast.processes import choose_device
 from ghn_fast.train import NetworkStream, TrainConfig, read_log, train_step
+from ghn_fast.transfer import images_to_device
 from tests.train.test_trainer import TINY, make_images, make_trainer, state_of
 
 pytestmark = [
@@ -190,3 +191,11 @@ def test_graphs_from_models_on_a_gpu() -> None:
     on_cpu, on_gpu = (Graph.from_model(classifier().to(device)) for device in ("cpu", CUDA))
     assert torch.equal(on_cpu.distances, on_gpu.distances)
     assert [str(node) for node in on_cpu.nodes] == [str(node) for node in on_gpu.nodes]
+
+
+def test_images_on_a_gpu_are_contiguous() -> None:
+    images = normalise(make_images(4).images)
+    moved = images_to_device(images, CUDA)
+    assert moved.is_contiguous()
+    assert torch.equal(moved.cpu(), images)
+    assert images_to_device(images, torch.device("cpu")) is images
