@@ -11,10 +11,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ghn_fast.processes import shares
-from ghn_fast.train import NetworkStream, Processes, TrainConfig, choose_device, read_log
+from ghn_fast.train import (
+    NetworkStream,
+    Processes,
+    TrainConfig,
+    choose_device,
+    process_group,
+    read_log,
+)
 from tests.train.test_trainer import TINY, make_trainer, state_of, train_lines
 
 CHILD = """
@@ -156,3 +164,26 @@ def test_devices_are_chosen_by_name() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="cuda:99 is not there"):
         choose_device("cuda:99")
+
+
+@pytest.mark.parametrize(("local", "backend"), [(2, "nccl"), (3, "gloo")])
+def test_processes_that_share_a_gpu_talk_over_gloo(
+    local: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL refuses two processes on one GPU."""
+    chosen: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", chosen.append)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for name, value in {"WORLD_SIZE": local, "LOCAL_WORLD_SIZE": local}.items():
+        monkeypatch.setenv(name, str(value))
+    devices = []
+    for rank in range(local):
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        devices.append(choose_device("cuda").index)
+    assert devices == [0, 1, 0][:local]
+    with process_group(torch.device("cuda", 0)) as processes:
+        assert processes.size == 1
+    assert chosen == [backend]
