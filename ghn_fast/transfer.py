@@ -22,8 +22,8 @@ def images_to_device(images: Tensor, device: torch.device) -> Tensor:
     """Images (B, C, H, W) on a device, in the memory format in which networks run fast there.
 
     On a CPU channels last, as they are made. On a GPU contiguous: for channels last PyTorch gives
-    all depthwise convolutions, of which DeepNets-1M is full, to cuDNN, whose gradients of them can
-    take a hundred times as long as PyTorch's own kernels (pytorch/pytorch issue 34977).
+    all depthwise convolutions, of which DeepNets-1M is full, to cuDNN, which has to prepare every
+    new shape; a network takes seven times as long for the first time (docs/training.md).
     """
     moved = to_device(images, device)
     return moved.contiguous() if device.type == "cuda" else moved

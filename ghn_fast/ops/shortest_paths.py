@@ -53,8 +53,8 @@ def shortest_paths_batch(
         num_nodes, edges, max_distance: as for :func:`shortest_paths`, of each graph.
         device: where the distances shall be, that of the edges where left out. Of edges on a CUDA
             device they are computed there, where the core was built with a CUDA compiler. Those of
-            edges on the CPU are computed here and copied, which takes a quarter of the time for 8
-            graphs of DeepNets-1M and half of it for 64 (``bench/bench_shortest_paths.py``, H200).
+            edges on the CPU are computed here and copied, which takes a ninth of the time for 8
+            graphs of DeepNets-1M and a fifth for 64 (``bench/bench_shortest_paths.py``, H200).
 
     Returns:
         The matrices, views of one tensor that holds them one after the other.
