@@ -9,8 +9,8 @@ What it costs (H100 SXM: 3.35 TB/s): the bytes of the parameters, 102 MB or 30 m
 ResNet-50 and 1.2 GB or 0.37 ms for ViT-L/16. Besides the store an element takes one load and about
 ten instructions, at most a third of the time of its store; the positions of columns in the block,
 with their divisions, are computed once for all rows of a program. On an H200 ResNet-50 takes 1.0 ms
-(``bench/bench_tile.py``; a copy of its parameters 0.11 ms): the host makes the table, about 5
-microseconds a parameter, while the card waits.
+(``bench/bench_tile.py``; a copy of its parameters 0.11 ms): it grows by about
+5 microseconds with each parameter, for which the host makes the table, not with the bytes.
 
 The backward pass gives each part of a block to one program, which sums over all that was made from
 it: every gradient is read once, and no sum depends on the order in which programs run.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from ghn_fast.graph import Graph, GraphBatch
 from ghn_fast.processes import choose_device
 from ghn_fast.train import NetworkStream, TrainConfig, read_log, train_step
 from ghn_fast.transfer import images_to_device
+from tests.train.test_processes import torchrun
 from tests.train.test_trainer import TINY, make_images, make_trainer, state_of
 
 pytestmark = [
@@ -165,21 +164,7 @@ def test_more_processes_than_gpus_share_them(
     monkeypatch.delenv("LOCAL_RANK")
     config = replace(TINY, device="cuda", steps=3, lr=1e-4, num_networks=400)
     make_trainer(tmp_path / "one", replace(config, meta_batch=2 * (count + 1))).fit()
-    config.save(tmp_path / "child.json")
-    child = tmp_path / "child.py"
-    child.write_text(
-        "import sys\n"
-        "sys.path.append(sys.argv[2])\n"
-        "from ghn_fast.train import choose_device, process_group\n"
-        "from tests.train.test_trainer import Path, TrainConfig, make_trainer\n"
-        "with process_group(choose_device('cuda')):\n"
-        "    make_trainer(Path(sys.argv[1]), TrainConfig.load(sys.argv[3])).fit()\n"
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    arguments = [tmp_path / "several", Path(__file__).parents[1], tmp_path / "child.json"]
-    command = [*launcher, "--nproc-per-node", str(count + 1), str(child), *map(str, arguments)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    torchrun(tmp_path / "several", config, count + 1)
     runs = [
         [line["loss"] for line in read_log(tmp_path / name / "log.jsonl")]
         for name in ("one", "several")

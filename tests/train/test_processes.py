@@ -28,15 +28,16 @@ from tests.train.test_trainer import TINY, make_trainer, state_of, train_lines
 CHILD = """
 import sys
 sys.path.append(sys.argv[2])
-import torch
-from ghn_fast.train import process_group
+from ghn_fast.train import choose_device, process_group
 from tests.train.test_trainer import Path, TrainConfig, make_trainer
-with process_group(torch.device("cpu")):
-    make_trainer(Path(sys.argv[1]), TrainConfig.load(sys.argv[3])).fit()
+config = TrainConfig.load(sys.argv[3])
+with process_group(choose_device(config.device)):
+    make_trainer(Path(sys.argv[1]), config).fit()
 """
 # A small learning rate: Adam makes gradients that are nothing but rounding as long as the others.
 SHARED_STEP = replace(
     TINY,
+    device="cpu",
     steps=4,
     num_networks=400,
     checkpoint_every=0,
