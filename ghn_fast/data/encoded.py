@@ -73,12 +73,11 @@ class EncodedImages:
         return normalise(self._decode(indices), IMAGENET_MEAN, IMAGENET_STD)
 
     def training_batch(
-        self, indices: Tensor, generator: torch.Generator, padding: int = 4
+        self, indices: Tensor, generator: torch.Generator, crop: bool = True
     ) -> Tensor:
-        """The same of random crops of 8 to 100 % of the area, half of them mirrored."""
-        del padding
+        """The same, half of them mirrored; with ``crop`` of random 8 to 100 % of the area."""
         draws = torch.rand(len(indices), 5, generator=generator, dtype=torch.float64)
-        pixels = self._decode(indices, draws)
+        pixels = self._decode(indices, draws if crop else None)
         mirrored = draws[:, 4] < 0.5
         pixels[mirrored] = pixels[mirrored].flip(-1)
         return normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)

@@ -22,6 +22,8 @@ LARGEST_SMALL_SIZE = 32
 VALIDATION_IMAGES = 5_000
 """Training images that are held out for every choice (arXiv 2110.13100, section 5)."""
 HOLD_OUT_SEED = 0
+PADDING = 4
+"""Pixels added on each side before a random crop (arXiv 1512.03385, section 4.2)."""
 
 
 class ImageSource(Protocol):
@@ -51,9 +53,9 @@ class ImageSource(Protocol):
         """Images (B, 3, H, W) float32, normalised."""
 
     def training_batch(
-        self, indices: Tensor, generator: torch.Generator, padding: int = 4
+        self, indices: Tensor, generator: torch.Generator, crop: bool = True
     ) -> Tensor:
-        """The same, augmented as the generator decides."""
+        """The same, half of them mirrored and, with ``crop``, cropped, as the generator decides."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ class Images:
         return normalise(self.images[indices], self.mean, self.std)
 
     def training_batch(
-        self, indices: Tensor, generator: torch.Generator, padding: int = 4
+        self, indices: Tensor, generator: torch.Generator, crop: bool = True
     ) -> Tensor:
-        """The same, after :func:`augment`."""
+        """The same, after :func:`augment`; without ``crop`` half of them are mirrored only."""
+        padding = PADDING if crop else 0
         return normalise(augment(self.images[indices], generator, padding), self.mean, self.std)
 
 
@@ -127,7 +130,7 @@ def normalise(
     return ((images.float() - shift) * scale).contiguous(memory_format=torch.channels_last)
 
 
-def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator, padding: int = PADDING) -> Tensor:
     """Random crops of the zero-padded images, half of them mirrored, for the whole batch at once.
 
     Args:
@@ -171,28 +174,30 @@ class ImageStream:
         data: what to draw from.
         batch_size: images in a batch, at most ``len(data)``.
         seed: of the order and of the augmentation.
-        padding: of the random crops.
     """
 
-    def __init__(self, data: ImageSource, batch_size: int, seed: int, padding: int = 4) -> None:
+    def __init__(self, data: ImageSource, batch_size: int, seed: int) -> None:
         if not 1 <= batch_size <= len(data):
             raise ValueError(f"batch_size must be from 1 to {len(data)}, not {batch_size}")
         self.data = data
         self.batch_size = batch_size
         self.seed = seed
-        self.padding = padding
         self.batches_per_epoch = len(data) // batch_size
         self._epoch = -1
         self._order = torch.empty(0, dtype=torch.int64)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) float32, normalised and augmented, and labels (B,)."""
+        return self.batch(index)
+
+    def batch(self, index: int, crop: bool = True) -> tuple[Tensor, Tensor]:
+        """The same; without ``crop`` the images are whole, as in evaluation, and mirrored only."""
         epoch, batch = divmod(index, self.batches_per_epoch)
         if epoch != self._epoch:
             self._order = torch.randperm(len(self.data), generator=self._generator(0, epoch))
             self._epoch = epoch
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
-        images = self.data.training_batch(chosen, self._generator(1, index), self.padding)
+        images = self.data.training_batch(chosen, self._generator(1, index), crop)
         return images, self.data.labels[chosen]
 
     def _generator(self, purpose: int, index: int) -> torch.Generator:

@@ -101,6 +101,9 @@ class TrainConfig:
         max_nodes: the networks of a step are drawn again where they have more nodes than this
             for each process and part (2200 in the public code); None for no limit.
         image_batch: images in a step; every network of the step gets the same ones.
+        crop_share: of the run, in which images are cropped at random. After it they are whole, as
+            in evaluation, and only mirrored: crops of the padded images that CIFAR-10 is trained
+            with have borders that no test image has.
         network_work: a network gets only the first so many of the step's images that its work
             for them (as in ``max_work``, million multiply-adds) is within this, but at least
             ``min_images``. So expensive networks need not be passed over. None for no limit.
@@ -156,6 +159,7 @@ class TrainConfig:
     accumulate: int = 1
     max_nodes: int | None = None
     image_batch: int = 32
+    crop_share: float = 1.0
     network_work: float | None = None
     min_images: int = 8
     num_networks: int | None = 4000
@@ -216,6 +220,8 @@ class TrainConfig:
         widths = self.widths
         if widths is not None and (not widths or any(w < 8 or w % 8 for w in widths)):
             raise ConfigError(f"widths must be multiples of 8, not {widths}")
+        if not 0 <= self.crop_share <= 1:
+            raise ConfigError(f"crop_share must be from 0 to 1, not {self.crop_share}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
 

@@ -126,8 +126,12 @@ class Trainer:
     @property
     def progress(self) -> float:
         """The share of the run that has passed, from 0 to 1."""
+        return self._progress_at(self.step)
+
+    def _progress_at(self, step: int) -> float:
+        """The share before this step; a run that the clock ends has the share of now."""
         if self.config.steps is not None:
-            return min(self.step / self.config.steps, 1.0)
+            return min(step / self.config.steps, 1.0)
         assert self.config.max_minutes is not None
         return min(self.minutes / self.config.max_minutes, 1.0)
 
@@ -273,7 +277,8 @@ class Trainer:
     def _prepare(self, step: int, position: int) -> _Prepared:
         """Networks and images of a step, and the position of the networks after it."""
         drawn, after = self.networks.draw(position)
-        return _Prepared(drawn, after, *self.images[step])
+        crop = self._progress_at(step) < self.config.crop_share
+        return _Prepared(drawn, after, *self.images.batch(step, crop))
 
     def validate(self) -> EvaluationResult:
         """Evaluates the averaged weights on networks of the val split, which are never trained on.

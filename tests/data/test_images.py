@@ -61,6 +61,19 @@ def locate(padded: Tensor, crop: Tensor) -> tuple[int, int, bool]:
     raise AssertionError("the crop is no part of the image")
 
 
+def test_without_crops_images_are_only_mirrored(generator: torch.Generator) -> None:
+    data = Images(random_pixels(64, generator), torch.arange(64) % 10)
+    images, labels = ImageStream(data, 64, seed=0).batch(0, crop=False)
+    wanted = data.batch(torch.arange(64))
+    mirrored = 0
+    for image, label in zip(images, labels, strict=True):
+        same = [torch.equal(image, other) for other in wanted]
+        flipped = [torch.equal(image.flip(-1), other) for other in wanted]
+        assert data.labels[(same if any(same) else flipped).index(True)] == label
+        mirrored += any(flipped)
+    assert 0 < mirrored < 64
+
+
 def test_an_epoch_takes_every_image_once() -> None:
     stream = ImageStream(numbered_images(20), batch_size=5, seed=3)
     epochs = [[stream[4 * epoch + batch][1] for batch in range(4)] for epoch in range(2)]
@@ -80,7 +93,7 @@ def test_a_batch_depends_on_seed_and_position_alone() -> None:
 
 
 def test_labels_stay_with_their_images() -> None:
-    images, labels = ImageStream(numbered_images(50), 10, seed=0, padding=0)[2]
+    images, labels = ImageStream(numbered_images(50), 10, seed=0).batch(2, crop=False)
     wanted = normalise(labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32))
     torch.testing.assert_close(images, wanted)
 

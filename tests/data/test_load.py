@@ -113,6 +113,8 @@ def test_random_crops_are_parts_of_the_image() -> None:
     heights = pixels[:, 0, -1, 0] - pixels[:, 0, 0, 0]
     assert (heights > 0).all()
     assert heights.max() > 2 * heights.min()
+    whole = images.training_batch(torch.arange(32), torch.Generator().manual_seed(0), crop=False)
+    torch.testing.assert_close(whole, images.batch(torch.arange(32)))
 
 
 def test_networks_for_large_images_take_them() -> None:

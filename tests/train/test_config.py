@@ -30,6 +30,7 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
         ({"widths": ()}, "widths must be"),
         ({"widths": (20,)}, "widths must be multiples of 8"),
         ({"ema_decay": 1.0}, "ema_decay must be"),
+        ({"crop_share": 1.5}, "crop_share must be from 0 to 1, not 1.5"),
         ({"accumulate": 0}, "accumulate must be positive, not 0"),
         ({"learning_rate": 1.0}, "unknown settings: learning_rate; there are"),
     ],

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ghn_fast.checkpoint import load_ghn, save
-from ghn_fast.data import Images
+from ghn_fast.data import Images, ImageStream
 from ghn_fast.ghn import ghn2
 from ghn_fast.train import (
     ConfigError,
@@ -29,6 +29,7 @@ TINY = TrainConfig(
     max_minutes=None,
     meta_batch=2,
     image_batch=8,
+    crop_share=0.5,
     num_networks=60,
     widths=(16,),
     max_work=15,
@@ -135,6 +136,21 @@ def test_stopped_and_resumed_it_is_the_same(uninterrupted: Path, tmp_path: Path)
     assert second.step == 3
     second.fit()
     assert_same_run(uninterrupted, tmp_path)
+
+
+def test_images_are_whole_after_the_share_with_crops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crops = {}
+    batch = ImageStream.batch
+
+    def recorded(stream: ImageStream, index: int, crop: bool = True) -> Any:
+        crops[index] = crop
+        return batch(stream, index, crop)
+
+    monkeypatch.setattr(ImageStream, "batch", recorded)
+    fit_until(make_trainer(tmp_path), 5)
+    assert [crops[step] for step in range(5)] == [True, True, True, False, False]
 
 
 CHILD = """
