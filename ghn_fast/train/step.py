@@ -18,6 +18,7 @@ from ghn_fast.ghn import GHN
 from ghn_fast.ghn.leaves import Leaves
 from ghn_fast.graph import GraphBatch
 from ghn_fast.processes import ALONE, Processes
+from ghn_fast.train.denormals import flushed_denormals
 
 
 @dataclass
@@ -74,6 +75,7 @@ class _Outcome(_Summary):
         return _Summary(self.loss, self.top1, self.norm, self.error)
 
 
+@flushed_denormals()
 def train_step(
     ghn: GHN,
     models: Sequence[nn.Module],
@@ -100,6 +102,8 @@ def train_step(
     (or of as many as there are workers), and a network whose loss is not finite, or that runs
     out of memory, is left out instead of spoiling the step. Where the GHN itself runs out of
     memory, the networks it was predicting are left out, or the step is skipped.
+
+    Denormal numbers are zero meanwhile (:func:`ghn_fast.train.denormals.flushed_denormals`).
 
     On a GPU the host waits twice: for what was measured of the networks, once for each part, and
     for the norm of the GHN's gradient.
@@ -230,6 +234,7 @@ def _map(
     return list((map if workers is None else workers.map)(run, models, leaves, counts))
 
 
+@flushed_denormals()
 def _run_network(
     model: nn.Module,
     leaves: Sequence[Tensor],

@@ -133,6 +133,30 @@ def test_the_host_does_not_wait_for_each_network(
     assert waits.count == 1, "only the norm of the GHN's gradient"
 
 
+def test_denormals_are_flushed_in_every_thread(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    smallest = torch.tensor(torch.finfo(torch.float32).tiny)
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this CPU cannot flush denormals")
+    seen = []
+
+    def look(*arguments: object) -> None:
+        seen.append(bool(smallest / 2 == 0))
+
+    ghn = make_ghn()
+    models, graphs = parts(networks)
+    hooks = [model.register_forward_hook(look) for model in models]
+    optimizer = sgd(ghn)
+    optimizer.register_step_pre_hook(look)
+    with ThreadPoolExecutor(2) as workers:
+        train_step(ghn, models, graphs, *batch, optimizer, workers=workers)
+    for hook in hooks:
+        hook.remove()
+    assert seen == [True] * (len(models) + 1)
+    assert smallest / 2 > 0
+
+
 def test_a_bad_network_is_left_out(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
     good, bad = make_ghn(), make_ghn()
     train_step(good, *parts(networks[:2]), *batch, sgd(good), grad_clip=0)
