@@ -190,13 +190,18 @@ class ImageStream:
         """Images (B, 3, H, W) float32, normalised and augmented, and labels (B,)."""
         return self.batch(index)
 
-    def batch(self, index: int, crop: bool = True) -> tuple[Tensor, Tensor]:
-        """The same; without ``crop`` the images are whole, as in evaluation, and mirrored only."""
+    def batch(
+        self, index: int, crop: bool = True, count: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, or the first ``count`` of them.
+
+        Without ``crop`` the images are whole, as in evaluation, and mirrored only.
+        """
         epoch, batch = divmod(index, self.batches_per_epoch)
         if epoch != self._epoch:
             self._order = torch.randperm(len(self.data), generator=self._generator(0, epoch))
             self._epoch = epoch
-        chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size][:count]
         images = self.data.training_batch(chosen, self._generator(1, index), crop)
         return images, self.data.labels[chosen]
 

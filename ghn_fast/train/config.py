@@ -22,6 +22,7 @@ _PUBLISHED: dict[str, Any] = {
     "max_minutes": None,
     "meta_batch": 8,
     "image_batch": 64,
+    "own_images": False,
     "max_nodes": 2200,
     "num_networks": 1_000_000,
     "cached_networks": 0,
@@ -100,13 +101,16 @@ class TrainConfig:
             ``accumulate`` x processes networks, with the GHN's memory of ``meta_batch``.
         max_nodes: the networks of a step are drawn again where they have more nodes than this
             for each process and part (2200 in the public code); None for no limit.
-        image_batch: images in a step; every network of the step gets the same ones.
+        image_batch: images for a network.
+        own_images: every network of a step gets other images, and not all the same ones as in the
+            paper. Where the noise of the gradient comes from the images, as it does once the loss
+            has fallen for a while, it halves the variance for nothing (docs/training.md).
         crop_share: of the run, in which images are cropped at random. After it they are whole, as
             in evaluation, and only mirrored: crops of the padded images that CIFAR-10 is trained
             with have borders that no test image has.
-        network_work: a network gets only the first so many of the step's images that its work
-            for them (as in ``max_work``, million multiply-adds) is within this, but at least
-            ``min_images``. So expensive networks need not be passed over. None for no limit.
+        network_work: a network gets only the first so many of its images that its work for them
+            (as in ``max_work``, million multiply-adds) is within this, in groups of 8, but at
+            least ``min_images``. So expensive networks need not be passed over. None for no limit.
         min_images: see ``network_work``.
         num_networks: how many networks of the train split are used; None for all of them.
             Up to ``cached_networks`` of them are kept in memory once built.
@@ -159,6 +163,7 @@ class TrainConfig:
     accumulate: int = 1
     max_nodes: int | None = None
     image_batch: int = 32
+    own_images: bool = True
     crop_share: float = 1.0
     network_work: float | None = None
     min_images: int = 8

@@ -25,12 +25,13 @@ class Meter:
     def reset(self) -> None:
         self.sums: dict[str, float] = defaultdict(float)
         self.seconds: dict[str, float] = defaultdict(float)
-        self.steps = self.networks = self.counted = self.limited = 0
+        self.steps = self.networks = self.images = self.counted = self.limited = 0
 
     def add(self, result: StepResult) -> None:
         """Counts a step."""
         self.steps += 1
         self.networks += len(result.losses)
+        self.images += result.images
         self.limited += result.limited
         for part, seconds in result.seconds.items():
             self.seconds[part] += seconds
@@ -40,7 +41,7 @@ class Meter:
             self.sums["top1"] += result.top1
             self.sums["gradient_norm"] += result.gradient_norm
 
-    def report(self, images: int) -> dict[str, Any]:
+    def report(self) -> dict[str, Any]:
         """The averages, the speed and the share of the time of each part.
 
         Without a step that counted there are no averages.
@@ -51,7 +52,7 @@ class Meter:
             **{name: round(value, 5) for name, value in means.items()},
             "limited_networks": self.limited,
             "networks_per_second": round(self.networks / total, 3),
-            "images_per_second": round(self.networks * images / total, 1),
+            "images_per_second": round(self.images / total, 1),
             "time_shares": {part: round(s / total, 4) for part, s in self.seconds.items()},
         }
 

@@ -20,16 +20,23 @@ SPLIT = "train"
 _WIDTH_STREAM = 1_000
 """Number of the random stream of widths; the splits' own numbers are small."""
 _MOST_REFUSALS = 10_000
+IMAGE_GROUP = 8
+"""Numbers of images that work limits are multiples of it: a CPU's library of convolutions prepares
+each shape that it has not met lately, and so meets fewer."""
 SMALL_IMAGE_SIZE = 32
 LARGE_IMAGE_SIZE = 224
 
 
 class Drawn(NamedTuple):
-    """A network without values, its graph, and its work for an image (``network_work``)."""
+    """A network without values, its graph, and its work for an image (``network_work``).
+
+    ``place`` is which of the step's networks it is, over all processes.
+    """
 
     model: nn.Module
     graph: Graph
     work: float
+    place: int = 0
 
 
 class NetworkStream:
@@ -74,7 +81,8 @@ class NetworkStream:
             needs_nodes = limit is not None or self.processes.size > 1
             nodes = self._count_nodes(indices) if needs_nodes else []
             if limit is None or sum(nodes) <= limit * self.config.accumulate * self.processes.size:
-                return [self._drawn(index) for index in self._share(indices, nodes)], position
+                places = self._share(nodes)
+                return [self._drawn(indices[i])._replace(place=i) for i in places], position
         raise ConfigError(
             f"no {self.config.meta_batch} networks were found with at most max_nodes={limit}"
         )
@@ -98,10 +106,11 @@ class NetworkStream:
             f"max_parameters={self.config.max_parameters} at widths {self.config.widths}"
         )
 
-    def _share(self, indices: list[int], nodes: list[int]) -> list[int]:
+    def _share(self, nodes: list[int]) -> list[int]:
+        """Places of this process's networks among those of the step."""
         if self.processes.size == 1:
-            return indices
-        return [indices[i] for i in shares(nodes, self.processes.size)[self.processes.rank]]
+            return list(range(self.networks_per_step))
+        return shares(nodes, self.processes.size)[self.processes.rank]
 
     def _count_nodes(self, indices: list[int]) -> list[int]:
         """The sizes of graphs, which do not depend on widths, without making them."""
@@ -139,8 +148,9 @@ def image_counts(config: TrainConfig, networks: Sequence[Drawn]) -> list[int]:
     """How many of a step's images each network gets (:attr:`TrainConfig.network_work`)."""
     if config.network_work is None:
         return [config.image_batch] * len(networks)
-    affordable = [int(config.network_work / network.work) for network in networks]
-    return [min(config.image_batch, max(config.min_images, count)) for count in affordable]
+    groups = [int(config.network_work / network.work) // IMAGE_GROUP for network in networks]
+    counts = [groups_of_one * IMAGE_GROUP for groups_of_one in groups]
+    return [min(config.image_batch, max(config.min_images, count)) for count in counts]
 
 
 def training_args(

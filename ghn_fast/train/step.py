@@ -6,7 +6,7 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -32,6 +32,7 @@ class StepResult:
         errors: {position of a network in ``losses``: why it was left out}.
         gradient_norm: of the GHN before clipping.
         limited: how many networks had their gradient shortened to ``network_clip``.
+        images: that networks were run on, each as often as there were networks for it.
         skipped: why the GHN was not updated; None where it was.
         seconds: {"predict", "networks", "backward", "update", "exchange"}: how long each part
             took in this process; "exchange" is waiting for and talking to the others.
@@ -43,6 +44,7 @@ class StepResult:
     errors: dict[int, str] = field(default_factory=dict)
     gradient_norm: float = float("nan")
     limited: int = 0
+    images: int = 0
     skipped: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -58,6 +60,7 @@ class _Summary:
     loss: float
     top1: float = float("nan")
     norm: float = 0.0
+    images: int = 0
     error: str | None = None
 
 
@@ -72,7 +75,7 @@ class _Outcome(_Summary):
     measured: Tensor | None = None
 
     def summary(self) -> _Summary:
-        return _Summary(self.loss, self.top1, self.norm, self.error)
+        return _Summary(self.loss, self.top1, self.norm, self.images, self.error)
 
 
 @flushed_denormals()
@@ -80,8 +83,8 @@ def train_step(
     ghn: GHN,
     models: Sequence[nn.Module],
     graphs: GraphBatch,
-    images: Tensor,
-    labels: Tensor,
+    images: Tensor | Sequence[Tensor],
+    labels: Tensor | Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
     *,
     label_smoothing: float = 0.0,
@@ -89,7 +92,6 @@ def train_step(
     grad_clip: float = 5.0,
     network_clip: float = 0.0,
     normalise_networks: bool = False,
-    image_counts: Sequence[int] | None = None,
     autocast: torch.dtype | None = None,
     workers: ThreadPoolExecutor | None = None,
     accumulate: int = 1,
@@ -113,9 +115,10 @@ def train_step(
         models: networks, for example from :func:`ghn_fast.nets.build_ghost`. Afterwards they have
             their own parameters again, so that keeping them costs no more than before.
         graphs: of the networks.
-        images: (B, 3, H, W), as the networks take them; for speed channels last on a CPU, but not
-            on a GPU (:func:`ghn_fast.transfer.images_to_device`).
-        labels: (B,) int64.
+        images: (B, 3, H, W), as the networks take them, or one such batch for each network; for
+            speed channels last on a CPU, but not on a GPU
+            (:func:`ghn_fast.transfer.images_to_device`).
+        labels: (B,) int64, or as many for each network as it has images.
         optimizer: of the GHN's parameters.
         label_smoothing: of the cross-entropy.
         predicted_decay: the weight, beside a network's cross-entropy, of the sum of the norms of
@@ -128,7 +131,6 @@ def train_step(
             are predicted together, in all processes.
         normalise_networks: instead, scale every network's gradient to length 1, so that all of
             them count alike.
-        image_counts: how many images each network gets, the first ones; all where left out.
         autocast: run the networks in this lower precision.
         workers: threads that share the networks; without them one after another.
         accumulate: predict the networks in so many parts, one after another, whose gradients add
@@ -137,7 +139,8 @@ def train_step(
             mean loss over all networks of all processes. All of them have to call this function.
 
     Raises:
-        ValueError: the GHN is not in training mode.
+        ValueError: the GHN is not in training mode, or there is another number of batches of
+            images or labels than of networks.
     """
     if not ghn.training:
         raise ValueError("the GHN is in evaluation mode; call ghn.train() first")
@@ -148,19 +151,20 @@ def train_step(
     summaries: list[_Summary] = []
     is_whole = True
 
-    counts = image_counts if image_counts is not None else [len(images)] * len(models)
+    x, y = (_for_each(tensors, len(models)) for tensors in (images, labels))
 
-    def run(model: nn.Module, leaves: Sequence[Tensor], count: int) -> _Outcome:
-        x, y = images[:count], labels[:count]
-        return _run_network(model, leaves, x, y, label_smoothing, predicted_decay, autocast)
+    def run(position: int, leaves: Sequence[Tensor]) -> _Outcome:
+        batch = x[position], y[position]
+        return _run_network(
+            models[position], leaves, *batch, label_smoothing, predicted_decay, autocast
+        )
 
     for part in _parts(len(models), accumulate):
         chosen = [models[position] for position in part]
         leaves, failure = _predict(ghn, chosen, graphs, part)
         clock.lap("predict")
         if leaves is not None:
-            each = [counts[position] for position in part]
-            outcomes = _map(run, chosen, leaves.by_model, each, workers)
+            outcomes = list((map if workers is None else workers.map)(run, part, leaves.by_model))
         else:
             outcomes = [_Outcome(float("nan"), error=failure) for _ in part]
         _read(outcomes)
@@ -224,14 +228,13 @@ def _predict(
         return None, f"the GHN ran out of memory: {error}"
 
 
-def _map(
-    run: Callable[[nn.Module, Sequence[Tensor], int], _Outcome],
-    models: Sequence[nn.Module],
-    leaves: Sequence[Sequence[Tensor]],
-    counts: Sequence[int],
-    workers: ThreadPoolExecutor | None,
-) -> list[_Outcome]:
-    return list((map if workers is None else workers.map)(run, models, leaves, counts))
+def _for_each(tensors: Tensor | Sequence[Tensor], networks: int) -> Sequence[Tensor]:
+    """One tensor for each network."""
+    if isinstance(tensors, Tensor):
+        return [tensors] * networks
+    if len(tensors) != networks:
+        raise ValueError(f"{len(tensors)} batches of images or labels for {networks} networks")
+    return tensors
 
 
 @flushed_denormals()
@@ -253,13 +256,13 @@ def _run_network(
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        return _Outcome(float("nan"), error=f"out of memory: {error}")
+        return _Outcome(float("nan"), images=len(images), error=f"out of memory: {error}")
     if predicted_decay > 0:
         _add_decay(leaves, predicted_decay)
     gradients = [leaf.grad for leaf in leaves]
     top1 = (logits.argmax(dim=1) == labels).float().mean()
     measured = torch.stack((loss.detach(), top1, _norm(gradients)))
-    return _Outcome(float("nan"), gradients=gradients, measured=measured)
+    return _Outcome(float("nan"), images=len(images), gradients=gradients, measured=measured)
 
 
 @torch.no_grad()
@@ -328,6 +331,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _collect(result: StepResult, outcomes: Sequence[_Summary]) -> None:
     result.losses = [outcome.loss for outcome in outcomes]
+    result.images = sum(outcome.images for outcome in outcomes)
     for position, outcome in enumerate(outcomes):
         if outcome.error is not None:
             result.errors[position] = outcome.error

@@ -56,12 +56,17 @@ meta-batch, accumulation and processes only the product does."""
 
 
 class _Prepared(NamedTuple):
-    """What a step needs: its networks, the position after them, and the images."""
+    """What a step needs: its networks, the position after them, and the images.
+
+    ``counts`` is how many images each network gets: the next ones where they have their own, the
+    first ones where all have the same.
+    """
 
     networks: list[Drawn]
     position: int
     images: Tensor
     labels: Tensor
+    counts: list[int]
 
 
 class Trainer:
@@ -239,9 +244,10 @@ class Trainer:
     ) -> tuple[StepResult, Future[_Prepared]]:
         """One step; meanwhile networks and images of the next one are prepared."""
         start = time.perf_counter()
-        drawn, position, images, labels = prepared.result()
+        drawn, position, *batch, counts = prepared.result()
         prepared = preparing.submit(self._prepare, self.step + 1, position)
-        images, labels = images_to_device(images, self.device), to_device(labels, self.device)
+        images = self._divide(images_to_device(batch[0], self.device), counts)
+        labels = self._divide(to_device(batch[1], self.device), counts)
         waited = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.progress)
@@ -257,7 +263,6 @@ class Trainer:
             grad_clip=self.config.grad_clip,
             network_clip=self.config.network_clip,
             normalise_networks=self.config.normalise_networks,
-            image_counts=image_counts(self.config, drawn),
             autocast=torch.bfloat16 if self.config.precision == "bfloat16" else None,
             workers=workers,
             accumulate=self.config.accumulate,
@@ -277,8 +282,25 @@ class Trainer:
     def _prepare(self, step: int, position: int) -> _Prepared:
         """Networks and images of a step, and the position of the networks after it."""
         drawn, after = self.networks.draw(position)
+        # Workers take the networks in this order, and the longest last would keep one waiting.
+        drawn.sort(key=lambda network: network.work, reverse=True)
+        counts = image_counts(self.config, drawn)
         crop = self._progress_at(step) < self.config.crop_share
-        return _Prepared(drawn, after, *self.images.batch(step, crop))
+        if not self.config.own_images or not drawn:
+            return _Prepared(drawn, after, *self.images.batch(step, crop), counts)
+        first = step * self.networks.networks_per_step
+        batches = [
+            self.images.batch(first + network.place, crop, count)
+            for network, count in zip(drawn, counts, strict=True)
+        ]
+        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        return _Prepared(drawn, after, images, labels, counts)
+
+    def _divide(self, tensor: Tensor, counts: list[int]) -> list[Tensor]:
+        """What each network gets of the images or labels."""
+        if self.config.own_images and counts:
+            return list(tensor.split(counts))
+        return [tensor[:count] for count in counts]
 
     def validate(self) -> EvaluationResult:
         """Evaluates the averaged weights on networks of the val split, which are never trained on.
@@ -354,7 +376,7 @@ class Trainer:
 
     def _report(self, meter: Meter) -> dict[str, Any]:
         return {
-            **meter.report(self.config.image_batch),
+            **meter.report(),
             "lr": self.optimizer.param_groups[0]["lr"],
             "minutes": round((time.perf_counter() - self._started) / 60, 3),
             "networks": self.step * self.networks.networks_per_step,

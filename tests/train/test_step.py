@@ -220,19 +220,20 @@ def test_normalised_networks_count_alike(
     torch.testing.assert_close(together, whole, rtol=1e-3, atol=1e-6)
 
 
-def test_networks_get_their_number_of_images(
-    networks: list[Drawn], batch: tuple[Tensor, Tensor]
-) -> None:
+def test_networks_get_their_own_images(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
     models, graphs = parts(networks)
     images, labels = batch
     ghn = make_ghn()
-    result = train_step(ghn, models, graphs, images, labels, sgd(ghn), image_counts=[8, 5, 6])
-    for position, count in enumerate([8, 5, 6]):
+    chosen = [slice(0, 8), slice(3, 8), slice(1, 7)]
+    x, y = [images[part] for part in chosen], [labels[part] for part in chosen]
+    result = train_step(ghn, models, graphs, x, y, sgd(ghn))
+    assert result.images == 8 + 5 + 6
+    for position in range(3):
         ghn = make_ghn()
-        alone = train_step(
-            ghn, *parts([networks[position]]), images[:count], labels[:count], sgd(ghn)
-        )
+        alone = train_step(ghn, *parts([networks[position]]), x[position], y[position], sgd(ghn))
         assert result.losses[position] == pytest.approx(alone.losses[0], rel=1e-5)
+    with pytest.raises(ValueError, match="2 batches of images or labels for 3 networks"):
+        train_step(ghn, models, graphs, x[:2], y, sgd(ghn))
 
 
 def test_it_learns(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
