@@ -26,8 +26,8 @@ def test_predicting() -> None:
 
 
 def test_a_loop_of_ones_own(generator: torch.Generator, capsys: pytest.CaptureFixture[str]) -> None:
-    images = torch.randn(1, 2, 3, 32, 32, generator=generator)
-    labels = torch.randint(0, 10, (1, 2), generator=generator)
+    images = torch.randn(1, 16, 3, 32, 32, generator=generator)
+    labels = torch.randint(0, 10, (1, 16), generator=generator)
     names: dict[str, Any] = {"loader": list(zip(images, labels, strict=True))}
     exec(block("train_step("), names)
     assert names["result"].updated
