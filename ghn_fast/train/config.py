@@ -104,7 +104,7 @@ class TrainConfig:
         image_batch: images for a network.
         own_images: every network of a step gets other images, and not all the same ones as in the
             paper. Where the noise of the gradient comes from the images, as it does once the loss
-            has fallen for a while, it halves the variance for nothing (docs/training.md).
+            has fallen for a while, this halves the variance of 4 networks (docs/training.md).
         crop_share: of the run, in which images are cropped at random. After it they are whole, as
             in evaluation, and only mirrored: crops of the padded images that CIFAR-10 is trained
             with have borders that no test image has.

@@ -148,9 +148,9 @@ def image_counts(config: TrainConfig, networks: Sequence[Drawn]) -> list[int]:
     """How many of a step's images each network gets (:attr:`TrainConfig.network_work`)."""
     if config.network_work is None:
         return [config.image_batch] * len(networks)
-    groups = [int(config.network_work / network.work) // IMAGE_GROUP for network in networks]
-    counts = [groups_of_one * IMAGE_GROUP for groups_of_one in groups]
-    return [min(config.image_batch, max(config.min_images, count)) for count in counts]
+    affordable = [int(config.network_work / network.work) for network in networks]
+    whole_groups = [count - count % IMAGE_GROUP for count in affordable]
+    return [min(config.image_batch, max(config.min_images, count)) for count in whole_groups]
 
 
 def training_args(

@@ -76,6 +76,7 @@ def test_without_crops_images_are_only_mirrored(generator: torch.Generator) -> N
 
 def test_an_epoch_takes_every_image_once() -> None:
     stream = ImageStream(numbered_images(20), batch_size=5, seed=3)
+    assert torch.equal(stream.batch(1, count=3)[1], stream[1][1][:3])
     epochs = [[stream[4 * epoch + batch][1] for batch in range(4)] for epoch in range(2)]
     orders = [torch.cat(epoch).tolist() for epoch in epochs]
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(20))
