@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import signal
 import time
 import warnings
@@ -58,15 +59,14 @@ meta-batch, accumulation and processes only the product does."""
 class _Prepared(NamedTuple):
     """What a step needs: its networks, the position after them, and the images.
 
-    ``counts`` is how many images each network gets: the next ones where they have their own, the
-    first ones where all have the same.
+    ``parts`` is which of the images each network gets.
     """
 
     networks: list[Drawn]
     position: int
     images: Tensor
     labels: Tensor
-    counts: list[int]
+    parts: list[slice]
 
 
 class Trainer:
@@ -244,10 +244,9 @@ class Trainer:
     ) -> tuple[StepResult, Future[_Prepared]]:
         """One step; meanwhile networks and images of the next one are prepared."""
         start = time.perf_counter()
-        drawn, position, *batch, counts = prepared.result()
+        drawn, position, images, labels, parts = prepared.result()
         prepared = preparing.submit(self._prepare, self.step + 1, position)
-        images = self._divide(images_to_device(batch[0], self.device), counts)
-        labels = self._divide(to_device(batch[1], self.device), counts)
+        images, labels = images_to_device(images, self.device), to_device(labels, self.device)
         waited = time.perf_counter()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.progress)
@@ -255,8 +254,8 @@ class Trainer:
             self.ghn,
             [network.model for network in drawn],
             GraphBatch([network.graph for network in drawn]),
-            images,
-            labels,
+            [images[part] for part in parts],
+            [labels[part] for part in parts],
             self.optimizer,
             label_smoothing=self.config.label_smoothing,
             predicted_decay=self.config.predicted_decay,
@@ -282,25 +281,22 @@ class Trainer:
     def _prepare(self, step: int, position: int) -> _Prepared:
         """Networks and images of a step, and the position of the networks after it."""
         drawn, after = self.networks.draw(position)
+        pairs = list(zip(drawn, image_counts(self.config, drawn), strict=True))
         # Workers take the networks in this order, and the longest last would keep one waiting.
-        drawn.sort(key=lambda network: network.work, reverse=True)
-        counts = image_counts(self.config, drawn)
+        pairs.sort(key=lambda pair: pair[0].work * pair[1], reverse=True)
+        drawn = [network for network, _ in pairs]
         crop = self._progress_at(step) < self.config.crop_share
         if not self.config.own_images or not drawn:
-            return _Prepared(drawn, after, *self.images.batch(step, crop), counts)
+            parts = [slice(count) for _, count in pairs]
+            return _Prepared(drawn, after, *self.images.batch(step, crop), parts)
         first = step * self.networks.networks_per_step
         batches = [
-            self.images.batch(first + network.place, crop, count)
-            for network, count in zip(drawn, counts, strict=True)
+            self.images.batch(first + network.place, crop, count) for network, count in pairs
         ]
-        images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        return _Prepared(drawn, after, images, labels, counts)
-
-    def _divide(self, tensor: Tensor, counts: list[int]) -> list[Tensor]:
-        """What each network gets of the images or labels."""
-        if self.config.own_images and counts:
-            return list(tensor.split(counts))
-        return [tensor[:count] for count in counts]
+        images, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+        ends = itertools.accumulate(count for _, count in pairs)
+        parts = [slice(end - count, end) for (_, count), end in zip(pairs, ends, strict=True)]
+        return _Prepared(drawn, after, images, labels, parts)
 
     def validate(self) -> EvaluationResult:
         """Evaluates the averaged weights on networks of the val split, which are never trained on.

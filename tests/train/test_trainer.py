@@ -158,10 +158,9 @@ def test_images_are_whole_after_the_share_with_crops(
 def test_networks_have_their_own_images_if_wanted(tmp_path: Path, own_images: bool) -> None:
     config = replace(TINY, meta_batch=3, num_networks=None, own_images=own_images)
     trainer = make_trainer(tmp_path, config)
-    first, second = (trainer._prepare(step, position=0) for step in (0, 1))
-    labels = [trainer._divide(prepared.labels, prepared.counts) for prepared in (first, second)]
-    images = [trainer._divide(prepared.images, prepared.counts) for prepared in (first, second)]
-    assert [len(part) for step in labels for part in step] == [8] * 6
+    steps = [trainer._prepare(step, position=0) for step in (0, 1)]
+    images = [[step.images[part] for part in step.parts] for step in steps]
+    assert [len(step.labels[part]) for step in steps for part in step.parts] == [8] * 6
     # The 64 images come in the order of the stream, each once in an epoch.
     different = {image.sum().item() for step in images for part in step for image in part}
     assert len(different) == (48 if own_images else 16)
