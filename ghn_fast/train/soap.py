@@ -133,10 +133,18 @@ def _measure(state: dict[str, Any], gradient: Tensor, beta: float) -> None:
 
 
 def _turn_bases(state: dict[str, Any]) -> None:
-    """One step of orthogonal iteration towards the eigenvectors."""
+    """One step of orthogonal iteration towards the eigenvectors, those of large values first.
+
+    Multiplied by the moment, a vector of a small value is mostly rounding errors along those of
+    large ones. Behind them it is freed of these; before them it would take their place, with a
+    second moment far too small for it. Second moments move with their vectors.
+    """
     for side in _sides(state):
-        turned = state[f"{side}_moment"] @ state[f"{side}_basis"]
-        state[f"{side}_basis"] = torch.linalg.qr(turned).Q
+        basis = state[f"{side}_basis"]
+        turned = state[f"{side}_moment"] @ basis
+        order = (basis * turned).sum(dim=0).argsort(descending=True, stable=True)
+        state["square"] = state["square"].index_select(0 if side == "rows" else 1, order)
+        state[f"{side}_basis"] = torch.linalg.qr(turned[:, order]).Q
 
 
 def _rotate(matrix: Tensor, state: dict[str, Any]) -> Tensor:

@@ -56,6 +56,23 @@ def test_bases_stay_orthogonal_and_long_sides_have_none() -> None:
     torch.testing.assert_close(basis @ basis.T, torch.eye(6))
 
 
+def test_turning_the_bases_keeps_updates_short() -> None:
+    """Gradients that nearly all lie in a few directions, as those of a decoder."""
+    generator = torch.Generator().manual_seed(0)
+    spectrum = 10.0 ** -torch.linspace(0, 6, 64)
+    left, right = (torch.linalg.qr(torch.randn(64, 64, generator=generator)).Q for _ in range(2))
+    weight = nn.Parameter(torch.zeros(64, 64))
+    optimizer = SOAP([weight], lr=1.0, weight_decay=0.0, basis_every=5)
+    lengths = []
+    for _ in range(40):
+        noise = torch.randn(64, 64, generator=generator)
+        weight.grad = left @ (spectrum[:, None] * noise * spectrum) @ right.T
+        before = weight.detach().clone()
+        optimizer.step()
+        lengths.append((weight.detach() - before).norm().item())
+    assert max(lengths[2:]) < 2 * max(lengths[2:6])
+
+
 def test_goes_on_from_its_state() -> None:
     def steps(optimizer: SOAP, weight: nn.Parameter, numbers: range) -> None:
         for number in numbers:
