@@ -26,7 +26,8 @@ def refine_(
     """Adds noise to a model's weights and makes them orthogonal, in place, as GHN-orth does.
 
     All weights of two or more dimensions but the last, the classification layer's, count: of
-    linear layers, convolutions and embeddings, in the order of ``model.modules()``. First come
+    linear layers, convolutions and embeddings, in the order of ``model.modules()``, a weight that
+    several modules share once, as the last if one of them is. First come
     the noise, then the nearest rows or columns in the sense of a QR decomposition, with signs that
     keep their directions. What the noise is scaled by is the deviation of the correlations
     between a weight's rows: where rows repeat each other it is large.
@@ -48,7 +49,7 @@ def refine_(
         The same model.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative number, or a weight that is computed from other parameters.
     """
     if noise < 0 or first_layer < 0 or min_channels < 0:
         raise ValueError("noise, first_layer and min_channels must not be negative")
@@ -78,8 +79,20 @@ def orthogonal(weight: Tensor) -> Tensor:
 
 
 def _weights(model: nn.Module) -> list[Tensor]:
-    weights = [getattr(module, "weight", None) for module in model.modules()]
-    return [weight.data for weight in weights if isinstance(weight, Tensor) and weight.dim() >= 2]
+    found: dict[int, Tensor] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() < 2 or "weight" in module._buffers:
+            continue
+        if "weight" not in module._parameters:
+            raise ValueError(
+                f"{name}.weight is computed from other parameters (weight or spectral "
+                "normalisation, for example); refine the model before it is parametrised so"
+            )
+        # A shared weight takes the place of its last use: a tied one is the classifier's.
+        found.pop(id(weight), None)
+        found[id(weight)] = weight.data
+    return list(found.values())
 
 
 def _add_noise(

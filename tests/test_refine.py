@@ -70,3 +70,20 @@ def test_only_what_was_tiled_gets_noise() -> None:
 def test_negative_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         ghn_fast.refine_(make_model(), noise=-1.0)
+
+
+def test_tied_weight_of_the_classifier_is_left_alone() -> None:
+    model = nn.Sequential(nn.Embedding(12, 4), nn.Linear(4, 4), nn.Linear(4, 12, bias=False))
+    model[2].weight = model[0].weight
+    before = model[0].weight.detach().clone()
+    ghn_fast.refine_(model)
+    assert torch.equal(model[0].weight, before)
+    product = model[1].weight.detach() @ model[1].weight.detach().T
+    torch.testing.assert_close(product, torch.eye(4), rtol=0, atol=1e-5)
+
+
+def test_computed_weights_are_refused() -> None:
+    model = make_model()
+    nn.utils.parametrizations.weight_norm(model[2])
+    with pytest.raises(ValueError, match=r"2\.weight is computed from other parameters"):
+        ghn_fast.refine_(model)
