@@ -77,7 +77,7 @@ def binary_result(
 
 
 def _run_binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs, number: int) -> Any:
-    result = func(*args, **kwargs) if rec.known(args, kwargs) else rec.run(func, args, kwargs)
+    result = rec.perform(func, args, kwargs)
     if _in_place(func):
         rec.mutate(args[0], number)
         return args[0]

@@ -10,7 +10,19 @@ from torch import Tensor, nn
 
 DEFAULT_SIZE = 224
 _SEQUENCE_LENGTH = 16
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _FIRST_LAYERS = (nn.Embedding, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """What ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` wrapped."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, _PARALLEL):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def guess_inputs(
@@ -28,6 +40,7 @@ def guess_inputs(
         batch: the number of images or sequences.
         device: where to make them; by default where the model is.
     """
+    model = unwrapped(model)
     if device is None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import is_
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import nn
 Container = dict[Any, Any] | list[Any] | set[Any]
 Attributes = dict[str, Any]
 
+_LEVELS = 3
 _PLAIN = frozenset((bool, int, float, str, tuple, type(None), nn.Parameter, torch.Tensor))
 """What most attributes are: a look at the class tells that they are no containers."""
 
@@ -29,12 +31,14 @@ def preserved(
     Args:
         model: the model.
         modules: its modules. What they refer to (mode, hooks, registered tensors, caches in
-            lists and dicts) is kept, not copied.
-        buffers: also keep the values of buffers, for when the model really runs.
+            lists, dicts and objects of their own, three levels deep) is kept, not copied.
+        buffers: also keep the values of buffers, and of tensors that are plain attributes, for
+            when the model really runs.
     """
     attributes = [(m.__dict__, m.__dict__.copy()) for m in modules]
-    empty, filled = _containers([saved for _, saved in attributes])
-    values = [(b, b.detach().clone()) for b in model.buffers()] if buffers else []
+    empty, filled, objects = _containers([saved for _, saved in attributes])
+    values = _tensor_values(model, attributes) if buffers else []
+    attributes += objects
     generators = _generator_states(model)
     try:
         yield
@@ -65,15 +69,55 @@ def uncollected() -> Iterator[None]:
 
 def _containers(
     attributes: Iterable[Attributes],
-) -> tuple[list[Container], list[tuple[Container, Container]]]:
-    """The empty containers among attributes, and each other one with a copy of it."""
-    found = [
-        value
-        for saved in attributes
-        for value in saved.values()
-        if value.__class__ not in _PLAIN and isinstance(value, (dict, list, set))
-    ]
-    return [c for c in found if not c], [(c, c.copy()) for c in found if c]
+) -> tuple[list[Container], list[tuple[Container, Container]], list[tuple[Attributes, Attributes]]]:
+    """What attributes hold that can change.
+
+    Returns:
+        The empty containers, each other one with a copy of it, and the attributes of objects with
+        a copy of them.
+    """
+    empty: list[Container] = []
+    filled: list[tuple[Container, Container]] = []
+    objects: list[tuple[Attributes, Attributes]] = []
+    seen: set[int] = set()
+    level: list[Any] = [value for saved in attributes for value in saved.values()]
+    for _ in range(_LEVELS):
+        below: list[Any] = []
+        for value in level:
+            if value.__class__ in _PLAIN or id(value) in seen:
+                continue
+            if isinstance(value, (dict, list, set)):
+                seen.add(id(value))
+                if not value:
+                    empty.append(value)
+                    continue
+                filled.append((value, value.copy()))
+                below += value.values() if isinstance(value, dict) else value
+            elif _is_plain_object(value):
+                seen.add(id(value))
+                objects.append((value.__dict__, value.__dict__.copy()))
+                below += value.__dict__.values()
+        level = below
+    return empty, filled, objects
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether it keeps its state in attributes, such as a cache of keys and values."""
+    if isinstance(value, (nn.Module, torch.Tensor, type, ModuleType)):
+        return False
+    return isinstance(getattr(value, "__dict__", None), dict) and not callable(value)
+
+
+def _tensor_values(
+    model: nn.Module, attributes: Iterable[tuple[Attributes, Attributes]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The tensors that are not parameters, with a copy of each."""
+    found = {id(buffer): buffer for buffer in model.buffers()}
+    for _, saved in attributes:
+        for value in saved.values():
+            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+                found[id(value)] = value
+    return [(tensor, tensor.detach().clone()) for tensor in found.values()]
 
 
 def _restore_attributes(attributes: Iterable[tuple[Attributes, Attributes]]) -> None:

@@ -364,13 +364,24 @@ class Recorder(TorchFunctionMode):
         if not parents:
             return self._constant(func, args, kwargs, mutated)
         known = self.known(args, kwargs)
-        result = func(*args, **kwargs) if known else self.run(func, args, kwargs)
+        result = self.perform(func, args, kwargs)
         number = self.merge(parents)
         if mutated is not None and known:
             self.tag(mutated, number)
         elif mutated is not None:
             self.mutate(mutated, number)
         return self.tag(result, number)
+
+    def perform(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs an operation on values where all are known, but not on the model's own tensors."""
+        if not self.known(args, kwargs):
+            return self.run(func, args, kwargs)
+        mutated = _mutated(func, args, kwargs)
+        if mutated is not None and self._belongs_to_model(mutated):
+            return mutated
+        return func(*args, **kwargs)
 
     def known(self, *values: Any) -> bool:
         """Whether an operation on these is done on values: none of them is only a shape.

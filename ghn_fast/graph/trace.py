@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from ghn_fast.graph.autograd_walk import differentiable, read_backward
 from ghn_fast.graph.contract import contract
 from ghn_fast.graph.graph import Node
-from ghn_fast.graph.inputs import guess_inputs
+from ghn_fast.graph.inputs import guess_inputs, unwrapped
 from ghn_fast.graph.layers import is_norm, is_position_table, layer_record, norm_record
 from ghn_fast.graph.preserve import preserved, uncollected
 from ghn_fast.graph.recorder import Hidden, Kind, NeedsValues, Parameter, Recorder
@@ -68,7 +68,8 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
     Raises:
         TraceError: the model has no parameters, is not built yet, or could not be run.
     """
-    with uncollected():
+    # A view made in inference mode does not know what it is a view of.
+    with uncollected(), torch.inference_mode(False):
         modules = list(model.named_modules())
         _check_parameters(model, modules)
         call = _Call(model, modules, *_arguments(model, example_inputs))
@@ -228,7 +229,7 @@ def _walk(call: _Call, training: bool) -> Trace:
         recorder = Recorder(modules, function_rules(), execute=True)
         inputs = _enter(recorder, (call.args, call.kwargs))
         stack.enter_context(differentiable(recorder, _tensors_of(inputs)))
-        output = _callable(model)(*inputs[0], **inputs[1])
+        output = unwrapped(model)(*inputs[0], **inputs[1])
         outputs = read_backward(recorder, _tensors_of(output))
     return _assemble(recorder, outputs)
 
@@ -254,7 +255,7 @@ def _outputs(
     """Runs the model and returns the records of what it returned."""
     try:
         with recorder:
-            output = _callable(model)(*args, **kwargs)
+            output = unwrapped(model)(*args, **kwargs)
     except NeedsValues:
         # What is left, such as pasting predicted masks into an image, has no parameters.
         if not recorder.all_used():
@@ -273,11 +274,6 @@ def _eager() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-def _callable(model: nn.Module) -> nn.Module:
-    """What ``torch.compile`` wrapped."""
-    return getattr(model, "_orig_mod", model)
 
 
 def _enter(recorder: Recorder, value: Any) -> Any:

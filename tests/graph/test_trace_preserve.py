@@ -193,3 +193,89 @@ def test_small_constants_keep_their_values() -> None:
             return self.layer(x) if sizes.sum() + torch.zeros_like(x).sum() > 0 else x
 
     assert len(trace(Masked(), torch.zeros(2, 4)).nodes) == 3
+
+
+class Statistics:
+    def __init__(self) -> None:
+        self.last: Tensor | None = None
+
+
+class Counting(nn.Module):
+    """Counts token ids, whose values are known, in tensors of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(8, 4)
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("usage", torch.zeros(8))
+        self.register_buffer("latest", torch.zeros(2, 3, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.total = torch.zeros((), dtype=torch.int64)
+        self.cache: dict[str, list[Tensor]] = {"ids": []}
+        self.statistics = Statistics()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.usage.index_add_(0, ids.flatten(), torch.ones(ids.numel()))
+        self.latest.copy_(ids)
+        self.seen += ids.sum()
+        torch.add(self.total, ids.max(), out=self.total)
+        x = self.embedding(ids).mean(1)
+        self.cache["ids"].append(x)
+        self.statistics.last = x
+        return self.head(sum(self.cache["ids"]))
+
+
+def test_integer_inputs_change_nothing_of_the_model() -> None:
+    model = Counting()
+    graph = trace(model, torch.ones(2, 3, dtype=torch.int64))
+    assert {node.parameter for node in graph.nodes} >= {"embedding.weight", "head.weight"}
+    assert not any(value.any() for value in (*model.buffers(), model.total))
+    assert model.cache == {"ids": []}
+    assert model.statistics.last is None
+    assert model(torch.ones(2, 3, dtype=torch.int64)).shape == (2, 2)
+
+
+class Smoothed(nn.Module):
+    """Its course depends on values, and it has a tensor that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(3, 2), nn.Linear(2, 2)
+        self.state = torch.zeros(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        self.state.mul_(0.9).add_(y.detach()[0] + 1)
+        logits: Tensor = self.head(y if y.sum() > 1e9 else 2 * y)
+        return logits
+
+
+def test_tensors_that_are_attributes_keep_their_values_in_a_real_run() -> None:
+    model = Smoothed()
+    trace(model, torch.zeros(1, 3))
+    assert torch.equal(model.state, torch.zeros(2))
+
+
+class Assembling(nn.Module):
+    """Writes into parts of a tensor through views of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.new_zeros(len(x), 8)
+        y[:, :4].add_(self.one(x))
+        y[:, 4:].copy_(self.two(x))
+        return self.head(y)
+
+
+def test_inference_mode_makes_no_difference() -> None:
+    model = Assembling()
+    expected = trace(model, torch.zeros(1, 3))
+    with torch.inference_mode():
+        found = trace(model, torch.zeros(1, 3))
+    assert expected.unused == {}
+    assert found.nodes == expected.nodes
+    assert (found.edges == expected.edges).all()
+    assert found.unused == {}
