@@ -81,7 +81,9 @@ def predict(
     """Predicts all parameters of a model, in place, in one forward pass of a GHN.
 
     Nothing but parameters changes. Batch-norm statistics are not parameters: evaluate the model
-    with batch statistics, or calibrate them (see :mod:`ghn_fast.evaluation`).
+    with batch statistics, or calibrate them (see :mod:`ghn_fast.evaluation`). Neither are the
+    vectors by which spectral normalisation estimates a weight's norm: run the model in training
+    mode a few times before it is evaluated.
 
     Args:
         model: any module that can be called; its parameters keep their device and dtype.
@@ -98,8 +100,9 @@ def predict(
         The model, or the model and the report.
 
     Raises:
-        ValueError: a model without parameters, on the meta device, or not yet initialised; a graph
-            of another network.
+        ValueError: a model without parameters, or with some that cannot be written to: on the meta
+            device, not yet initialised, sharded, quantised; a graph of another network. Nothing has
+            been written then.
         ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         ghn_fast.checkpoint.CheckpointError: the GHN could not be loaded.
     """
@@ -132,19 +135,44 @@ def _check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) 
             )
         if parameter.is_meta:
             raise ValueError(
-                f"parameter {name!r} is on the meta device and has no memory to write to: "
-                "materialise the model first, for example with model.to_empty(device='cpu')"
+                f"parameter {name!r} is on the meta device and has no memory to write to: build "
+                "the model on a real device (to_empty() would leave constants and buffers unset)"
             )
         if not (parameter.is_floating_point() or parameter.is_complex()):
             raise ValueError(
                 f"parameter {name!r} is {parameter.dtype}; only floating-point parameters can be "
                 "predicted: predict before quantising the model"
             )
+        if parameter.numel() > 0 and parameter.data_ptr() == 0:
+            raise ValueError(
+                f"parameter {name!r} ({type(parameter.data).__name__}) has no memory of its own to "
+                "write to: predict before sharding or quantising the model"
+            )
+        if parameter.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"parameter {name!r} was made in inference mode and cannot be written outside it: "
+                "build the model outside torch.inference_mode(), or predict inside"
+            )
+
+
+def _load(name: str) -> GHN:
+    """Loaded once: a GHN in evaluation mode is never changed by predicting with it.
+
+    A file that was written anew is loaded anew.
+    """
+    from ghn_fast.checkpoint.files import checkpoint_file
+    from ghn_fast.checkpoint.hub import shipped
+
+    path = Path(name).expanduser()
+    if not path.exists() or name in shipped():
+        return _loaded(name, None)
+    file = checkpoint_file(path).resolve()
+    status = file.stat()
+    return _loaded(str(file), (status.st_mtime_ns, status.st_size, status.st_ino))
 
 
 @lru_cache(maxsize=4)
-def _load(name: str) -> GHN:
-    """Loaded once: a GHN in evaluation mode is never changed by predicting with it."""
+def _loaded(name: str, version: tuple[int, ...] | None) -> GHN:
     from ghn_fast.checkpoint import from_pretrained
 
     return from_pretrained(name)

@@ -728,7 +728,7 @@ def warps_of(block: int) -> int:
 def _offsets(num_nodes: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where nodes and matrices begin, in one copy that the host does not wait for."""
     count = len(num_nodes)
-    both = torch.zeros(2, count + 1, dtype=torch.int64)
+    both = torch.zeros(2, count + 1, dtype=torch.int64, device="cpu")
     torch.cumsum(num_nodes, 0, out=both[0, 1:])
     torch.cumsum(num_nodes.square(), 0, out=both[1, 1:])
     both = to_device(both, device)

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ghn_fast
+from ghn_fast.checkpoint import save
 from ghn_fast.ghn import GHN, ghn2
 from tests.graphs import SmallClassifier
 
@@ -143,3 +146,128 @@ def test_not_a_module(ghn: GHN) -> None:
 def test_unknown_ghn() -> None:
     with pytest.raises(ValueError, match="ghn2-cifar11"):
         ghn_fast.predict(SmallClassifier(), "ghn2-cifar11")
+
+
+def classifier() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("kind", ["fake", "freed"])
+def test_parameters_without_memory_of_their_own(ghn: GHN, kind: str) -> None:
+    model = classifier()
+    if kind == "fake":
+        with FakeTensorMode():
+            model[4] = nn.Linear(8, 10)
+    else:
+        model[4].weight.untyped_storage().resize_(0)
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"'4\.weight' .*has no memory .*before sharding"):
+        ghn_fast.predict(model, ghn, IMAGES)
+    assert torch.equal(model[0].weight, before)
+
+
+def test_inference_tensors_are_written_in_inference_mode_only(ghn: GHN) -> None:
+    with torch.inference_mode():
+        model = classifier()
+    with pytest.raises(ValueError, match=r"'0\.weight' was made in inference mode"):
+        ghn_fast.predict(model, ghn, IMAGES)
+    with torch.inference_mode():
+        _, report = ghn_fast.predict(model, ghn, IMAGES, return_report=True)
+    assert report.unpredicted == {}
+
+
+def test_default_device_makes_no_difference(tmp_path: Path) -> None:
+    """The meta device stands for a GPU: what is made there by mistake has no memory here."""
+    torch.manual_seed(0)
+    save(ghn2(), tmp_path / "ghn.safetensors")
+    one, two = TokenClassifier(), TokenClassifier()
+    ghn_fast.predict(one, tmp_path / "ghn.safetensors", IMAGES)
+    with torch.device("meta"):
+        ghn = ghn_fast.from_pretrained(tmp_path / "ghn.safetensors")
+        ghn_fast.predict(two, ghn, IMAGES)
+    for (name, expected), found in zip(one.named_parameters(), two.parameters(), strict=True):
+        assert torch.equal(found, expected), name
+
+
+class TokenClassifier(nn.Module):
+    """With parameters that are drawn, not decoded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.norm = nn.LayerNorm(8)
+        self.recurrent = nn.GRU(8, 8, batch_first=True)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)
+        x = torch.cat((self.token.expand(len(x), -1, -1), x), dim=1)
+        logits: torch.Tensor = self.fc(self.recurrent(self.norm(x))[0][:, 0])
+        return logits
+
+
+def test_a_file_that_was_replaced_is_loaded_anew(tmp_path: Path) -> None:
+    path = tmp_path / "ghn.safetensors"
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save(ghn2(), path)
+        results.append(ghn_fast.predict(classifier(), path, IMAGES)[0].weight.detach())
+        again = ghn_fast.predict(classifier(), path, IMAGES)[0].weight.detach()
+        assert torch.equal(again, results[-1])
+    assert not torch.equal(*results)
+
+
+def test_graph_of_another_network(ghn: GHN) -> None:
+    with_bias, without = classifier(), classifier()
+    with_bias[2] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.GroupNorm(2, 8))
+    without[2] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.GroupNorm(2, 8))
+    without[2][1].bias = None
+    before = without[0].weight.detach().clone()
+    graph = ghn_fast.Graph.from_model(with_bias, IMAGES)
+    with pytest.raises(ValueError, match=r"parameter '2\.1\.bias', which the model has not"):
+        ghn_fast.predict(without, ghn, graph=graph)
+    assert torch.equal(without[0].weight, before)
+
+
+class VectorClassifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 3)
+        self.weight = nn.Parameter(torch.randn(10))
+        self.bias = nn.Parameter(torch.randn(10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).mean((2, 3))
+        return nn.functional.linear(x, self.weight.view(10, 1), self.bias)
+
+
+def test_classifier_whose_weight_is_a_vector(ghn: GHN) -> None:
+    _, report = ghn_fast.predict(VectorClassifier(), ghn, IMAGES, return_report=True)
+    assert report.unpredicted == {}
+    assert report.rules["weight"] == "bias"
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrapped_models_are_called_as_what_they_wrap(
+    ghn: GHN, wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    class Inception3(nn.Module):
+        """Named as torchvision's, whose input has 299 pixels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten())
+            self.fc = nn.Linear(4 * 149 * 149, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.fc(self.layers(x))
+            return logits
+
+    _, report = ghn_fast.predict(wrap(Inception3()), ghn, return_report=True)
+    assert len(report.predicted) == 4
+    assert report.unpredicted == {}

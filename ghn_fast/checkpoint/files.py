@@ -266,7 +266,8 @@ def _safetensors_state(path: Path) -> dict[str, Tensor]:
                 continue
             if entry["dtype"] not in _SAFETENSORS_TYPES:
                 raise CheckpointError(f"{path}: {name} is of type {entry['dtype']}")
-            tensor = torch.empty(entry["shape"], dtype=_SAFETENSORS_TYPES[entry["dtype"]])
+            dtype = _SAFETENSORS_TYPES[entry["dtype"]]
+            tensor = torch.empty(entry["shape"], dtype=dtype, device="cpu")
             file.seek(8 + size + entry["data_offsets"][0])
             if file.readinto(tensor.view(-1).view(torch.uint8).numpy().data) != tensor.nbytes:
                 raise CheckpointError(f"{path} is truncated")

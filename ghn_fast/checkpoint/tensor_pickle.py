@@ -290,7 +290,7 @@ def _read_storage(source: _Source) -> _Storage:
         raise CheckpointError("a storage disagrees with its header")
     if header.numel * header.dtype.itemsize != source.remaining:
         raise CheckpointError("a storage is longer or shorter than its header says")
-    data = torch.empty(header.numel, dtype=header.dtype)
+    data = torch.empty(header.numel, dtype=header.dtype, device="cpu")
     source.fill(data)
     return _Storage(data)
 

@@ -104,7 +104,9 @@ def make_block_table(plan: Plan, config: GHNConfig, interpolates: bool = False) 
             builder.direct.append(group)
         else:
             builder.add(group)
-    nodes = {source: torch.tensor(list(rows)) for source, rows in builder.nodes.items()}
+    nodes = {
+        source: torch.tensor(list(rows), device="cpu") for source, rows in builder.nodes.items()
+    }
     tiles = TileTable(builder.tiles)
     return BlockTable(nodes, list(builder.views), tiles, builder.targets, builder.direct)
 

@@ -212,7 +212,7 @@ class GHN(Pretrained, nn.Module):
     ) -> Iterator[tuple[Group, Tensor]]:
         slices: Slices = {}
         for group in groups:
-            nodes = to_device(torch.tensor(group.nodes), embeddings.device)
+            nodes = to_device(torch.tensor(group.nodes, device="cpu"), embeddings.device)
             x = embeddings[nodes]
             yield group, self.decode(x, group.rule, group.shape, slices, group.fan_in)
 

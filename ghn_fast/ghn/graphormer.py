@@ -172,7 +172,7 @@ class Padding:
     @classmethod
     def of(cls, batch: GraphBatch, device: torch.device) -> Padding:
         shape = (len(batch), int(batch.num_nodes.max()))
-        valid = torch.arange(shape[1]) < batch.num_nodes[:, None]
+        valid = torch.arange(shape[1], device="cpu") < batch.num_nodes[:, None]
         index = None if bool(valid.all()) else valid.flatten().nonzero().squeeze(1)
         placed = None if index is None else to_device(index, device)
         return cls(shape, placed, to_device(valid, device))

@@ -230,7 +230,7 @@ def class_rules(graph: Graph, config: GHNConfig) -> dict[int, str]:
     """
     last = graph.num_nodes - 1
     weight, bias = graph.nodes[last - 1], graph.nodes[last]
-    if weight.type != "conv" or bias.type != "bias" or not weight.shape:
+    if weight.type != "conv" or bias.type != "bias" or not weight.shape or len(weight.shape) < 2:
         return {}
     classes = weight.shape[0]
     if classes != (bias.shape or (0,))[0] or max(weight.shape[2:], default=1) > 1:

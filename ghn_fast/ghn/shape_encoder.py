@@ -122,10 +122,10 @@ class ShapeEncoder(nn.Module):
             (0, 0, 0, 0) if node.shape is None else shape_as_4d(node.shape, node.type)
             for node in nodes
         ]
-        sizes = torch.tensor(shapes, dtype=torch.int64)
+        sizes = torch.tensor(shapes, dtype=torch.int64, device="cpu")
         channels = self.channel_index[sizes[:, :2].clamp(max=len(self.channel_index) - 1)]
         spatial = self.spatial_index[sizes[:, 2:].clamp(max=len(self.spatial_index) - 1)]
-        without = torch.tensor([node.shape is None for node in nodes])
+        without = torch.tensor([node.shape is None for node in nodes], device="cpu")
         channels[without] = self.embed_channel.num_embeddings - 1
         spatial[without] = self.embed_spatial.num_embeddings - 1
         return torch.cat((channels, spatial), dim=1)

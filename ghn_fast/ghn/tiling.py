@@ -36,7 +36,7 @@ def position_rows(blocks: Tensor, rows: int) -> Tensor:
     if extra <= 0:
         return table
     generator = torch.Generator().manual_seed(0)
-    drawn = EXTRA_ROW_STD * torch.randn(extra, table.shape[3], generator=generator)
+    drawn = EXTRA_ROW_STD * torch.randn(extra, table.shape[3], generator=generator, device="cpu")
     return torch.cat((drawn.to(table).expand(*table.shape[:2], -1, -1), table), dim=2)
 
 

@@ -33,7 +33,7 @@ class GraphBatch:
         device = torch.device(device)
         self._set(
             tuple(graphs),
-            torch.tensor([graph.num_nodes for graph in graphs], dtype=torch.int64),
+            torch.tensor([graph.num_nodes for graph in graphs], dtype=torch.int64, device="cpu"),
             to_device(torch.cat([graph.node_types for graph in graphs]), device),
             torch.cat([matrix.flatten() for matrix in _distances(graphs, device)]),
         )
@@ -66,7 +66,7 @@ class GraphBatch:
     ) -> None:
         self.graphs: Sequence[Graph] = graphs
         self.num_nodes = num_nodes
-        self.offsets = torch.zeros(len(graphs) + 1, dtype=torch.int64)
+        self.offsets = torch.zeros(len(graphs) + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(num_nodes, dim=0, out=self.offsets[1:])
         self.node_types = node_types
         self.distances = distances

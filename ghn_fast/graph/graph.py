@@ -68,9 +68,12 @@ class Graph:
 
     def __post_init__(self) -> None:
         self.nodes = tuple(self.nodes)
-        edges = torch.as_tensor(self.edges, dtype=torch.int64).reshape(-1, 2)
+        given = self.edges
+        if not isinstance(given, Tensor):
+            given = torch.tensor(given, dtype=torch.int64, device="cpu")
+        edges = given.to(torch.int64).reshape(-1, 2)
         self.edges = edges if _ascending(edges) else torch.unique(edges, dim=0)
-        self.node_types = torch.tensor(_type_indices(self.nodes), dtype=torch.int64)
+        self.node_types = torch.tensor(_type_indices(self.nodes), dtype=torch.int64, device="cpu")
         check_edges(len(self.nodes), self.edges)
 
     @classmethod
@@ -90,7 +93,7 @@ class Graph:
         traced = trace(model, example_inputs)
         return cls(
             nodes=tuple(traced.nodes),
-            edges=torch.as_tensor(traced.edges, dtype=torch.int64),
+            edges=torch.from_numpy(traced.edges),
             unused=traced.unused,
             other=traced.other,
         )
@@ -117,6 +120,9 @@ class Graph:
         """:meth:`matched`, for a model's parameters by all of their names."""
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         nodes = tuple(_with_shape(node, shapes) for node in self.nodes)
+        for name in (*(node.bias for node in nodes), *self.other, *self.unused):
+            if name is not None and name not in shapes:
+                raise _foreign(name)
         return self if nodes == self.nodes else replace(self, nodes=nodes)
 
     def digest(self) -> str:
@@ -145,12 +151,16 @@ def _with_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:
     if node.parameter is None:
         return node
     if node.parameter not in shapes:
-        raise ValueError(
-            f"the graph has parameter {node.parameter!r}, which the model has not: "
-            "they are not of the same network"
-        )
+        raise _foreign(node.parameter)
     shape = shapes[node.parameter]
     return node if shape == node.shape else replace(node, shape=shape)
+
+
+def _foreign(name: str) -> ValueError:
+    return ValueError(
+        f"the graph has parameter {name!r}, which the model has not: "
+        "they are not of the same network"
+    )
 
 
 def _type_indices(nodes: Sequence[Node]) -> list[int]:

@@ -168,7 +168,8 @@ class _Layout:
     def inverse_distances(self, distances: Tensor, num_nodes: Tensor, dtype: torch.dtype) -> Tensor:
         """(B, width, width) of 1 / distance from row to column, 0 where there is none."""
         width = self.width
-        table = torch.cat([torch.zeros(1), 1 / torch.arange(1, 256, dtype=torch.float64)])
+        steps = torch.arange(1, 256, dtype=torch.float64, device="cpu")
+        table = torch.cat([steps.new_zeros(1), 1 / steps])
         table = table.to(dtype=dtype, device=distances.device)
         inverse = table.new_zeros(len(num_nodes), width, width)
         slots = self.slots.to(distances.device) % max(width, 1)

@@ -36,7 +36,7 @@ def shortest_paths(num_nodes: int, edges: Tensor, max_distance: int = MAX_DISTAN
     if not edges.is_cpu:
         return shortest_paths_batch([num_nodes], [edges], max_distance)[0]
     _check_size(num_nodes)
-    distances = torch.empty(num_nodes, num_nodes, dtype=torch.uint8)
+    distances = torch.empty(num_nodes, num_nodes, dtype=torch.uint8, device="cpu")
     _fill(distances, [num_nodes], [edges], max_distance)
     return distances
 
@@ -72,7 +72,7 @@ def shortest_paths_batch(
         return _on_device(num_nodes, edges, max_distance, device)
     for count in num_nodes:
         _check_size(count)
-    distances = torch.empty(sum(n * n for n in num_nodes), dtype=torch.uint8)
+    distances = torch.empty(sum(n * n for n in num_nodes), dtype=torch.uint8, device="cpu")
     _fill(distances, num_nodes, edges, max_distance)
     return _matrices(to_device(distances, device), num_nodes)
 
@@ -168,9 +168,9 @@ def device_dags(
         the CPU; on the edges' device where each node's successors begin (sum N + 1,), and these
         (sum E,), numbers within their graph.
     """
-    nodes = torch.tensor([0, *num_nodes])
+    nodes = torch.tensor([0, *num_nodes], device="cpu")
     node_offsets, matrix_offsets = nodes.cumsum(0), nodes.square().cumsum(0)
-    counts = torch.tensor([len(pairs) for pairs in edges])
+    counts = torch.tensor([len(pairs) for pairs in edges], device="cpu")
     pairs = torch.cat([pairs.reshape(-1, 2) for pairs in edges])
     shifts = to_device(node_offsets[:-1].repeat_interleave(counts), pairs.device)
     sources, order = (pairs[:, 0] + shifts).sort(stable=True)
