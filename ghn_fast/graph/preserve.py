@@ -17,6 +17,7 @@ from torch import nn
 Container = dict[Any, Any] | list[Any] | set[Any]
 Attributes = dict[str, Any]
 
+_CONTAINERS = (dict, list, set)
 _LEVELS = 3
 _PLAIN = frozenset((bool, int, float, str, tuple, type(None), nn.Parameter, torch.Tensor))
 """What most attributes are: a look at the class tells that they are no containers."""
@@ -78,32 +79,40 @@ def _containers(
     """
     empty: list[Container] = []
     filled: list[tuple[Container, Container]] = []
-    objects: list[tuple[Attributes, Attributes]] = []
-    seen: set[int] = set()
-    level: list[Any] = [value for saved in attributes for value in saved.values()]
+    objects: dict[int, tuple[Attributes, Attributes]] = {}
+    level = _that_may_change(saved.values() for saved in attributes)
     for _ in range(_LEVELS):
-        below: list[Any] = []
-        for value in level:
-            if value.__class__ in _PLAIN or id(value) in seen:
-                continue
-            if isinstance(value, (dict, list, set)):
-                seen.add(id(value))
-                if not value:
-                    empty.append(value)
-                    continue
-                filled.append((value, value.copy()))
-                below += value.values() if isinstance(value, dict) else value
-            elif _is_plain_object(value):
-                seen.add(id(value))
-                objects.append((value.__dict__, value.__dict__.copy()))
-                below += value.__dict__.values()
-        level = below
-    return empty, filled, objects
+        found = [value for value in level if isinstance(value, _CONTAINERS)]
+        empty += [container for container in found if not container]
+        copies = [(container, container.copy()) for container in found if container]
+        filled += copies
+        others = [value for value in level if not isinstance(value, _CONTAINERS)]
+        new = {
+            id(value): (value.__dict__, value.__dict__.copy())
+            for value in others
+            if id(value) not in objects and _is_plain_object(value)
+        }
+        objects |= new
+        level = _that_may_change(
+            content.values() if isinstance(content, dict) else content
+            for _, content in (*copies, *new.values())
+        )
+    return empty, filled, list(objects.values())
+
+
+def _that_may_change(groups: Iterable[Iterable[Any]]) -> list[Any]:
+    """The values that are neither plain nor modules, which are kept by themselves."""
+    return [
+        value
+        for group in groups
+        for value in group
+        if value.__class__ not in _PLAIN and not isinstance(value, nn.Module)
+    ]
 
 
 def _is_plain_object(value: Any) -> bool:
     """Whether it keeps its state in attributes, such as a cache of keys and values."""
-    if isinstance(value, (nn.Module, torch.Tensor, type, ModuleType)):
+    if isinstance(value, (torch.Tensor, type, ModuleType)):
         return False
     return isinstance(getattr(value, "__dict__", None), dict) and not callable(value)
 
