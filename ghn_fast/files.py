@@ -14,13 +14,15 @@ def write_text(path: Path, text: str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Appends a line to a text file: the whole line or, where that fails, nothing of it."""
-    with path.open("ab") as file:
+    # Unbuffered: a buffer would write the rest of a failed line when the file is closed.
+    with path.open("ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
+        rest = memoryview(line.encode() + b"\n")
         try:
-            file.write(line.encode() + b"\n")
-            file.flush()
+            while rest:
+                rest = rest[file.write(rest) or 0 :]
         except OSError:
-            os.truncate(path, before)
+            file.truncate(before)
             raise
 
 

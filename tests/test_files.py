@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ghn_fast.files import replace, write_text
+from ghn_fast.files import append_line, replace, write_text
 
 
 def test_the_content_is_replaced(tmp_path: Path) -> None:
@@ -38,3 +40,24 @@ def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
     replace(path, write_for_the_owner_alone)
     plain.touch()
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from ghn_fast.files import append_line
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+append_line(Path(sys.argv[1]), "too long for the disk")
+"""
+
+
+def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Files cannot grow beyond 10 bytes in the process."""
+    path = tmp_path / "log"
+    append_line(path, "first")
+    command = [sys.executable, "-c", FULL_DISK, str(path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "File too large" in done.stderr
+    append_line(path, "last")
+    assert path.read_text() == "first\nlast\n"

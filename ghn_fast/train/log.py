@@ -113,9 +113,23 @@ class RunLog:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a log; an incomplete last one, of a run that was killed, is left out."""
-    lines = Path(path).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a log; an incomplete last one, of a run that was killed, is left out.
+
+    Raises:
+        ValueError: a line is no JSON object; the message names the file and the line.
+    """
+    lines = Path(path).read_text().split("\n")[:-1]
+    return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        values = error
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is not a line of a log ({line[:40]!r}); remove it")
+    return values
 
 
 def _summary_writer(folder: Path, step: int) -> Any:
