@@ -134,13 +134,13 @@ def save(
             default. Loading gives float32.
 
     Raises:
-        ValueError: a reserved key in ``metadata``, or a value that ``dtype`` cannot hold.
+        ValueError: a reserved key in ``metadata``, a ``dtype`` that checkpoints do not have, or a
+            value that it cannot hold.
+        OSError: the file could not be written.
     """
-    from safetensors.torch import save_file
-
     state = {name: _packed(name, value, dtype) for name, value in ghn.state_dict().items()}
     header = _header(ghn.config, metadata or {})
-    replace(Path(path), lambda aside: save_file(state, aside, metadata=header))
+    replace(Path(path), lambda aside: _write_safetensors(aside, state, header))
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -162,6 +162,8 @@ def checkpoint_file(path: str | Path) -> Path:
 
 def _packed(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
     packed = value.detach().to("cpu", dtype or value.dtype).contiguous()
+    if packed.dtype not in _SAFETENSORS_TYPES.values():
+        raise ValueError(f"{name} would be of {packed.dtype}, which checkpoints do not have")
     if not packed.isfinite().all() and value.isfinite().all():
         raise ValueError(f"{name} has values that {packed.dtype} cannot hold")
     return packed
@@ -177,6 +179,30 @@ def _header(config: GHNConfig, metadata: Mapping[str, str]) -> dict[str, str]:
         _FORMAT_KEY: str(FORMAT_VERSION),
         _CONFIG_KEY: json.dumps(config.to_dict()),
     }
+
+
+def _write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """The tensors, by type and name, after a header whose length is a multiple of 8.
+
+    Not through the library: where it fails, it hides the system's error, and where the process is
+    killed, it leaves a file of a random name.
+    """
+    type_names = {dtype: name for name, dtype in _SAFETENSORS_TYPES.items()}
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    names = sorted(state, key=lambda name: (-state[name].element_size(), name))
+    start = 0
+    for name in names:
+        tensor = state[name]
+        end = start + tensor.nbytes
+        kind = type_names[tensor.dtype]
+        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for name in names:
+            file.write(state[name].view(-1).view(torch.uint8).numpy().data)
 
 
 # ---------------------------------------------------------------- reading

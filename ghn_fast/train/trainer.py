@@ -25,7 +25,7 @@ from ghn_fast.ghn import GHN, make_config, make_ghn
 from ghn_fast.graph import GraphBatch
 from ghn_fast.processes import Processes, choose_device
 from ghn_fast.train.config import ConfigError, TrainConfig
-from ghn_fast.train.log import Meter, RunLog
+from ghn_fast.train.log import LOG_FILE, Meter, RunLog
 from ghn_fast.train.networks import Drawn, NetworkStream, image_counts
 from ghn_fast.train.plot import has_matplotlib, plot_run
 from ghn_fast.train.schedule import learning_rate, update_average
@@ -167,7 +167,8 @@ class Trainer:
             stack.enter_context(_signals(self.stop))
             if is_first:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                remove_leftovers(self.folder / CHECKPOINT_FILE)
+                for name in (CHECKPOINT_FILE, EXPORT_FILE, CONFIG_FILE, LOG_FILE):
+                    remove_leftovers(self.folder / name)
                 self.config.save(self.folder / CONFIG_FILE)
             log = RunLog(self.folder, self.step, self.config.tensorboard, is_open=is_first)
             stack.enter_context(log)

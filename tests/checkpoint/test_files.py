@@ -4,6 +4,8 @@ import argparse
 import collections
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,42 @@ def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Monk
         save(small_ghn2(), path)
     assert list(tmp_path.iterdir()) == [path]
     assert_same(path, ghn)
+
+
+FULL_DISK = """
+import resource, signal, sys
+from ghn_fast.checkpoint import save
+from ghn_fast.ghn import ghn2
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save(ghn2(hid=8, max_shape=(8, 8, 3, 3)), sys.argv[1])
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """Files cannot grow beyond 20 kB in the process."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "x.safetensors")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[Errno 27] File too large\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16])
+def test_the_library_reads_it(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    ghn = small_ghn2()
+    save(ghn, tmp_path / "x.safetensors", dtype=dtype)
+    read = load_file(tmp_path / "x.safetensors")
+    assert set(read) == set(ghn.state_dict())
+    for name, value in ghn.state_dict().items():
+        assert torch.equal(read[name], value.to(dtype or value.dtype)), name
+
+
+def test_types_that_could_not_be_loaded_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"would be of torch\.int32, which checkpoints"):
+        save(small_ghn2(), tmp_path / "x.safetensors", dtype=torch.int32)
 
 
 def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:

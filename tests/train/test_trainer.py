@@ -202,7 +202,15 @@ def test_killed_and_resumed_it_is_the_same(
     assert trainer.step < 6
     trainer.fit()
     assert_same_run(uninterrupted, tmp_path)
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_killed_processes_left_is_removed(uninterrupted: Path) -> None:
+    names = ("checkpoint.pt", "ghn.safetensors", "config.json", "log.jsonl")
+    for name in names:
+        (uninterrupted / f".{name}.1234.tmp").touch()
+    make_trainer(uninterrupted).fit()
+    assert not list(uninterrupted.glob(".*"))
 
 
 def test_sigterm_ends_it_with_a_checkpoint(tmp_path: Path) -> None:
