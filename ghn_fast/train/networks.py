@@ -52,6 +52,7 @@ class NetworkStream:
         num_classes: outputs of the networks.
         is_imagenet_input: whether the networks are for large images.
         processes: that share each step's networks, balanced by their nodes.
+        image_size: height and width of the images; None for the usual 224 or 32.
     """
 
     def __init__(
@@ -60,11 +61,13 @@ class NetworkStream:
         num_classes: int,
         is_imagenet_input: bool = False,
         processes: Processes = ALONE,
+        image_size: int | None = None,
     ) -> None:
         self.config = config
         self.num_classes = num_classes
         self.is_imagenet_input = is_imagenet_input
         self.processes = processes
+        self.image_size = image_size or _usual_size(is_imagenet_input)
         self.networks_per_step = config.networks_per_step(processes.size)
         self._cache: dict[int, Drawn] = {}
         self._arguments: dict[int, dict[str, Any] | None] = {}
@@ -125,7 +128,9 @@ class NetworkStream:
     def _args(self, index: int) -> dict[str, Any] | None:
         if index in self._arguments:
             return self._arguments[index]
-        net_args = training_args(self.config, index, self.is_imagenet_input)
+        net_args = training_args(
+            self.config, index, self.num_classes, self.is_imagenet_input, self.image_size
+        )
         if len(self._arguments) < self.config.cached_networks:
             self._arguments[index] = net_args
         return net_args
@@ -137,8 +142,8 @@ class NetworkStream:
         assert net_args is not None
         model = build_ghost(net_args, self.num_classes, self.is_imagenet_input).eval()
         graph = graph_of(net_args, self.num_classes, self.is_imagenet_input, index)
-        size = LARGE_IMAGE_SIZE if self.is_imagenet_input else SMALL_IMAGE_SIZE
-        drawn = Drawn(model, graph, network_work(net_args, size))
+        work = _work(net_args, self.num_classes, self.is_imagenet_input, self.image_size)
+        drawn = Drawn(model, graph, work)
         if len(self._cache) < self.config.cached_networks:
             self._cache[index] = drawn
         return drawn
@@ -154,17 +159,29 @@ def image_counts(config: TrainConfig, networks: Sequence[Drawn]) -> list[int]:
 
 
 def training_args(
-    config: TrainConfig, index: int, is_imagenet_input: bool = False
+    config: TrainConfig,
+    index: int,
+    num_classes: int = 10,
+    is_imagenet_input: bool = False,
+    image_size: int | None = None,
 ) -> dict[str, Any] | None:
-    """The arguments of candidate ``index`` within the limits, or None."""
+    """The arguments of candidate ``index`` within the limits, or None.
+
+    The arguments are those of :class:`NetworkStream`.
+    """
+    size = image_size or _usual_size(is_imagenet_input)
     net_args = sample_net_args(SPLIT, config.seed, index, is_imagenet_input)
     if config.max_cells is not None and net_args["n_cells"] > config.max_cells:
         return None
     for width in _widths(config, index, net_args["C"]):
         net_args["C"] = width
-        if _is_affordable(config, net_args, is_imagenet_input):
+        if _is_affordable(config, net_args, num_classes, is_imagenet_input, size):
             return net_args
     return None
+
+
+def _usual_size(is_imagenet_input: bool) -> int:
+    return LARGE_IMAGE_SIZE if is_imagenet_input else SMALL_IMAGE_SIZE
 
 
 def _widths(config: TrainConfig, index: int, published: int) -> list[int]:
@@ -175,9 +192,31 @@ def _widths(config: TrainConfig, index: int, published: int) -> list[int]:
     return sorted(config.widths[: choice + 1], reverse=True)
 
 
-def _is_affordable(config: TrainConfig, net_args: dict[str, Any], is_imagenet_input: bool) -> bool:
-    size = LARGE_IMAGE_SIZE if is_imagenet_input else SMALL_IMAGE_SIZE
-    if config.max_work is not None and network_work(net_args, size) > config.max_work:
+def _is_affordable(
+    config: TrainConfig,
+    net_args: dict[str, Any],
+    num_classes: int,
+    is_imagenet_input: bool,
+    image_size: int,
+) -> bool:
+    work = _work(net_args, num_classes, is_imagenet_input, image_size)
+    if config.max_work is not None and work > config.max_work:
         return False
     limit = config.max_parameters
-    return limit is None or count_parameters(net_args, 10, is_imagenet_input) <= limit
+    classes = _counted_classes(num_classes, is_imagenet_input)
+    return limit is None or count_parameters(net_args, classes, is_imagenet_input) <= limit
+
+
+def _work(
+    net_args: dict[str, Any], num_classes: int, is_imagenet_input: bool, image_size: int
+) -> float:
+    classes = _counted_classes(num_classes, is_imagenet_input)
+    return network_work(net_args, image_size, classes, is_imagenet_input)
+
+
+def _counted_classes(num_classes: int, is_imagenet_input: bool) -> int:
+    """Outputs that limits count: networks for small images have few, and count as CIFAR-10's.
+
+    So a configuration for small images draws the same networks whatever the data.
+    """
+    return num_classes if is_imagenet_input else 10

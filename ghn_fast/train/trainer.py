@@ -115,7 +115,11 @@ class Trainer:
         self.optimizer = _make_optimizer(config, self.ghn)
         self.images = ImageStream(train, config.image_batch, config.seed)
         self.networks = NetworkStream(
-            config, self.ghn.config.num_classes, train.is_large, self.processes
+            config,
+            self.ghn.config.num_classes,
+            train.is_large,
+            self.processes,
+            train.batch(torch.tensor([0])).shape[-1],
         )
         self.step = 0
         self.network_position = 0

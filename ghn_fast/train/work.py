@@ -36,17 +36,24 @@ _HEADS = 8
 _ATTENTION_PASSES = 2
 
 
-def network_work(net_args: Mapping[str, Any], image_size: int = 32) -> float:
+def network_work(
+    net_args: Mapping[str, Any],
+    image_size: int = 32,
+    num_classes: int = 10,
+    is_imagenet_input: bool = False,
+) -> float:
     """Estimated work for one image in millions of multiply-adds, forward only.
 
     Args:
         net_args: the arguments of :class:`ghn_fast.nets.Network` but the number of classes.
         image_size: height and width of the images.
+        num_classes: outputs of the network.
+        is_imagenet_input: whether it has the stem for large images, whose strides are longer.
     """
     genotype = from_dict(net_args["genotype"])
     is_vit = "msa" in genotype.operations
     cells, width = net_args["n_cells"], net_args["C"]
-    pixels, width_factor = _stem(net_args, is_vit, image_size)
+    pixels, width_factor = _stem(net_args, is_vit, image_size, is_imagenet_input)
     work = pixels * (27 * width * width_factor + _CONVOLUTION_PASSES * VALUE_COST * width)
     previous = (width * width_factor, width * width_factor)
     for cell in range(cells):
@@ -64,14 +71,17 @@ def network_work(net_args: Mapping[str, Any], image_size: int = 32) -> float:
             if name == "msa":
                 work += _HEADS * pixels**2 * _ATTENTION_PASSES * VALUE_COST
         previous = (previous[1], len(concat) * width)
-    return (work + count_parameters(net_args)) / 1e6
+    return (work + count_parameters(net_args, num_classes, is_imagenet_input)) / 1e6
 
 
-def _stem(net_args: Mapping[str, Any], is_vit: bool, image_size: int) -> tuple[float, int]:
+def _stem(
+    net_args: Mapping[str, Any], is_vit: bool, image_size: int, is_imagenet_input: bool
+) -> tuple[float, int]:
     """Pixels after the stem, and its width as a multiple of C."""
     if is_vit:
-        return ((image_size + 2) // 3) ** 2, 1
+        return (image_size // 16 if is_imagenet_input else (image_size + 2) // 3) ** 2, 1
+    pixels = image_size**2 / (16 if is_imagenet_input else 1)
     if net_args["stem_type"] == 1:
-        return image_size**2 / 4, 4
-    pixels = image_size**2 / (4 if net_args["stem_pool"] else 1)
-    return pixels, 3 if net_args["preproc"] else 1
+        return pixels / 4, 4
+    pixels /= 4 if net_args["stem_pool"] else 1
+    return pixels, 3 if net_args["preproc"] and not is_imagenet_input else 1

@@ -26,6 +26,15 @@ def test_networks_are_within_the_limits() -> None:
         assert count_parameters(net_args) <= 500_000
 
 
+def test_work_is_that_for_the_images() -> None:
+    config = TrainConfig(widths=(16,), max_work=120, max_parameters=None, meta_batch=2)
+    stream = NetworkStream(config, 1000, is_imagenet_input=True, image_size=128)
+    for network in stream.draw(0)[0]:
+        net_args = training_args(config, network.graph.index or 0, 1000, True, 128)
+        assert net_args is not None
+        assert network.work == network_work(net_args, 128, 1000, is_imagenet_input=True) <= 120
+
+
 def test_without_limits_nothing_is_passed_over() -> None:
     config = TrainConfig(max_work=None, max_parameters=None)
     assert all(training_args(config, index) for index in range(30))
