@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ghn_fast.files import write_text
 
@@ -72,7 +73,7 @@ parameters of its public code, on CIFAR-10."""
 
 
 class ConfigError(ValueError):
-    """A field has a value that makes no sense; the message names it."""
+    """A field has a value of another type or that makes no sense; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -198,12 +199,19 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("milestones", "betas"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.widths is not None:
             object.__setattr__(self, "widths", tuple(sorted(self.widths)))
         self._check_choices()
         self._check_numbers()
+
+    def _check_types(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if not _is_of(getattr(self, name), hint):
+                wanted = type(self).__annotations__[name]
+                raise ConfigError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
 
     def _check_choices(self) -> None:
         choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
@@ -218,9 +226,10 @@ class TrainConfig:
             raise ConfigError("a run needs an end: give steps, max_minutes or both")
         names = ("steps", "max_minutes", "num_networks", "max_work", "meta_batch", "lr")
         sizes = ("accumulate", "max_nodes", "image_batch", "image_size")
-        for name in (*names, *sizes, "network_work", "min_images"):
+        validation = ("validation_networks", "validation_images")
+        for name in (*names, *sizes, *validation, "network_work", "min_images"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, not {value}")
         widths = self.widths
         if widths is not None and (not widths or any(w < 8 or w % 8 for w in widths)):
@@ -271,3 +280,17 @@ class TrainConfig:
     @classmethod
     def load(cls, path: str | Path) -> TrainConfig:
         return cls.from_dict(json.loads(Path(path).read_text()))
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type. JSON has lists for tuples, and writes 1.0 as 1."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:
+        return any(_is_of(value, part) for part in parts)
+    if kind is tuple:
+        is_list = isinstance(value, list | tuple)
+        has_length = is_list and (parts[-1] is Ellipsis or len(value) == len(parts))
+        return has_length and all(_is_of(item, parts[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)

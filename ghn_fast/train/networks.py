@@ -53,6 +53,9 @@ class NetworkStream:
         is_imagenet_input: whether the networks are for large images.
         processes: that share each step's networks, balanced by their nodes.
         image_size: height and width of the images; None for the usual 224 or 32.
+
+    Raises:
+        ConfigError: ``num_networks`` does not suffice for a step.
     """
 
     def __init__(
@@ -69,6 +72,11 @@ class NetworkStream:
         self.processes = processes
         self.image_size = image_size or _usual_size(is_imagenet_input)
         self.networks_per_step = config.networks_per_step(processes.size)
+        if config.num_networks is not None and config.num_networks < self.networks_per_step:
+            raise ConfigError(
+                f"num_networks={config.num_networks} is fewer than the {self.networks_per_step} "
+                "different networks of a step"
+            )
         self._cache: dict[int, Drawn] = {}
         self._arguments: dict[int, dict[str, Any] | None] = {}
 
@@ -103,8 +111,9 @@ class NetworkStream:
                 found[index] = None
             if len(found) == self.networks_per_step:
                 return list(found), after + 1
+        tried = min(_MOST_REFUSALS, self.config.num_networks or _MOST_REFUSALS)
         raise ConfigError(
-            f"among {_MOST_REFUSALS} networks fewer than {self.networks_per_step} are within "
+            f"among {tried} networks fewer than {self.networks_per_step} are within "
             f"max_work={self.config.max_work}, max_cells={self.config.max_cells} and "
             f"max_parameters={self.config.max_parameters} at widths {self.config.widths}"
         )

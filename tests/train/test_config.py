@@ -32,12 +32,29 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
         ({"ema_decay": 1.0}, "ema_decay must be"),
         ({"crop_share": 1.5}, "crop_share must be from 0 to 1, not 1.5"),
         ({"accumulate": 0}, "accumulate must be positive, not 0"),
+        ({"validation_networks": 0}, "validation_networks must be positive, not 0"),
+        ({"validation_images": 0}, "validation_images must be positive, not 0"),
+        ({"lr": float("nan")}, "lr must be positive, not nan"),
+        ({"lr": "fast"}, "lr must be float, not 'fast'"),
+        ({"accumulate": "2"}, "accumulate must be int, not '2'"),
+        ({"meta_batch": 2.5}, r"meta_batch must be int, not 2\.5"),
+        ({"meta_batch": True}, "meta_batch must be int, not True"),
+        ({"widths": 16}, r"widths must be tuple\[int, \.\.\.\] \| None, not 16"),
+        ({"widths": (16, "32")}, "widths must be"),
+        ({"betas": (0.9,)}, r"betas must be tuple\[float, float\], not \(0\.9,\)"),
+        ({"tensorboard": 1}, "tensorboard must be bool, not 1"),
+        ({"ghn": 3}, "ghn must be"),
         ({"learning_rate": 1.0}, "unknown settings: learning_rate; there are"),
     ],
 )
 def test_impossible_settings_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig.from_dict(values)
+
+
+def test_types_of_json_are_taken() -> None:
+    config = TrainConfig.from_dict({"lr": 1, "widths": [16], "max_work": None, "betas": [0, 0.9]})
+    assert (config.lr, config.widths, config.max_work, config.betas) == (1, (16,), None, (0, 0.9))
 
 
 def test_the_papers_presets() -> None:

@@ -83,8 +83,13 @@ def test_expensive_networks_get_fewer_images() -> None:
 
 def test_impossible_limits_are_named() -> None:
     config = TrainConfig(max_work=0.001, num_networks=10)
-    with pytest.raises(ConfigError, match=r"fewer than 8 are within max_work=0\.001"):
+    with pytest.raises(ConfigError, match=r"among 10 networks fewer than 8 are within max_work=0\.001"):
         NetworkStream(config, 10).draw(0)
+
+
+def test_too_few_networks_for_a_step_are_named() -> None:
+    with pytest.raises(ConfigError, match="num_networks=7 is fewer than the 8 different"):
+        NetworkStream(TrainConfig(num_networks=7), 10)
 
 
 def test_a_limit_of_nodes_draws_again(monkeypatch: pytest.MonkeyPatch) -> None:
