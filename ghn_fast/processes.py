@@ -10,6 +10,7 @@ processes. One all-reduce per step, after the only backward pass through the GHN
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -151,13 +153,25 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    has_own = device.type == "cuda" and local <= torch.cuda.device_count()
-    dist.init_process_group("nccl" if has_own else "gloo")
+    store, rank, size = next(iter(rendezvous("env://")))
+    backend = _backend(_all_devices(store, rank, size, device))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield Processes.current()
     finally:
         dist.destroy_process_group()
+
+
+def _all_devices(store: dist.Store, rank: int, size: int, device: torch.device) -> list[str]:
+    """The machine and the device of every process, before there is a group."""
+    store.set(f"ghn_fast/device/{rank}", f"{socket.gethostname()} {device}")
+    return [store.get(f"ghn_fast/device/{other}").decode() for other in range(size)]
+
+
+def _backend(devices: Sequence[str]) -> str:
+    """NCCL where each process has a GPU for itself; the choice has to be the same in all."""
+    all_own = len(set(devices)) == len(devices) and all(" cuda" in device for device in devices)
+    return "nccl" if all_own else "gloo"
 
 
 _control: dict[int, Any] = {}

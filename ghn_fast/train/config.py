@@ -100,6 +100,8 @@ class TrainConfig:
         meta_batch: networks in a step, for each process and each of ``accumulate`` parts.
         accumulate: parts of a step whose gradients add up: a step has ``meta_batch`` x
             ``accumulate`` x processes networks, with the GHN's memory of ``meta_batch``.
+            It is the same step as with a ``meta_batch`` of as many networks, except that
+            ``network_clip`` compares the networks of a part, and ``max_nodes`` counts parts.
         max_nodes: the networks of a step are drawn again where they have more nodes than this
             for each process and part (2200 in the public code); None for no limit.
         image_batch: images for a network.
@@ -130,8 +132,9 @@ class TrainConfig:
         milestones: shares of the run.
         decay: factor at each milestone.
         grad_clip: largest gradient norm; 0 for no limit.
-        network_clip: longest gradient of a network as a multiple of the median of its step; 0 for
-            no limit.
+        network_clip: longest gradient of a network as a multiple of the median of the networks of
+            its part of the step, in all processes; 0 for no limit. A part of one network or two
+            (from a factor of 2) is not limited.
         normalise_networks: scale the gradient of each network's predicted parameters to length 1
             over ``meta_batch``, instead of ``network_clip``, which limits nothing where a step
             has one network or two.

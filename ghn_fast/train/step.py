@@ -134,7 +134,8 @@ def train_step(
         autocast: run the networks in this lower precision.
         workers: threads that share the networks; without them one after another.
         accumulate: predict the networks in so many parts, one after another, whose gradients add
-            up: the same step with the GHN's memory of one part.
+            up: the same step with the GHN's memory of one part, but that ``network_clip`` compares
+            the networks of a part.
         processes: that share the step, each with networks of its own; the gradient is that of the
             mean loss over all networks of all processes. All of them have to call this function.
 

@@ -53,7 +53,7 @@ _MAY_CHANGE = {
     "tensorboard",
 }
 """Settings that a resumed run may have other values of, as they do not decide what it learns. Of
-meta-batch, accumulation and processes only the product does."""
+meta-batch, accumulation and processes only the product does, but for :func:`_parts_that_decide`."""
 
 
 class _Prepared(NamedTuple):
@@ -458,13 +458,25 @@ def _check_same_run(
     now, then = config.to_dict(), saved.to_dict()
     for values, one, count in ((now, config, processes), (then, saved, saved_processes)):
         values["networks_per_step"] = one.networks_per_step(count)
-    changed = [name for name in now if now[name] != then[name] and name not in _MAY_CHANGE]
+        values.update(_parts_that_decide(one, count))
+    names = [name for name in now if name not in _MAY_CHANGE]
+    changed = [name for name in names if now[name] != then.get(name)]
     if changed:
-        differences = ", ".join(f"{name}: {then[name]!r} -> {now[name]!r}" for name in changed)
+        differences = ", ".join(f"{name}: {then.get(name)!r} -> {now[name]!r}" for name in changed)
         raise ConfigError(
             f"{path} belongs to a run with other settings ({differences}); "
             f"use these, or another folder"
         )
+
+
+def _parts_that_decide(config: TrainConfig, processes: int) -> dict[str, int]:
+    """In how many parts a step is divided, where limits are those of a part."""
+    parts = {}
+    if config.network_clip > 0 and not config.normalise_networks:
+        parts["parts of accumulate"] = config.accumulate
+    if config.max_nodes is not None:
+        parts["accumulate x processes"] = config.accumulate * processes
+    return parts
 
 
 @contextmanager

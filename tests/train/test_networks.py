@@ -83,7 +83,9 @@ def test_expensive_networks_get_fewer_images() -> None:
 
 def test_impossible_limits_are_named() -> None:
     config = TrainConfig(max_work=0.001, num_networks=10)
-    with pytest.raises(ConfigError, match=r"among 10 networks fewer than 8 are within max_work=0\.001"):
+    with pytest.raises(
+        ConfigError, match=r"among 10 networks fewer than 8 are within max_work=0\.001"
+    ):
         NetworkStream(config, 10).draw(0)
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ghn_fast.processes import shares
+from ghn_fast.processes import _all_devices, _backend, shares
 from ghn_fast.train import (
     NetworkStream,
     Processes,
     TrainConfig,
     choose_device,
-    process_group,
     read_log,
 )
 from tests.train.test_trainer import TINY, make_trainer, state_of, train_lines
@@ -90,8 +90,10 @@ def test_two_processes_learn_as_one(two_processes: Path, tmp_path: Path) -> None
 
 
 def test_one_process_goes_on_with_what_two_began(two_processes: Path) -> None:
-    trainer = make_trainer(two_processes, replace(SHARED_STEP, meta_batch=1, accumulate=4))
+    trainer = make_trainer(two_processes, replace(SHARED_STEP, meta_batch=4))
     assert trainer.step == 4
+    with pytest.raises(ValueError, match="parts of accumulate: 1 -> 4"):
+        make_trainer(two_processes, replace(SHARED_STEP, meta_batch=1, accumulate=4))
     with pytest.raises(ValueError, match="networks_per_step: 4 -> 2"):
         make_trainer(two_processes, SHARED_STEP)
 
@@ -167,24 +169,24 @@ def test_devices_are_chosen_by_name() -> None:
         choose_device("cuda:99")
 
 
-@pytest.mark.parametrize(("local", "backend"), [(2, "nccl"), (3, "gloo")])
+@pytest.mark.parametrize(
+    ("device", "local", "backend"),
+    [("cuda", 2, "nccl"), ("cuda", 3, "gloo"), ("cuda:0", 2, "gloo"), ("cpu", 2, "gloo")],
+)
 def test_processes_that_share_a_gpu_talk_over_gloo(
-    local: int, backend: str, monkeypatch: pytest.MonkeyPatch
+    device: str, local: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NCCL refuses two processes on one GPU."""
-    chosen: list[str] = []
+    """NCCL refuses two processes on one GPU; all of them have to choose the same."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(dist, "init_process_group", chosen.append)
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
-    for name, value in {"WORLD_SIZE": local, "LOCAL_WORLD_SIZE": local}.items():
-        monkeypatch.setenv(name, str(value))
     devices = []
     for rank in range(local):
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        devices.append(choose_device("cuda").index)
-    assert devices == [0, 1, 0][:local]
-    with process_group(torch.device("cuda", 0)) as processes:
-        assert processes.size == 1
-    assert chosen == [backend]
+        devices.append(choose_device(device))
+    store = dist.HashStore()
+    with ThreadPoolExecutor(local) as pool:
+        waiting = [
+            pool.submit(_all_devices, store, rank, local, each) for rank, each in enumerate(devices)
+        ]
+        found = [_backend(one.result()) for one in waiting]
+    assert found == [backend] * local
