@@ -181,28 +181,14 @@ def _header(config: GHNConfig, metadata: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """The tensors, by type and name, after a header whose length is a multiple of 8.
+def _write_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
-    Not through the library: where it fails, it hides the system's error, and where the process is
-    killed, it leaves a file of a random name.
-    """
-    type_names = {dtype: name for name, dtype in _SAFETENSORS_TYPES.items()}
-    entries: dict[str, Any] = {"__metadata__": metadata}
-    names = sorted(state, key=lambda name: (-state[name].element_size(), name))
-    start = 0
-    for name in names:
-        tensor = state[name]
-        end = start + tensor.nbytes
-        kind = type_names[tensor.dtype]
-        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    header = json.dumps(entries).encode()
-    header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name in names:
-            file.write(state[name].view(-1).view(torch.uint8).numpy().data)
+    try:
+        save_file(state, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(f"no checkpoint could be written: {error}") from error
 
 
 # ---------------------------------------------------------------- reading

@@ -50,7 +50,9 @@ def train(
     """
     from ghn_fast.data import load_images
     from ghn_fast.train import Trainer, choose_device, process_group
+    from ghn_fast.train.denormals import flush_denormals
 
+    flush_denormals()
     settings = _settings(out, config, preset, overrides or [])
     given: dict[str, Any] = {
         "max_minutes": max_minutes,

@@ -9,9 +9,20 @@ from contextlib import contextmanager
 import torch
 
 
+def flush_denormals() -> None:
+    """Denormal results are zero from here on, in this thread and in all that it starts.
+
+    PyTorch's own threads, which share the work of an operation, are started by the first large one
+    and have the mode of that moment: call this before.
+    """
+    torch.set_flush_denormal(True)
+
+
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
     """Denormal results of this thread are zero meanwhile, where the CPU can do that.
+
+    Not those of PyTorch's own threads: :func:`flush_denormals`.
 
     An optimiser's averages of a gradient that has become zero decay into them and stay there for
     hundreds of steps. With 3 % of the elements denormal, the product of SOAP's mean of 4096 x 256

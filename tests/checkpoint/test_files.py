@@ -127,18 +127,9 @@ def test_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
     """Files cannot grow beyond 20 kB in the process."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "x.safetensors")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "[Errno 27] File too large\n"
+    assert "no checkpoint could be written" in done.stdout
+    assert "File too large" in done.stdout
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("dtype", [None, torch.float64, torch.bfloat16])
-def test_the_library_reads_it(tmp_path: Path, dtype: torch.dtype | None) -> None:
-    ghn = small_ghn2()
-    save(ghn, tmp_path / "x.safetensors", dtype=dtype)
-    read = load_file(tmp_path / "x.safetensors")
-    assert set(read) == set(ghn.state_dict())
-    for name, value in ghn.state_dict().items():
-        assert torch.equal(read[name], value.to(dtype or value.dtype)), name
 
 
 def test_types_that_could_not_be_loaded_are_refused(tmp_path: Path) -> None:
