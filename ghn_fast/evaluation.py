@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -32,6 +33,8 @@ WAYS = ("ghn", "random", "sgd")
 NORMS = ("batch", "calibrated")
 BATCH_SIZE = 64
 CALIBRATION_BATCHES = 16
+DIGEST_IMAGES = 64
+"""Evenly spaced images whose pixels tell one set of images from another."""
 SGD_LR, SGD_MOMENTUM, SGD_WEIGHT_DECAY, SGD_GRAD_CLIP = 0.025, 0.9, 3e-4, 5.0
 """Of the networks trained with SGD in arXiv 2110.13100, section 5.1; the batch has 96 images."""
 SGD_BATCH = 96
@@ -65,6 +68,8 @@ class EvaluationResult:
     Attributes:
         split, seed, baseline, num_images, batch_size, norm: what was evaluated.
         sgd_steps: of training, with the baseline ``"sgd"``.
+        ghn_digest: of the GHN's state, with the baseline ``"ghn"``.
+        images_digest: of the images, and of the training images where they are used.
         networks: the results, in the order of the split.
     """
 
@@ -76,6 +81,8 @@ class EvaluationResult:
     networks: list[NetworkResult] = field(default_factory=list)
     norm: str = "batch"
     sgd_steps: int = 0
+    ghn_digest: str = ""
+    images_digest: str = ""
 
     @property
     def top1(self) -> list[float]:
@@ -192,7 +199,8 @@ def evaluate(
         on_network: called after every network of this process.
 
     Raises:
-        EvaluationError: no GHN, an unknown baseline, or a results file of something else.
+        EvaluationError: no GHN or one for another number of classes, an unknown baseline, or a
+            results file of something else.
         ghn_fast.data.DataError: there are no images.
     """
     _check_choice("baseline", baseline, WAYS)
@@ -202,11 +210,21 @@ def evaluate(
     if baseline == "sgd" and sgd_steps < 1:
         raise EvaluationError(f"baseline='sgd' needs sgd_steps, not {sgd_steps}")
     chosen = _images(images, num_images)
-    if norm == "calibrated" or baseline == "sgd":
-        train = _images(train, None, "train")
+    if baseline == "ghn":
+        _check_classes(ghn, chosen)
+    uses_train = norm == "calibrated" or baseline == "sgd"
+    train = _images(train, None, "train") if uses_train else None
     sgd_steps = sgd_steps if baseline == "sgd" else 0
     result = EvaluationResult(
-        split, seed, baseline, len(chosen), batch_size, norm=norm, sgd_steps=sgd_steps
+        split,
+        seed,
+        baseline,
+        len(chosen),
+        batch_size,
+        norm=norm,
+        sgd_steps=sgd_steps,
+        ghn_digest=_ghn_digest(ghn) if baseline == "ghn" and ghn is not None else "",
+        images_digest=_images_digest(chosen, *(() if train is None else (train,))),
     )
     count = _network_count(split, num_nets)
     processes = Processes.current()
@@ -233,10 +251,14 @@ def evaluate_resnet50(
     """Top-1 in percent of torchvision's ResNet-50 with its stem fitted to small images.
 
     With its parameters as the GHN predicts them, or as PyTorch initialises them if it is None.
+
+    Raises:
+        EvaluationError: the GHN is for another number of classes.
     """
     from torchvision.models import resnet50
 
     chosen = _images(images, num_images)
+    _check_classes(ghn, chosen)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = adjust_net(resnet50(num_classes=chosen.num_classes))
@@ -344,6 +366,43 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise EvaluationError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
+def _check_classes(ghn: GHN | None, images: ImageSource) -> None:
+    if ghn is not None and ghn.config.num_classes != images.num_classes:
+        raise EvaluationError(
+            f"the GHN predicts networks of {ghn.config.num_classes} classes, and the images have "
+            f"{images.num_classes}; take images or a GHN of the same number"
+        )
+
+
+def _ghn_digest(ghn: GHN) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(ghn.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_content(value))
+    return digest.hexdigest()[:16]
+
+
+def _images_digest(*sources: ImageSource) -> str:
+    """Of all labels but few pixels, as images may have to be decoded for it.
+
+    Pixels are normalised, so rounded: other processors may differ in their last bits.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        count = len(source)
+        places = torch.arange(min(count, DIGEST_IMAGES)) * count // min(count, DIGEST_IMAGES)
+        pixels = source.batch(places).contiguous()
+        digest.update(f"{count} {source.num_classes} {tuple(pixels.shape)}".encode())
+        digest.update(_content(source.labels))
+        digest.update(_content((pixels * 100).round().to(torch.int16)))
+    return digest.hexdigest()[:16]
+
+
+def _content(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
 def _network_count(split: str, num_nets: int | None) -> int:
     if split not in SIZES:
         raise EvaluationError(f"unknown split {split!r}; there are {', '.join(SIZES)}")
@@ -415,6 +474,11 @@ class _ResultsLog:
     def _checked(self, path: Path) -> EvaluationResult:
         _drop_incomplete_line(path)
         found = EvaluationResult.load(path)
+        if not found.images_digest:
+            raise EvaluationError(
+                f"{path} does not say of which GHN and images its results are, as an earlier "
+                "version wrote it; move it away or pass another results_file"
+            )
         for name, value in found.settings().items():
             if value != self.settings[name]:
                 raise EvaluationError(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +165,10 @@ def test_the_sgd_baseline_trains(images: Images) -> None:
 def test_parts_of_other_processes_are_taken_over(images: Images, tmp_path: Path) -> None:
     path, part = tmp_path / "results.jsonl", tmp_path / "results.part1.jsonl"
     other = NetworkResult(1, 50.0, 7, 0.1)
-    EvaluationResult("test", 0, "random", 4, 64, [other]).save(part)
-    options: dict[str, Any] = {"baseline": "random", "num_images": 4, "results_file": path}
+    options: dict[str, Any] = {"baseline": "random", "num_images": 4}
+    settings = evaluate(None, "test", images, num_nets=0, **options).settings()
+    EvaluationResult(**settings, networks=[other]).save(part)
+    options["results_file"] = path
     result = evaluate(None, "test", images, num_nets=2, **options)
     assert result.networks[1] == other
     assert list(tmp_path.iterdir()) == [path]
@@ -195,6 +199,56 @@ def test_results_of_another_evaluation_are_refused(
     path.write_text("{}\n")
     with pytest.raises(EvaluationError, match="holds no evaluation results"):
         evaluate(ghn, "test", images, num_nets=1, num_images=4, results_file=path)
+
+
+def test_results_of_another_ghn_are_refused(ghn: GHN, images: Images, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    options: dict[str, Any] = {"num_nets": 1, "num_images": 4, "results_file": path}
+    first = evaluate(ghn, "test", images, **options)
+    assert evaluate(copy.deepcopy(ghn), "test", images, **options) == first
+    trained_on = copy.deepcopy(ghn)
+    with torch.no_grad():
+        next(trained_on.parameters()).view(-1)[0] += 1e-3
+    with pytest.raises(EvaluationError, match="results for ghn_digest="):
+        evaluate(trained_on, "test", images, **options)
+
+
+@pytest.mark.parametrize("changed", ["labels", "images"])
+def test_results_of_other_images_are_refused(images: Images, tmp_path: Path, changed: str) -> None:
+    path = tmp_path / "results.jsonl"
+    options: dict[str, Any] = {"baseline": "random", "num_nets": 1, "results_file": path}
+    evaluate(None, "test", images, **options)
+    other = Images(images.images.clone(), images.labels.clone())
+    getattr(other, changed)[5] = 9 - getattr(other, changed)[5]
+    with pytest.raises(EvaluationError, match="results for images_digest="):
+        evaluate(None, "test", other, **options)
+
+
+def test_results_of_other_training_images_are_refused(images: Images, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    options: dict[str, Any] = {"baseline": "random", "num_nets": 1, "results_file": path}
+    options |= {"norm": "calibrated", "num_images": 4}
+    evaluate(None, "test", images, train=images.first(8), **options)
+    with pytest.raises(EvaluationError, match="results for images_digest="):
+        evaluate(None, "test", images, train=images.first(9), **options)
+
+
+def test_results_without_digests_are_refused(images: Images, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    options: dict[str, Any] = {"baseline": "random", "num_nets": 1, "results_file": path}
+    settings = evaluate(None, "test", images, **options).settings()
+    del settings["ghn_digest"], settings["images_digest"]
+    path.write_text(json.dumps(settings) + "\n")
+    with pytest.raises(EvaluationError, match="does not say of which GHN and images"):
+        evaluate(None, "test", images, **options)
+
+
+def test_a_ghn_for_other_classes_is_refused(ghn: GHN, images: Images) -> None:
+    others = Images(images.images, images.labels, num_classes=11)
+    with pytest.raises(EvaluationError, match="networks of 10 classes, and the images have 11"):
+        evaluate(ghn, "test", others, num_nets=1)
+    with pytest.raises(EvaluationError, match="networks of 10 classes, and the images have 11"):
+        evaluate_resnet50(ghn, others)
 
 
 def test_impossible_evaluations_are_refused(images: Images) -> None:
