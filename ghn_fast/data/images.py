@@ -157,9 +157,10 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = PADDING) 
 def held_out(count: int, split: str) -> Tensor:
     """Which of ``count`` training images are for ``"train"`` and which for ``"val"``.
 
-    5,000, or a tenth where there are fewer than 50,000, are held out, the same ones always.
+    5,000, or a tenth where there are fewer than 50,000, but at least one, are held out, the same
+    ones always.
     """
-    number = min(VALIDATION_IMAGES, count // 10)
+    number = min(VALIDATION_IMAGES, max(count // 10, 1))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(HOLD_OUT_SEED))
     chosen = order[-number:] if split == "val" else order[: count - number]
     return chosen.sort().values
@@ -193,8 +194,9 @@ class ImageStream:
     def batch(
         self, index: int, crop: bool = True, count: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The same, or the first ``count`` of them.
+        """The same, or of the first ``count`` images only.
 
+        Those have crops and mirrorings of their own, not those they have in the whole batch.
         Without ``crop`` the images are whole, as in evaluation, and mirrored only.
         """
         epoch, batch = divmod(index, self.batches_per_epoch)

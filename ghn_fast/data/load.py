@@ -23,6 +23,8 @@ _STORED = {
     "test": ("test",),
 }
 """Names under which splits are stored."""
+ORDER_SEED = 0
+"""Of the order of all images but CIFAR-10's, which are stored by class as often as not."""
 _LABELS = ("label", "labels", "fine_label", "target")
 
 
@@ -40,7 +42,9 @@ def load_images(
     of labels (as Hugging Face stores image data sets), in a folder or by their name on the hub.
 
     What is small enough (2 GiB decoded) is decoded at once and kept, and augmented as CIFAR-10 is;
-    the rest is decoded when needed, and cropped and scaled at random in training. A data set
+    the rest is decoded when needed, and cropped and scaled at random in training. Images come in a
+    fixed random order, so that the first ones are of all classes; CIFAR-10 keeps its own order.
+    Classes are numbered as the training images have them, in all parts. A data set
     without a test part of its own gives its validation part as ``"test"``; ``"val"`` is then held
     out from the training images, so that no choice is made on what is reported.
 
@@ -52,23 +56,40 @@ def load_images(
         download: of CIFAR-10 where none is found.
 
     Raises:
-        DataError: nothing was found, or what was found is damaged.
+        DataError: nothing was found, what was found is damaged, or a part has classes that the
+            training images lack.
         ValueError: an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    folder = None if source is None else Path(source).expanduser()
-    if folder is None or (download and not folder.exists()):
+    if source is None or (download and not Path(source).expanduser().exists()):
         return load_cifar10(source, split, download)
-    if not folder.exists():
-        folder = _from_hub(str(source))
+    folder = _folder(source)
     if _is_cifar10(folder):
         return load_cifar10(folder, split)
-    parts = _Parts(folder)
-    images = _split(parts, split, image_size)
+    images = _shuffled(_split(_Parts(folder), split, image_size))
     if len(images) * 3 * image_size**2 <= MEMORY:
         return images.in_memory()
     return images
+
+
+def is_cifar10(source: str | Path | None) -> bool:
+    """Whether :func:`load_images` reads CIFAR-10 from there.
+
+    Raises:
+        DataError: nothing was found.
+    """
+    return source is None or _is_cifar10(_folder(source))
+
+
+def _folder(source: str | Path) -> Path:
+    folder = Path(source).expanduser()
+    return folder if folder.exists() else _from_hub(str(source))
+
+
+def _shuffled(images: EncodedImages) -> EncodedImages:
+    generator = torch.Generator().manual_seed(ORDER_SEED)
+    return images.select(torch.randperm(len(images), generator=generator))
 
 
 def _is_cifar10(folder: Path) -> bool:
@@ -100,45 +121,72 @@ class _Parts:
         folders = (self.folder / name for name in _STORED[split])
         return next((path for path in folders if path.is_dir() and _has_folders(path)), None)
 
+    def has(self, split: str) -> bool:
+        return self.folders[split] is not None or bool(self.files[split])
+
     def is_labelled(self, split: str) -> bool:
         """Whether there is such a part, with labels: those of some test parts are kept back."""
-        if self.folders[split] is not None:
-            return True
+        folder = self.folders[split]
+        if folder is not None:
+            return not set(self._class_folders()).isdisjoint(_folder_names(folder))
         files = self.files[split]
         return bool(files) and min(_read_labels(files[0]), default=-1) >= 0
 
     def read(self, split: str, image_size: int) -> EncodedImages:
         folder = self.folders[split]
         if folder is not None:
-            return _read_folder(folder, image_size)
-        if not self.files[split]:
-            raise DataError(f"{self.folder} has no labelled images for {split!r}")
-        return _read_parquet(self.files[split], image_size)
+            return _read_folder(folder, self._class_folders(), image_size)
+        files = self.files[split]
+        return _read_parquet(files, self.files["train"] or files, image_size)
+
+    def _class_folders(self) -> list[str]:
+        """Of the training images; where there are none, of the first part that has folders."""
+        return next(_folder_names(path) for path in self.folders.values() if path is not None)
 
 
 def _split(parts: _Parts, split: str, image_size: int) -> EncodedImages:
     has_test = parts.is_labelled("test")
-    if split == "test":
-        return parts.read("test" if has_test else "val", image_size)
-    if has_test and parts.is_labelled("val"):
-        return parts.read(split, image_size)
-    images = parts.read("train", image_size)
-    return images.select(held_out(len(images), split))
+    is_whole = split == "test" or (has_test and parts.is_labelled("val"))
+    stored = split if is_whole else "train"
+    if split == "test" and not has_test:
+        stored = "val"
+    if not parts.has(stored):
+        raise DataError(f"{parts.folder} has no labelled images for {split!r}")
+    images = parts.read(stored, image_size)
+    return images if is_whole else images.select(held_out(len(images), split))
 
 
 def _has_folders(path: Path) -> bool:
     return any(child.is_dir() for child in path.iterdir())
 
 
-def _read_folder(folder: Path, image_size: int) -> EncodedImages:
+def _folder_names(path: Path) -> list[str]:
+    return sorted(child.name for child in path.iterdir() if child.is_dir())
+
+
+def _read_folder(folder: Path, classes: Sequence[str], image_size: int) -> EncodedImages:
+    """Pictures by class, numbered by their class's place in ``classes``."""
     from torchvision.datasets import ImageFolder
 
+    unknown = [name for name in _folder_names(folder) if name not in classes]
+    if unknown:
+        raise DataError(
+            f"{folder} has classes that the training images lack: {_some(unknown)}; its folders "
+            "have to be named as those of the training images"
+        )
     try:
         found = ImageFolder(str(folder))
     except (FileNotFoundError, OSError) as error:
         raise DataError(f"{folder} is no folder of pictures by class ({error})") from None
     items: list[Encoded] = [Path(path) for path, _ in found.samples]
-    return EncodedImages(items, torch.tensor(found.targets), len(found.classes), image_size)
+    numbers = torch.tensor([classes.index(name) for name in found.classes])
+    labels = numbers[torch.tensor(found.targets)]
+    return EncodedImages(items, labels, len(classes), image_size)
+
+
+def _some(names: Sequence[object], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(str, names[:limit])) + more
 
 
 def _parquet_files(folder: Path, stored: str) -> list[Path]:
@@ -171,7 +219,9 @@ def _read_labels(path: Path) -> list[int]:
     ]
 
 
-def _read_parquet(files: Sequence[Path], image_size: int) -> EncodedImages:
+def _read_parquet(
+    files: Sequence[Path], training_files: Sequence[Path], image_size: int
+) -> EncodedImages:
     schema = _schema(files[0])
     image, label = _columns(schema, files[0])
     items: list[Encoded] = []
@@ -179,9 +229,28 @@ def _read_parquet(files: Sequence[Path], image_size: int) -> EncodedImages:
     for path in files:
         table = _read_table(path, [image, label])
         items += [content["bytes"] for content in table[image].to_pylist()]
-        labels += table[label].to_pylist()
-    num_classes = _class_count(schema, label) or max(labels) + 1
+        labels += [-1 if value is None else value for value in table[label].to_pylist()]
+    num_classes = _class_count(files, training_files)
+    unknown = sorted(value for value in set(labels) if not 0 <= value < num_classes)
+    if unknown:
+        raise DataError(
+            f"{files[0]} has the labels {_some(unknown)}, and the training images have 0 to "
+            f"{num_classes - 1}"
+        )
     return EncodedImages(items, torch.tensor(labels), num_classes, image_size)
+
+
+def _class_count(files: Sequence[Path], training_files: Sequence[Path]) -> int:
+    """By the names of the training images' labels, otherwise by the largest label."""
+    names, known = _class_names(files[0]), _class_names(training_files[0])
+    if names and known and names != known:
+        other = [name for name in names if name not in known] or names
+        raise DataError(
+            f"{files[0]} names its classes otherwise than the training images: {_some(other)}"
+        )
+    if known:
+        return len(known)
+    return max(max(_read_labels(path), default=-1) for path in training_files) + 1
 
 
 def _columns(schema: Any, path: Path) -> tuple[str, str]:
@@ -202,13 +271,14 @@ def _columns(schema: Any, path: Path) -> tuple[str, str]:
     return pictures[0], label
 
 
-def _class_count(schema: Any, label: str) -> int | None:
-    """The number of names that the file's metadata has for the labels."""
+def _class_names(path: Path) -> list[str]:
+    """The names that the file's metadata has for the labels; none where it has no such."""
+    schema = _schema(path)
+    _, label = _columns(schema, path)
     metadata = (schema.metadata or {}).get(b"huggingface")
     if metadata is None:
-        return None
-    names = json.loads(metadata)["info"]["features"].get(label, {}).get("names")
-    return len(names) if names else None
+        return []
+    return json.loads(metadata)["info"]["features"].get(label, {}).get("names") or []
 
 
 def _from_hub(name: str) -> Path:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_parquet_files(tmp_path: Path, places: str) -> None:
     write_parquet(tmp_path / f"{places}validation-0-of-1.parquet", [1, 2], names)
     write_parquet(tmp_path / f"{places}test-0-of-1.parquet", [2, 0, 1], names)
     parts = [load_images(tmp_path, split) for split in ("train", "val", "test")]
-    assert [part.labels.tolist() for part in parts[1:]] == [[1, 2], [2, 0, 1]]
+    assert [sorted(part.labels.tolist()) for part in parts[1:]] == [[1, 2], [0, 1, 2]]
     assert len(parts[0]) == 30
     assert {part.num_classes for part in parts} == {4}
 
@@ -84,7 +85,7 @@ def test_an_unlabelled_test_part_is_not_used(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [0, 1] * 10)
     write_parquet(tmp_path / "validation-0.parquet", [1, 1, 0])
     write_parquet(tmp_path / "test-0.parquet", [-1, -1])
-    assert load_images(tmp_path, "test").labels.tolist() == [1, 1, 0]
+    assert sorted(load_images(tmp_path, "test").labels.tolist()) == [0, 1, 1]
     train, val = (load_images(tmp_path, split) for split in ("train", "val"))
     assert (len(train), len(val)) == (18, 2)
 
@@ -150,3 +151,72 @@ def test_a_damaged_picture_is_named(class_folders: Path) -> None:
     path.write_bytes(b"no picture")
     with pytest.raises(DataError, match=f"{path} is not a picture"):
         load_images(class_folders, "test")
+
+
+@pytest.mark.parametrize("memory", [2**31, 1])
+def test_the_first_images_are_of_all_classes(
+    class_folders: Path, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    monkeypatch.setattr("ghn_fast.data.load.MEMORY", memory)
+    images = load_images(class_folders, "train")
+    assert set(images.first(18).labels.tolist()) == set(range(CLASSES))
+    assert images.labels.tolist() == load_images(class_folders, "train").labels.tolist()
+
+
+def test_the_first_images_of_parquet_files_are_of_all_classes(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0] * 20 + [1] * 20 + [2] * 20)
+    write_parquet(tmp_path / "validation-0.parquet", [0] * 20 + [1] * 20 + [2] * 20)
+    images = load_images(tmp_path, "test").first(18)
+    assert set(images.labels.tolist()) == {0, 1, 2}
+    assert isinstance(images, Images)
+    assert colours(images.images) == pytest.approx([60 * n + 20 for n in images.labels.tolist()])
+
+
+def test_folders_are_numbered_by_those_of_the_training_images(class_folders: Path) -> None:
+    shutil.rmtree(class_folders / "val" / "class1")
+    test = load_images(class_folders, "test")
+    assert isinstance(test, Images)
+    assert (sorted(test.labels.tolist()), test.num_classes) == ([0, 0, 2, 2], CLASSES)
+    assert colours(test.images) == pytest.approx([60 * n + 20 for n in test.labels.tolist()])
+
+
+def test_folders_of_other_classes_are_refused(class_folders: Path) -> None:
+    (class_folders / "val" / "class1").rename(class_folders / "val" / "dog")
+    with pytest.raises(DataError, match="val has classes that the training images lack: dog"):
+        load_images(class_folders, "test")
+
+
+def test_a_test_folder_without_classes_is_unlabelled(class_folders: Path) -> None:
+    (class_folders / "test" / "images").mkdir(parents=True)
+    picture(0).save(class_folders / "test" / "images" / "0.png")
+    assert sorted(load_images(class_folders, "test").labels.tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_parquet_files_are_of_the_classes_of_the_training_images(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1] * 5)
+    write_parquet(tmp_path / "train-1.parquet", [2] * 5)
+    write_parquet(tmp_path / "test-0.parquet", [0, 1])
+    assert load_images(tmp_path, "test").num_classes == 3
+    write_parquet(tmp_path / "test-0.parquet", [0, 3])
+    with pytest.raises(DataError, match="has the labels 3, and the training images have 0 to 2"):
+        load_images(tmp_path, "test")
+
+
+def test_parquet_files_with_other_names_of_classes_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1], ["cat", "dog"])
+    write_parquet(tmp_path / "test-0.parquet", [0, 1], ["cat", "fox"])
+    with pytest.raises(DataError, match="otherwise than the training images: fox"):
+        load_images(tmp_path, "test")
+
+
+def test_what_was_asked_for_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1])
+    with pytest.raises(DataError, match="no labelled images for 'test'"):
+        load_images(tmp_path, "test")
+
+
+def test_few_images_are_shared_by_no_two_parts(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1, 2])
+    parts = [load_images(tmp_path, split).labels.tolist() for split in ("train", "val")]
+    assert sorted(map(len, parts)) == [1, 2]
+    assert sorted(sum(parts, [])) == [0, 1, 2]
