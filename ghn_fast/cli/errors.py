@@ -8,7 +8,8 @@ class UsageError(ValueError):
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
+    """Those of the library too; an ImportError names the extra that is to be installed."""
     from ghn_fast.checkpoint import CheckpointError
     from ghn_fast.graph import TraceError
 
-    return (UsageError, CheckpointError, TraceError, ValueError, OSError)
+    return (UsageError, CheckpointError, TraceError, ValueError, OSError, ImportError)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghn_fast.cli import options
+from ghn_fast.cli.errors import UsageError
+from ghn_fast.files import replace
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ghn_fast.ghn import GHN
     from ghn_fast.prediction import PredictionReport
@@ -96,13 +98,14 @@ def _print_report(model: str, ghn: str, report: PredictionReport, built: float) 
 
 
 def _write(model: nn.Module, out: Path, name: str, ghn: str) -> None:
-    import os
-
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
-    aside = out.with_name(out.name + ".partial")
-    save_model(model, str(aside), metadata={"format": "pt", "model": name, "ghn": ghn})
-    os.replace(aside, out)
+    metadata = {"format": "pt", "model": name, "ghn": ghn}
+    try:
+        replace(out, lambda aside: save_model(model, str(aside), metadata=metadata))
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot write {out} ({error}); pass another file as --out") from None
     typer.echo(f"wrote {out}")
 
 
@@ -114,6 +117,8 @@ def _print_accuracy(
     num_images: int,
     batch_size: int,
 ) -> None:
+    import torch
+
     from ghn_fast.data import find_cifar10, load_cifar10
     from ghn_fast.evaluation import top1
 
@@ -123,8 +128,23 @@ def _print_accuracy(
         typer.echo("accuracy: not measured, no CIFAR-10 found; pass --data FOLDER or --download")
         return
     test = load_cifar10(data, "test", download).first(num_images)
+    classes = _class_count(model, test.batch(torch.arange(2)))
+    if classes != test.num_classes:
+        typer.echo(
+            f"accuracy: not measured, the model has {classes} classes and CIFAR-10 has "
+            f"{test.num_classes}"
+        )
+        return
     accuracy = top1(model, test, batch_size)
     typer.echo(
         f"top-1 on {len(test):,} CIFAR-10 test images, batch statistics of {batch_size}: "
         f"{accuracy:.1f} % (chance is 10 %)"
     )
+
+
+def _class_count(model: nn.Module, images: Tensor) -> int:
+    """By what it returns, as only that tells it of any model."""
+    import torch
+
+    with torch.no_grad():
+        return int(model.eval()(images).shape[-1])

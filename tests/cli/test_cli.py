@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ghn_fast.checkpoint import save
 from ghn_fast.cli import main
@@ -81,6 +81,58 @@ def test_predict_reports_what_it_did_not(
     assert "not predicted" not in capsys.readouterr().out
     assert run(monkeypatch, "predict", "resnet18", "--ghn", ghn_file, "--num-classes", 7) == 0
     assert "not predicted: fc.weight: classification layer of 7" in capsys.readouterr().out
+
+
+def test_predict_makes_the_folder_of_what_it_writes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ghn_file: Path
+) -> None:
+    out, plain = tmp_path / "new" / "model.safetensors", tmp_path / "plain"
+    plain.touch()
+    arguments = ("predict", "tests.graphs:SmallClassifier", "--ghn", ghn_file, "--no-small-images")
+    assert run(monkeypatch, *arguments, "--out", out) == 0
+    assert list(out.parent.iterdir()) == [out]
+    assert out.stat().st_mode == plain.stat().st_mode
+
+
+def test_predict_says_what_it_cannot_write(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    ghn_file: Path,
+) -> None:
+    def fail(*arguments: object, **metadata: object) -> None:
+        raise SafetensorError("the disk is full")
+
+    monkeypatch.setattr("safetensors.torch.save_model", fail)
+    out = tmp_path / "model.safetensors"
+    arguments = ("predict", "tests.graphs:SmallClassifier", "--ghn", ghn_file, "--no-small-images")
+    assert run(monkeypatch, *arguments, "--out", out) == 1
+    assert f"error: cannot write {out} (the disk is full)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_predict_measures_no_model_of_other_classes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ghn_file: Path,
+    cifar10: Path,
+) -> None:
+    arguments = ("--ghn", ghn_file, "--data", cifar10, "--images", 8, "--num-classes", 7)
+    assert run(monkeypatch, "predict", "resnet18", *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy: not measured, the model has 7 classes and CIFAR-10 has 10" in printed
+    assert "top-1" not in printed
+
+
+def test_a_missing_package_is_one_line_that_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert run(monkeypatch, "nets", "export", "--split", "val", "--out", tmp_path) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert "pip install 'ghn-fast[nets]'" in printed
+    assert len(printed.splitlines()) == 1
 
 
 def test_train_resume_and_eval(
