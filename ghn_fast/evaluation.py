@@ -390,7 +390,8 @@ def _images_digest(*sources: ImageSource) -> str:
     digest = hashlib.sha256()
     for source in sources:
         count = len(source)
-        places = torch.arange(min(count, DIGEST_IMAGES)) * count // min(count, DIGEST_IMAGES)
+        few = min(count, DIGEST_IMAGES)
+        places = torch.arange(few) * count // max(few, 1)
         pixels = source.batch(places).contiguous()
         digest.update(f"{count} {source.num_classes} {tuple(pixels.shape)}".encode())
         digest.update(_content(source.labels))
