@@ -71,7 +71,8 @@ def evaluate(
     In several processes: torchrun --nproc-per-node N -m ghn_fast eval ...
     """
     from ghn_fast.checkpoint import from_pretrained
-    from ghn_fast.data import load_images
+    from ghn_fast.cli.images import load_parts
+    from ghn_fast.data.load import is_cifar10
     from ghn_fast.evaluation import SGD_BATCH
     from ghn_fast.evaluation import evaluate as run
     from ghn_fast.processes import choose_device, process_group
@@ -81,12 +82,12 @@ def evaluate(
     place = choose_device(device)
     with process_group(place) as processes:
         network = from_pretrained(ghn).to(place)
-        test = load_images(data, "test", image_size, download)
-        train = None
-        if norm == "calibrated" or sgd_steps is not None or sgd_epochs is not None:
-            train = load_images(data, "train", image_size, download)
-            if sgd_epochs is not None:
-                sgd_steps = max(1, round(sgd_epochs * (len(train) // SGD_BATCH)))
+        uses_train = norm == "calibrated" or sgd_steps is not None or sgd_epochs is not None
+        wanted = ("test", "train") if uses_train else ("test",)
+        parts = load_parts(processes, data, wanted, image_size, download)
+        test, train = parts[0], parts[1] if uses_train else None
+        if train is not None and sgd_epochs is not None:
+            sgd_steps = max(1, round(sgd_epochs * (len(train) // SGD_BATCH)))
         baselines = ["ghn", *(["random"] if random else []), *(["sgd"] if sgd_steps else [])]
         splits = EVALUATED if split == "all" else (split,)
         if out is not None:
@@ -113,7 +114,7 @@ def evaluate(
             for baseline in baselines
         ]
         if processes.is_first:
-            _print_tables(ghn, results, is_cifar10=data is None or test.num_classes == 10)
+            _print_tables(ghn, results, is_cifar10=is_cifar10(data))
 
 
 def _print_network(split: str, baseline: str, result: NetworkResult) -> None:

@@ -48,7 +48,7 @@ def train(
 
     For several processes: torchrun --nproc-per-node N -m ghn_fast train ...
     """
-    from ghn_fast.data import load_images
+    from ghn_fast.cli.images import load_parts
     from ghn_fast.train import Trainer, choose_device, process_group
     from ghn_fast.train.denormals import flush_denormals
 
@@ -63,14 +63,8 @@ def train(
     }
     settings = replace(settings, **{name: v for name, v in given.items() if v is not None})
     with process_group(choose_device(settings.device)) as processes:
-        if download and not processes.is_first:
-            processes.gather(None)  # the first process downloads the images
-        images = [
-            load_images(settings.data, split, settings.image_size, download)
-            for split in ("train", "val")
-        ]
-        if download and processes.is_first:
-            processes.gather(None)
+        parts = ("train", "val")
+        images = load_parts(processes, settings.data, parts, settings.image_size, download)
         trainer = Trainer(settings, out, *images)
         if trainer.step > 0 and processes.is_first:
             typer.echo(f"going on at step {trainer.step} after {trainer.minutes:.1f} minutes")

@@ -167,6 +167,24 @@ def test_train_resume_and_eval(
     assert (tmp_path / "plot.png").exists()
 
 
+def test_published_figures_are_of_cifar10_only(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    ghn_file: Path,
+) -> None:
+    for split in ("train", "val"):
+        for label in range(10):
+            folder = tmp_path / split / f"class{label}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (20 * label, 0, 0)).save(folder / "0.png")
+    arguments = ("--ghn", ghn_file, "--data", tmp_path, "--num-nets", 1)
+    assert run(monkeypatch, "eval", *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "top-1 in % on 10 test images" in printed
+    assert "published" not in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -219,4 +219,4 @@ def test_few_images_are_shared_by_no_two_parts(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [0, 1, 2])
     parts = [load_images(tmp_path, split).labels.tolist() for split in ("train", "val")]
     assert sorted(map(len, parts)) == [1, 2]
-    assert sorted(sum(parts, [])) == [0, 1, 2]
+    assert sorted(parts[0] + parts[1]) == [0, 1, 2]
