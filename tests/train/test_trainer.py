@@ -269,6 +269,14 @@ def test_other_settings_are_refused(uninterrupted: Path) -> None:
         make_trainer(uninterrupted, replace(TINY, lr=0.1))
 
 
+def test_parts_that_max_nodes_counts_are_kept(tmp_path: Path) -> None:
+    config = replace(TINY, steps=1, meta_batch=2, max_nodes=2000, normalise_networks=True)
+    make_trainer(tmp_path, config).fit()
+    halved = replace(config, meta_batch=1, accumulate=2)
+    with pytest.raises(ConfigError, match="accumulate x processes: 1 -> 2"):
+        make_trainer(tmp_path, halved)
+
+
 def test_images_of_other_classes_are_refused(tmp_path: Path) -> None:
     images = replace(make_images(), num_classes=7)
     assert Trainer(TINY, tmp_path, images).ghn.config.num_classes == 7
