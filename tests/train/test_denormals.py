@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,13 +52,16 @@ with flushed_denormals():
 
 
 @pytest.mark.parametrize("is_called", [False, True])
-def test_threads_of_an_operation_have_the_mode_of_their_start(is_called: bool) -> None:
+def test_threads_of_an_operation_have_the_mode_of_their_start(
+    tmp_path: Path, is_called: bool
+) -> None:
     """Half of the elements are computed by the second thread."""
     program = SHARED_WORK
     if is_called:
         program = program.replace("smallest =", "flush_denormals()\nsmallest =")
     done = subprocess.run(
         [sys.executable, "-c", program],
+        cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
