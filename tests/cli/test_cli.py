@@ -41,6 +41,14 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def flushes(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """What was asked for, as doing it would last for all other tests of this process."""
+    calls: list[None] = []
+    monkeypatch.setattr("ghn_fast.train.denormals.flush_denormals", lambda: calls.append(None))
+    return calls
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["ghn-fast", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "200")
@@ -140,6 +148,7 @@ def test_train_resume_and_eval(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     cifar10: Path,
+    flushes: list[None],
 ) -> None:
     run_folder = tmp_path / "run"
     settings = [
@@ -152,6 +161,7 @@ def test_train_resume_and_eval(
     assert "step 2" in capsys.readouterr().out
     assert run(monkeypatch, "train", *common) == 0
     assert "going on at step 2" in capsys.readouterr().out
+    assert len(flushes) == 2
 
     results = tmp_path / "results"
     arguments = ("--data", cifar10, "--num-nets", 2, "--images", 64, "--random", "--out", results)
