@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ghn_fast.graph import Graph
-from ghn_fast.graph.contract import contract, contract_reference
-from ghn_fast.graph.trace import trace
+from ghn_fast.graph.trace.contract import contract, contract_reference
+from ghn_fast.graph.trace.tracer import trace
 
 models = pytest.importorskip("torchvision.models")
 

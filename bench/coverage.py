@@ -293,8 +293,9 @@ def table(records: list[Record], ghn: str) -> str:
         *_summary(records),
         "",
         "Complete: every parameter is predicted and finite. What the rules do is told in "
-        "`ghn_fast/ghn/plan.py` (decoded by the GHN) and `ghn_fast/ghn/rules.py` (what a GHN has "
-        "no say about). Times are of a single run and depend on what else the machine does; MB is "
+        "`ghn_fast/ghn/place/plan.py` (decoded by the GHN) and `ghn_fast/ghn/place/fill.py` (what "
+        "a GHN has no say about). Times are of a single run and depend on what else the machine "
+        "does; MB is "
         "by how much the process grew at most while the graph was built.",
         "",
         *_rules(records),

@@ -29,11 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import ghn_fast
+from ghn_fast._system.device import to_device
+from ghn_fast._system.files import append_line
+from ghn_fast._system.processes import choose_device
 from ghn_fast.data import Images, ImageStream, load_cifar10
 from ghn_fast.evaluation import calibrate, top1
-from ghn_fast.files import append_line
-from ghn_fast.processes import choose_device
-from ghn_fast.transfer import to_device
 
 STARTS = ("random", "predicted", "predicted, refined")
 RATES = (0.1, 0.03, 0.01)

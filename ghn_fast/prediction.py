@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ghn_fast.ghn import GHN, Plan
-from ghn_fast.ghn.plan import Uses
-from ghn_fast.ghn.rules import fill
+from ghn_fast.ghn.place.fill import fill
+from ghn_fast.ghn.place.plan import Uses
 from ghn_fast.graph import Graph, GraphBatch
 
 DEFAULT_GHN = "ghn2-cifar10"
@@ -31,8 +31,8 @@ class PredictionReport:
         predicted: {parameter name: shape}.
         unpredicted: {parameter name: why it kept its value}.
         rules: {parameter name: by which rule it was predicted}. The rules of parameters that are
-            decoded are told by :class:`ghn_fast.ghn.plan.Group`, those of the others by
-            :mod:`ghn_fast.ghn.rules`.
+            decoded are told by :class:`ghn_fast.ghn.place.plan.Group`, those of the others by
+            :mod:`ghn_fast.ghn.place.fill`.
         stages: {stage: seconds}; ``load`` (the GHN), ``graph`` and ``predict``.
         seconds: graph and prediction together.
     """
@@ -161,7 +161,7 @@ def _load(name: str) -> GHN:
     A file that was written anew is loaded anew.
     """
     from ghn_fast.checkpoint.files import checkpoint_file
-    from ghn_fast.checkpoint.hub import shipped
+    from ghn_fast.ghn.hub import shipped
 
     path = Path(name).expanduser()
     if not path.exists() or name in shipped():

@@ -40,8 +40,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ghn_fast._system.device import to_device
 from ghn_fast.kernels.activations import sigmoid, tanh
-from ghn_fast.transfer import to_device
 
 ROWS = 4
 """Nodes of a level that are processed at once; levels of DeepNets-1M have 1.7 on average."""

@@ -26,8 +26,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ghn_fast._system.device import to_device
 from ghn_fast.kernels.activations import sigmoid, tanh
-from ghn_fast.transfer import to_device
 
 # Numbers of a tensor in a table: its address, five sizes and five strides.
 _TENSOR = tl.constexpr(11)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ghn_fast.files import append_line, replace, write_text
+from ghn_fast._system.files import append_line, replace, write_text
 
 
 def test_the_content_is_replaced(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from ghn_fast.files import append_line
+from ghn_fast._system.files import append_line
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 append_line(Path(sys.argv[1]), "too long for the disk")

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import ghn_fast
+from ghn_fast._system.device import images_to_device
+from ghn_fast._system.processes import choose_device
 from ghn_fast.data import Images, normalise
 from ghn_fast.evaluation import evaluate
 from ghn_fast.ghn import GHN, ghn2, ghn3
 from ghn_fast.graph import Graph, GraphBatch
-from ghn_fast.processes import choose_device
 from ghn_fast.train import NetworkStream, TrainConfig, read_log, train_step
-from ghn_fast.transfer import images_to_device
 from tests.train.test_processes import torchrun
 from tests.train.test_trainer import TINY, make_images, make_trainer, state_of
 

@@ -1,9 +1,8 @@
-"""Checkpoint files: our own, and those of the two public codes.
+"""Checkpoint files, from bytes to tensors: our own, and those of the two public codes.
 
 Ours are safetensors with the configuration as JSON in the header's metadata. Published files are
 ``torch.save`` dictionaries (GHN-1, GHN-2, MLP; keys ``state_dict`` and ``config``) and joblib
-dumps of a bare state dict (GHN-3), whose configuration follows from the shapes. Nothing that is
-in a file is ever executed.
+dumps of a bare state dict (GHN-3). Nothing that is in a file is ever executed.
 """
 
 from __future__ import annotations
@@ -13,29 +12,20 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from ghn_fast._system.files import replace
 from ghn_fast.checkpoint.errors import CheckpointError
-from ghn_fast.checkpoint.published import (
-    infer_config,
-    is_ghn,
-    published_config,
-    published_name,
-)
 from ghn_fast.checkpoint.tensor_pickle import (
     LEGACY_MAGIC,
     is_compressed_pickle,
     load_tensor_pickle,
 )
-from ghn_fast.files import replace
-from ghn_fast.ghn import GHN, GHN3Config, GHNConfig, make_ghn
 
 FORMAT_VERSION = 1
 _FORMAT_KEY = "ghn_fast.format"
@@ -50,22 +40,21 @@ _SAFETENSORS_TYPES = {
 }
 
 
-def load(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
-    """Reads a checkpoint of this package, of ppuda or of ghn3.
+def load(path: str | Path) -> tuple[Mapping[str, Any] | None, dict[str, Tensor]]:
+    """Reads a checkpoint of this package, of ppuda or of ghn3, as it is.
 
     Args:
         path: a file, or a folder that ``save_pretrained`` wrote.
 
     Returns:
-        The configuration and the parameters in float32, on the CPU, with the names and shapes of
-        ``make_ghn(config).state_dict()``.
+        The configuration, None where the file has none, and the tensors on the CPU, by the names
+        and in the dtypes of the file. :func:`ghn_fast.ghn.files.load` makes a GHN's of them.
 
     Raises:
         CheckpointError: the file is missing, truncated, of another kind, written by a newer
-            version, asks to run something, or its tensors do not fit its configuration.
+            version, or asks to run something.
     """
-    ghn, state = _load(checkpoint_file(path))
-    return ghn.config, state
+    return _read(checkpoint_file(path))
 
 
 def load_metadata(path: str | Path) -> dict[str, str]:
@@ -81,47 +70,9 @@ def load_metadata(path: str | Path) -> dict[str, str]:
     return {key: value for key, value in header.items() if key not in _RESERVED}
 
 
-def load_ghn(path: str | Path, device: torch.device | str | None = None) -> GHN:
-    """The GHN of a checkpoint, in evaluation mode.
-
-    Needs the memory of its parameters once: they are not initialised before they are loaded.
-
-    Raises:
-        CheckpointError: see :func:`load`.
-    """
-    ghn, state = _load(checkpoint_file(path))
-    ghn.load_state_dict(state, assign=True)
-    return ghn.to(device or "cpu").eval()
-
-
-def empty_ghn(config: GHNConfig) -> GHN:
-    """A GHN whose parameters are on the meta device: shapes without memory."""
-    with torch.device("meta"), _Uninitialised():
-        return make_ghn(config)
-
-
-class _Uninitialised(TorchFunctionMode):
-    """Skips operations in place, with which modules initialise their parameters.
-
-    On the meta device they change nothing, but the first of them imports SymPy, which takes
-    longer than loading a checkpoint and predicting with it.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.startswith("_"):
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
 def save(
-    ghn: GHN,
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
     path: str | Path,
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
@@ -129,18 +80,19 @@ def save(
     """Writes a checkpoint as safetensors; an existing file is replaced only once it is complete.
 
     Args:
+        state: the tensors by name.
+        config: the configuration, of values that JSON has.
         metadata: anything worth knowing (data, steps, scores), as strings.
-        dtype: of the parameters in the file, for example ``torch.float16``; as they are by
-            default. Loading gives float32.
+        dtype: of the tensors in the file, for example ``torch.float16``; as they are by default.
 
     Raises:
         ValueError: a reserved key in ``metadata``, a ``dtype`` that checkpoints do not have, or a
             value that it cannot hold.
         OSError: the file could not be written.
     """
-    state = {name: _packed(name, value, dtype) for name, value in ghn.state_dict().items()}
-    header = _header(ghn.config, metadata or {})
-    replace(Path(path), lambda aside: _write_safetensors(aside, state, header))
+    packed = {name: _packed(name, value, dtype) for name, value in state.items()}
+    header = _header(config, metadata or {})
+    replace(Path(path), lambda aside: _write_safetensors(aside, packed, header))
 
 
 def checkpoint_file(path: str | Path) -> Path:
@@ -169,7 +121,7 @@ def _packed(name: str, value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return packed
 
 
-def _header(config: GHNConfig, metadata: Mapping[str, str]) -> dict[str, str]:
+def _header(config: Mapping[str, Any], metadata: Mapping[str, str]) -> dict[str, str]:
     reserved = sorted(set(metadata) & set(_RESERVED))
     if reserved:
         raise ValueError(f"metadata may not have the reserved keys {', '.join(reserved)}")
@@ -177,7 +129,7 @@ def _header(config: GHNConfig, metadata: Mapping[str, str]) -> dict[str, str]:
         **metadata,
         "format": "pt",
         _FORMAT_KEY: str(FORMAT_VERSION),
-        _CONFIG_KEY: json.dumps(config.to_dict()),
+        _CONFIG_KEY: json.dumps(dict(config)),
     }
 
 
@@ -192,22 +144,6 @@ def _write_safetensors(path: Path, state: dict[str, Tensor], metadata: dict[str,
 
 
 # ---------------------------------------------------------------- reading
-
-
-def _load(path: Path) -> tuple[GHN, dict[str, Tensor]]:
-    """The GHN, still empty, and what fits into it."""
-    values, state = _read(path)
-    try:
-        if not is_ghn(state):
-            raise CheckpointError(_another_kind(state))
-        state = {published_name(name): tensor for name, tensor in state.items()}
-        inferred = infer_config(state)
-        config = inferred if values is None else _config(values)
-        _compare(config, inferred)
-        ghn = empty_ghn(config)
-        return ghn, _fitted(ghn, state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any] | None, dict[str, Tensor]]:
@@ -334,80 +270,6 @@ def _refusal(path: Path, message: str) -> str:
         f"{path}: the file asks for {refused[1]}, which a checkpoint does not need. Nothing of "
         "the file was run; do not load it by other means unless you trust where it comes from"
     )
-
-
-# ---------------------------------------------------------------- checking
-
-
-def _config(values: Any) -> GHNConfig:
-    """The configuration of a file, each value of the type that it must have."""
-    if not isinstance(values, Mapping):
-        raise CheckpointError(f"the configuration is a {type(values).__name__}, not a dictionary")
-    values = published_config(values)
-    kind = GHN3Config if values.get("hypernet") == "graphormer" else GHNConfig
-    for field in fields(kind):
-        value = values.get(field.name, field.default)
-        wrong = type(value) is not type(field.default)
-        if wrong and not (field.name == "max_shape" and isinstance(value, list)):
-            raise CheckpointError(f"the configuration's {field.name} is {value!r}")
-    try:
-        return kind.from_dict(values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(str(error)) from None
-
-
-def _compare(config: GHNConfig, inferred: GHNConfig) -> None:
-    """Before the GHN is built: a configuration may ask for any size, tensors have theirs."""
-    stated, found = config.to_dict(), inferred.to_dict()
-    # These leave no trace in the shapes.
-    silent = {"weight_norm"} if config.hypernet == "gatedgnn" else {"weight_norm", "ve"}
-    differing = [
-        f"{name} {stated.get(name)!r}, the tensors {found.get(name)!r}"
-        for name in sorted({*stated, *found} - silent)
-        if stated.get(name) != found.get(name)
-    ]
-    if differing:
-        raise CheckpointError(f"the configuration says {'; '.join(differing)}")
-
-
-def _fitted(ghn: GHN, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with the shapes and the dtype of the GHN's own."""
-    wanted = {name: tuple(value.shape) for name, value in ghn.state_dict().items()}
-    missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
-    if missing or unknown:
-        raise CheckpointError(
-            "the tensors do not fit the configuration: "
-            + "; ".join(
-                f"{what} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-                for what, names in (("missing", missing), ("unknown", unknown))
-                if names
-            )
-        )
-    fitted = {}
-    for name, shape in wanted.items():
-        # Each is let go of before the next is cast, so that casting needs little memory.
-        fitted[name] = _fit(name, state.pop(name), shape)
-    return fitted
-
-
-def _fit(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    # 1x1 convolutions in one public code are linear layers in the other.
-    if _squeezed(tuple(value.shape)) != _squeezed(shape):
-        raise CheckpointError(
-            f"{name} has shape {tuple(value.shape)}; its configuration asks for {shape}"
-        )
-    if not value.is_floating_point():
-        raise CheckpointError(f"{name} is of {value.dtype}, not of a floating type")
-    return value.detach().reshape(shape).to(torch.float32).contiguous()
-
-
-def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
-
-
-def _another_kind(state: Mapping[str, Tensor]) -> str:
-    names = ", ".join(list(state)[:4])
-    return f"it is not a GHN's checkpoint: its tensors are {names or 'none'} ..."
 
 
 def _beside(path: Path) -> str:

@@ -70,12 +70,12 @@ def evaluate(
 
     In several processes: torchrun --nproc-per-node N -m ghn_fast eval ...
     """
+    from ghn_fast._system.processes import choose_device, process_group
     from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.images import load_parts
     from ghn_fast.data.load import is_cifar10
     from ghn_fast.evaluation import SGD_BATCH
     from ghn_fast.evaluation import evaluate as run
-    from ghn_fast.processes import choose_device, process_group
 
     if sgd_steps is not None and sgd_epochs is not None:
         raise UsageError("give --sgd-steps or --sgd-epochs, not both")
@@ -128,7 +128,7 @@ def _print_tables(ghn: str, results: list[EvaluationResult], is_cifar10: bool) -
     from rich.console import Console
     from rich.table import Table
 
-    from ghn_fast.published_results import DIFFERENCES
+    from ghn_fast.evaluation.published import DIFFERENCES
 
     first = results[0]
     norm = (
@@ -177,8 +177,8 @@ PREDEFINED_NAMES = ("resnet50", "vit")
 
 
 def _published_rows(split: str) -> list[list[str]]:
+    from ghn_fast.evaluation.published import CIFAR10
     from ghn_fast.nets.deepnets1m import SIZES
-    from ghn_fast.published_results import CIFAR10
 
     rows = []
     for key in PREDEFINED_NAMES if split == "predefined" else (split,):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ghn_fast._system.processes import Processes
     from ghn_fast.data import ImageSource
-    from ghn_fast.processes import Processes
 
 
 def load_parts(

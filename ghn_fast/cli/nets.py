@@ -91,11 +91,13 @@ def _plain_arguments(graph: Graph) -> dict[str, Any]:
 def _print_network(nets: DeepNets1M, index: int, graph: Graph) -> None:
     from rich.console import Console
 
-    from ghn_fast.nets.stats import longest_path, network_work
+    from ghn_fast.nets.stats import longest_path, parameters_and_multiply_adds
 
     console = Console(highlight=False)
     arguments = _plain_arguments(graph)
-    parameters, multiply_adds = network_work(arguments, nets.num_classes, nets.large_images)
+    parameters, multiply_adds = parameters_and_multiply_adds(
+        arguments, nets.num_classes, nets.large_images
+    )
     console.print(
         f"[bold]{nets.split}:{index}[/bold]  {graph.num_nodes} nodes, {len(graph.edges)} edges, "
         f"depth {longest_path(graph)}, {_short(parameters)} parameters, "

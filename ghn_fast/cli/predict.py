@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghn_fast._system.files import replace
 from ghn_fast.cli import options
 from ghn_fast.cli.errors import UsageError
-from ghn_fast.files import replace
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ghn_fast.ghn.config import GHNConfig
-from ghn_fast.ghn.ghn import GHN, ghn1, ghn2
 from ghn_fast.ghn.ghn3 import GHN3, GHN3Config, ghn3, make_config, make_ghn
-from ghn_fast.ghn.plan import Plan, make_plan
+from ghn_fast.ghn.model import GHN, ghn1, ghn2
+from ghn_fast.ghn.place.plan import Plan, make_plan
 
 __all__ = [
     "GHN",

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghn_fast.ghn.config import GHNConfig
-from ghn_fast.ghn.decoder import ConvDecoder
-from ghn_fast.ghn.ghn import GHN
-from ghn_fast.ghn.graphormer import MAX_DEGREE, MAX_INPUT_DISTANCE, Graphormer, centrality
+from ghn_fast.ghn.decode.decoder import ConvDecoder
+from ghn_fast.ghn.embed.graphormer import MAX_DEGREE, MAX_INPUT_DISTANCE, Graphormer, centrality
+from ghn_fast.ghn.model import GHN
 from ghn_fast.graph import GraphBatch
 
 # hid (also the channels of the largest block), layers and heads of each published size.

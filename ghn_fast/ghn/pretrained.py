@@ -2,7 +2,7 @@
 
 The names and arguments are those of :class:`huggingface_hub.PyTorchModelHubMixin`, which is not
 inherited from because importing it takes longer than predicting a ResNet-50. The functions behind
-stand after this package on the way from models to parameters, so they are imported where used.
+know the class that inherits these, so they are imported where used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Pretrained:
         Raises:
             TypeError: the checkpoint is one of another class of GHN.
         """
-        from ghn_fast.checkpoint import from_pretrained
+        from ghn_fast.ghn.hub import from_pretrained
 
         ghn = from_pretrained(name_or_path, **options)
         if not isinstance(ghn, cls):
@@ -31,13 +31,13 @@ class Pretrained:
         return ghn
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """See :func:`ghn_fast.checkpoint.save_pretrained`."""
-        from ghn_fast.checkpoint import save_pretrained
+        """See :func:`ghn_fast.ghn.hub.save_pretrained`."""
+        from ghn_fast.ghn.hub import save_pretrained
 
         return save_pretrained(self, save_directory, **options)  # type: ignore[arg-type]
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """See :func:`ghn_fast.checkpoint.push_ghn_to_hub`."""
-        from ghn_fast.checkpoint import push_ghn_to_hub
+        """See :func:`ghn_fast.ghn.hub.push_ghn_to_hub`."""
+        from ghn_fast.ghn.hub import push_ghn_to_hub
 
         return push_ghn_to_hub(self, repo_id, **options)  # type: ignore[arg-type]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.graph.graph import Graph, Node
-from ghn_fast.graph.trace import TraceError
+from ghn_fast.graph.graph import Graph
+from ghn_fast.graph.node import Node
+from ghn_fast.graph.trace.tracer import TraceError
 from ghn_fast.graph.types import NODE_TYPE_INDEX, NODE_TYPES
 
 __all__ = ["NODE_TYPES", "NODE_TYPE_INDEX", "Graph", "GraphBatch", "Node", "TraceError"]

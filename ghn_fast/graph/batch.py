@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from ghn_fast._system.device import to_device
 from ghn_fast.graph.graph import Graph
 from ghn_fast.ops.shortest_paths import shortest_paths_batch
-from ghn_fast.transfer import to_device
 
 
 class GraphBatch:

@@ -11,28 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghn_fast.graph.node import Node
 from ghn_fast.graph.types import NODE_TYPE_INDEX
 from ghn_fast.ops.shortest_paths import MAX_DISTANCE, check_edges, shortest_paths
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node of a :class:`Graph`.
-
-    Attributes:
-        type: one of :data:`ghn_fast.graph.types.NODE_TYPES`.
-        name: the parameter's name, or the operation's (``"input"``, ``"sum"``, ``"max_pool"``).
-        shape: of the parameter, as its module stores it; (1, 1, kh, kw) for max and average
-            pooling; None for the other operations.
-        parameter: the name in ``model.named_parameters()``; None for operations.
-        bias: for normalisation layers, the bias that is predicted together with the weight.
-    """
-
-    type: str
-    name: str
-    shape: tuple[int, ...] | None = None
-    parameter: str | None = None
-    bias: str | None = None
 
 
 @dataclass(eq=False)

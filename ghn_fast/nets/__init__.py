@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from ghn_fast.nets.adjust import adjust_net
-from ghn_fast.nets.count import count_parameters
 from ghn_fast.nets.deepnets1m import DeepNets1M
-from ghn_fast.nets.direct import graph_of
-from ghn_fast.nets.export import PartialExportError, export_nets
-from ghn_fast.nets.genotypes import DARTS, OPERATIONS, VIT, Genotype, from_dict, to_dict
-from ghn_fast.nets.multiply_adds import count_multiply_adds
-from ghn_fast.nets.network import Network, build_ghost, build_net
-from ghn_fast.nets.published_files import NetsFileError
-from ghn_fast.nets.sampler import SPLITS, sample_net_args
+from ghn_fast.nets.generate.graphs import graph_of
+from ghn_fast.nets.generate.sampler import SPLITS, sample_net_args
+from ghn_fast.nets.measure.count import count_parameters
+from ghn_fast.nets.measure.multiply_adds import count_multiply_adds
+from ghn_fast.nets.published.export import PartialExportError, export_nets
+from ghn_fast.nets.published.files import NetsFileError
+from ghn_fast.nets.space.adjust import adjust_net
+from ghn_fast.nets.space.genotypes import DARTS, OPERATIONS, VIT, Genotype, from_dict, to_dict
+from ghn_fast.nets.space.network import Network, build_ghost, build_net
 from ghn_fast.nets.stream import MetaBatches
 
 __all__ = [

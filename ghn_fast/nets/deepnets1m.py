@@ -11,10 +11,10 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ghn_fast.graph.graph import Graph
-from ghn_fast.nets.direct import graph_of
-from ghn_fast.nets.genotypes import Genotype, to_dict
-from ghn_fast.nets.published_files import PublishedNets
-from ghn_fast.nets.sampler import SPLITS, sample_net_args
+from ghn_fast.nets.generate.graphs import graph_of
+from ghn_fast.nets.generate.sampler import SPLITS, sample_net_args
+from ghn_fast.nets.published.files import PublishedNets
+from ghn_fast.nets.space.genotypes import Genotype, to_dict
 
 SIZES = {
     "train": 1_000_000,

@@ -12,10 +12,10 @@ import torch
 from ghn_fast._core import core
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.types import NODE_TYPES
-from ghn_fast.nets.count import count_parameters
 from ghn_fast.nets.deepnets1m import DeepNets1M
-from ghn_fast.nets.multiply_adds import count_multiply_adds
-from ghn_fast.nets.network import build_net
+from ghn_fast.nets.measure.count import count_parameters
+from ghn_fast.nets.measure.multiply_adds import count_multiply_adds
+from ghn_fast.nets.space.network import build_net
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _of_graphs(nets: DeepNets1M, count: int) -> NetsStats:
     for index in range(count):
         graph = nets[index]
         assert graph.net_args is not None
-        work = network_work(graph.net_args, nets.num_classes, nets.large_images)
+        work = parameters_and_multiply_adds(graph.net_args, nets.num_classes, nets.large_images)
         rows.append((graph.num_nodes, len(graph.edges), longest_path(graph), *work))
         ends = np.bincount(graph.edges.numpy().ravel(), minlength=graph.num_nodes)
         degrees = _added(degrees, np.bincount(ends))
@@ -93,7 +93,7 @@ def _of_graphs(nets: DeepNets1M, count: int) -> NetsStats:
     )
 
 
-def network_work(
+def parameters_and_multiply_adds(
     net_args: Mapping[str, Any], num_classes: int, large_images: bool
 ) -> tuple[int, int]:
     """The numbers of parameters and of multiply-adds of a network of DeepNets-1M."""

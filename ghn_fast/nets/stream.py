@@ -12,7 +12,7 @@ from ghn_fast._core import core
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.graph.graph import Graph
 from ghn_fast.nets.deepnets1m import DeepNets1M
-from ghn_fast.nets.philox import Stream
+from ghn_fast.nets.generate.philox import Stream
 from ghn_fast.ops.shortest_paths import MAX_DISTANCE
 
 MAX_NODES = 2200

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ghn_fast._core import core
-from ghn_fast.transfer import to_device
+from ghn_fast._system.device import to_device
 
 MAX_DISTANCE = 50
 """Virtual edges join nodes at most this far apart (arXiv 2110.13100, section 3.3)."""

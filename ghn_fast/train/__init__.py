@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ghn_fast.processes import Processes, choose_device, process_group
+from ghn_fast._system.processes import Processes, choose_device, process_group
+from ghn_fast.nets.measure.work import network_work
 from ghn_fast.train.config import PRESETS, ConfigError, TrainConfig
 from ghn_fast.train.log import read_log
 from ghn_fast.train.networks import NetworkStream
 from ghn_fast.train.plot import plot_run
 from ghn_fast.train.step import StepResult, train_step
 from ghn_fast.train.trainer import Trainer
-from ghn_fast.train.work import network_work
 
 __all__ = [
     "PRESETS",

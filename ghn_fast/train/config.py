@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ghn_fast.files import write_text
+from ghn_fast._system.files import write_text
 
 OPTIMIZERS = ("adamw", "adam", "soap")
 SCHEDULES = ("cosine", "step", "constant")
@@ -120,8 +120,8 @@ class TrainConfig:
         cached_networks: how many built networks are kept in memory, about 1 MB each.
         widths: the channels C that networks are drawn with; None for the split's own.
         max_work: a network drawn too wide gets the largest of the ``widths`` with at most this
-            work (:func:`ghn_fast.train.work.network_work`, million multiply-adds per image); it
-            is passed over if even the smallest is too much. None for no limit.
+            work (:func:`ghn_fast.train.network_work`, million multiply-adds per image); it is
+            passed over if even the smallest is too much. None for no limit.
         max_cells, max_parameters: networks beyond are passed over; None for no limit.
         optimizer: ``adamw``, ``adam`` or ``soap`` (:class:`ghn_fast.train.soap.SOAP`).
         lr, weight_decay, betas: of the optimiser.

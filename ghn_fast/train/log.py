@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ghn_fast.files import append_line, write_text
+from ghn_fast._system.files import append_line, write_text
 from ghn_fast.train.step import StepResult
 
 LOG_FILE = "log.jsonl"

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ghn_fast._core import core
+from ghn_fast._system.processes import ALONE, Processes, shares
 from ghn_fast.graph import Graph
 from ghn_fast.nets import build_ghost, count_parameters, sample_net_args
-from ghn_fast.nets.direct import graph_of
-from ghn_fast.nets.philox import Stream
-from ghn_fast.processes import ALONE, Processes, shares
+from ghn_fast.nets.generate.graphs import graph_of
+from ghn_fast.nets.generate.philox import Stream
+from ghn_fast.nets.measure.work import network_work
 from ghn_fast.train.config import ConfigError, TrainConfig
-from ghn_fast.train.work import network_work
 
 SPLIT = "train"
 _WIDTH_STREAM = 1_000

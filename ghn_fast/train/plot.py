@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ghn_fast.files import replace
+from ghn_fast._system.files import replace
 from ghn_fast.train.log import LOG_FILE, read_log
 
 PLOT_FILE = "curves.png"

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghn_fast._system.processes import ALONE, Processes
 from ghn_fast.ghn import GHN
-from ghn_fast.ghn.leaves import Leaves
+from ghn_fast.ghn.place.leaves import Leaves
 from ghn_fast.graph import GraphBatch
-from ghn_fast.processes import ALONE, Processes
 from ghn_fast.train.denormals import flushed_denormals
 
 
@@ -117,7 +117,7 @@ def train_step(
         graphs: of the networks.
         images: (B, 3, H, W), as the networks take them, or one such batch for each network; for
             speed channels last on a CPU, but not on a GPU
-            (:func:`ghn_fast.transfer.images_to_device`).
+            (:func:`ghn_fast._system.device.images_to_device`).
         labels: (B,) int64, or as many for each network as it has images.
         optimizer: of the GHN's parameters.
         label_smoothing: of the cross-entropy.

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ghn_fast._system.device import images_to_device, to_device
+from ghn_fast._system.files import remove_leftovers, replace
+from ghn_fast._system.processes import Processes, choose_device
 from ghn_fast.checkpoint import from_pretrained, save
 from ghn_fast.data import ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
-from ghn_fast.files import remove_leftovers, replace
 from ghn_fast.ghn import GHN, make_config, make_ghn
 from ghn_fast.graph import GraphBatch
-from ghn_fast.processes import Processes, choose_device
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import LOG_FILE, Meter, RunLog
 from ghn_fast.train.networks import Drawn, NetworkStream, image_counts
@@ -31,7 +32,6 @@ from ghn_fast.train.plot import has_matplotlib, plot_run
 from ghn_fast.train.schedule import learning_rate, update_average
 from ghn_fast.train.soap import SOAP
 from ghn_fast.train.step import StepResult, train_step
-from ghn_fast.transfer import images_to_device, to_device
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FILE = "checkpoint.pt"

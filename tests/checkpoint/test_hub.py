@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ghn_fast.checkpoint import CheckpointError, from_pretrained, hub, known_names, save
-from ghn_fast.ghn import GHN, GHN3, ghn2, ghn3
+from ghn_fast.checkpoint import CheckpointError, from_pretrained, known_names, save
+from ghn_fast.ghn import GHN, GHN3, ghn2, ghn3, hub
 from tests.graphs import SmallClassifier, small_classifier
 
 COMMIT = "0" * 40

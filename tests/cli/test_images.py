@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from ghn_fast._system.processes import Processes
 from ghn_fast.cli.images import load_parts
 from ghn_fast.data import Images
-from ghn_fast.processes import Processes
 
 NO_IMAGES = Images(torch.zeros(0, 3, 32, 32, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import ghn_fast
 from ghn_fast.ghn import GHN, GHNConfig, ghn1, ghn2, ghn3, make_plan
-from ghn_fast.ghn.blocks import BlockTable, PlanCache, make_block_table
-from ghn_fast.ghn.plan import Uses
+from ghn_fast.ghn.place.block_table import BlockTable, PlanCache, make_block_table
+from ghn_fast.ghn.place.plan import Uses
 from ghn_fast.graph import Graph, GraphBatch, Node
 
 SIZES = (1, 3, 8, 10, 24, 70)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ghn_fast.ghn.corner_products import corner_products, corner_products_reference
+from ghn_fast.ghn.decode.corner_products import corner_products, corner_products_reference
 
 CORNERS = [(2, 3), (5, 4), (5, 4), (1, 1), (2, 3)]
 ROWS = [3, 1, 2, 4, 0]
@@ -35,7 +35,7 @@ def test_products_and_gradients_are_those_of_slices() -> None:
 @pytest.mark.parametrize("copy_cost", [0, 1, 1000])
 def test_without_gradients(copy_cost: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By cut-out weights alone, and by wider products where those are cheaper."""
-    monkeypatch.setattr("ghn_fast.ghn.corner_products.COPY_COST", copy_cost)
+    monkeypatch.setattr("ghn_fast.ghn.decode.corner_products.COPY_COST", copy_cost)
     expected = corner_products_reference(*inputs(), CORNERS, ROWS)
     with torch.no_grad():
         found = corner_products(*inputs(), CORNERS, ROWS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ghn_fast.ghn import GHN, GHNConfig, ghn1, ghn2, make_plan
-from ghn_fast.ghn.decoder import ConvDecoder
+from ghn_fast.ghn.decode.decoder import ConvDecoder
 from ghn_fast.graph import GraphBatch
 from tests.graphs import SmallClassifier, small_classifier
 

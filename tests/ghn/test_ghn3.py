@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from ghn_fast.ghn import GHN, GHN3, GHN3Config, GHNConfig, ghn3, make_ghn
 from ghn_fast.ghn.ghn3 import CentredConvDecoder
-from ghn_fast.ghn.tiling import EXTRA_ROW_STD, position_rows
+from ghn_fast.ghn.place.tiling import EXTRA_ROW_STD, position_rows
 from ghn_fast.graph import Graph, GraphBatch, Node
 from tests.graphs import SmallClassifier, small_classifier
 

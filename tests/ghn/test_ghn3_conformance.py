@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ghn_fast.checkpoint import load_ghn
 from ghn_fast.ghn import GHN
-from ghn_fast.ghn.tiling import EXTRA_ROW_STD
+from ghn_fast.ghn.place.tiling import EXTRA_ROW_STD
 from ghn_fast.graph import Graph
 
 CHECKPOINT = "ghn3_tiny_imagenet"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ghn_fast.ghn.graphormer import (
+from ghn_fast.ghn.embed.graphormer import (
     Attention,
     Graphormer,
     Padding,

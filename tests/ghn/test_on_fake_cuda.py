@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ghn_fast.ghn import GHN, ghn1, ghn2, make_plan
-from ghn_fast.ghn.blocks import make_block_table
+from ghn_fast.ghn.place.block_table import make_block_table
 from ghn_fast.graph import Graph, GraphBatch
 from ghn_fast.ops import gated_gnn
 from ghn_fast.ops.backends import HAS_TRITON

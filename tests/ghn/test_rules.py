@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.ghn.rules import LAYER_SCALE, RULES, TABLE_STD, fill
+from ghn_fast.ghn.place.fill import LAYER_SCALE, RULES, TABLE_STD, fill
 
 
 class Holder(nn.Module):

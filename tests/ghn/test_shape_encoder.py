@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ghn_fast.ghn.shape_encoder import (
+from ghn_fast.ghn.embed.shape_encoder import (
     ShapeEncoder,
     channel_vocabulary,
     shape_as_4d,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ghn_fast.ghn.tiling import normalise, repeat, weight_scale
+from ghn_fast.ghn.place.tiling import normalise, repeat, weight_scale
 
 
 def test_tile_repeats_and_cuts() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ghn_fast._core import core
-from ghn_fast.graph.contract import contract, contract_reference
+from ghn_fast.graph.trace.contract import contract, contract_reference
 
 
 def random_records(rng: random.Random) -> tuple[list[int], list[tuple[int, ...]], list[int]]:

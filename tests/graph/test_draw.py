@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ghn_fast.graph import Graph
-from ghn_fast.graph.layout import layout
+from ghn_fast.graph.draw.layout import layout
 from ghn_fast.nets import DARTS, DeepNets1M, graph_of
 
 pytest.importorskip("matplotlib")
@@ -99,7 +99,7 @@ def test_pictures(ending: str, tmp_path: Path) -> None:
 
 def test_every_node_type_has_its_own_look() -> None:
     from ghn_fast.graph import NODE_TYPES
-    from ghn_fast.graph.draw import STYLES
+    from ghn_fast.graph.draw.picture import STYLES
 
     assert set(STYLES) == {*NODE_TYPES, "linear"}
     assert len({(style.colour, style.marker) for style in STYLES.values()}) == len(STYLES)

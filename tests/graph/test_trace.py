@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghn_fast.graph import rules
-from ghn_fast.graph.trace import FROZEN, UNREACHED, Trace, TraceError, trace
+from ghn_fast.graph.trace import rules
+from ghn_fast.graph.trace.tracer import FROZEN, UNREACHED, Trace, TraceError, trace
 from tests.graphs import SmallClassifier, small_classifier
 
 
@@ -675,7 +675,7 @@ class Mixer(nn.Module):
 
 def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "MODULES", rules.MODULES.copy())
-    monkeypatch.setattr("ghn_fast.graph.trace.MODULES", rules.MODULES)
+    monkeypatch.setattr("ghn_fast.graph.trace.tracer.MODULES", rules.MODULES)
     rules.register(Mixer, "sep_conv")
     result = trace(nn.Sequential(nn.Linear(4, 4), Mixer(), nn.Linear(4, 2)), torch.zeros(2, 4))
     assert types(result) == ["input", "conv", "bias", "sep_conv", "bias", "conv", "bias"]

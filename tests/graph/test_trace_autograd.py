@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.graph.trace import Trace, TraceError, trace
+from ghn_fast.graph.trace.tracer import Trace, TraceError, trace
 from tests.graphs import SmallClassifier, small_classifier
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ghn_fast.graph import Graph
-from ghn_fast.graph.trace import count_types
+from ghn_fast.graph.trace.tracer import count_types
 from ghn_fast.nets import Network, adjust_net
 
 torchvision_models = pytest.importorskip("torchvision.models")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghn_fast.graph.trace import trace
+from ghn_fast.graph.trace.tracer import trace
 
 
 class Busy(nn.Module):

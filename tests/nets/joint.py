@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ghn_fast.nets.genotypes import from_dict
-from ghn_fast.nets.liveness import plan_network
+from ghn_fast.nets.space.genotypes import from_dict
+from ghn_fast.nets.space.liveness import plan_network
 
 SAVED = Path(__file__).with_name("public_generator.json")
 PARAMETER_BOUNDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.2, 2, 3, 4, 5, 6, 7, 8, 9)

@@ -16,7 +16,7 @@ from ghn_fast._core import core
 from ghn_fast.graph import Graph
 from ghn_fast.graph.types import NODE_TYPE_INDEX, NODE_TYPES
 from ghn_fast.nets import SPLITS, Genotype, build_ghost, build_net, graph_of, sample_net_args
-from ghn_fast.nets.direct import reference_graph_of
+from ghn_fast.nets.generate.graphs import reference_graph_of
 
 SAMPLED = tuple(split for split in SPLITS if split != "predefined")
 COMPARED = int(os.environ.get("GHN_FAST_COMPARED_NETWORKS", "10"))

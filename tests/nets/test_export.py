@@ -15,7 +15,7 @@ import h5py
 import pytest
 
 from ghn_fast.nets import DeepNets1M, export_nets, graph_of, sample_net_args
-from ghn_fast.nets.export import PartialExportError
+from ghn_fast.nets.published.export import PartialExportError
 from ghn_fast.ops.shortest_paths import shortest_paths
 
 
@@ -33,7 +33,7 @@ def interrupt_after(networks: int) -> Any:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ghn_fast.nets.export.CHUNK_NETWORKS", 4)
+    monkeypatch.setattr("ghn_fast.nets.published.export.CHUNK_NETWORKS", 4)
 
 
 @pytest.mark.parametrize("split", ["train", "search"])
@@ -118,7 +118,7 @@ def test_resumes_to_the_same_file(tmp_path: Path, small_chunks: None) -> None:
 
 SCRIPT = """
 import sys
-from ghn_fast.nets import export
+from ghn_fast.nets.published import export
 export.CHUNK_NETWORKS = 60
 export.export_nets(sys.argv[1], {"train": range(600)})
 """
@@ -126,7 +126,7 @@ export.export_nets(sys.argv[1], {"train": range(600)})
 
 def test_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process killed at any moment leaves a file that can be continued."""
-    monkeypatch.setattr("ghn_fast.nets.export.CHUNK_NETWORKS", 60)
+    monkeypatch.setattr("ghn_fast.nets.published.export.CHUNK_NETWORKS", 60)
     partial = tmp_path / "deepnets1m_train.hdf5.partial"
     for grown in (400_000, 1_200_000):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=tmp_path)

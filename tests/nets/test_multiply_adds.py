@@ -19,7 +19,7 @@ from ghn_fast.nets import (
     graph_of,
     sample_net_args,
 )
-from ghn_fast.nets.multiply_adds import reference_multiply_adds
+from ghn_fast.nets.measure.multiply_adds import reference_multiply_adds
 
 SAMPLED = tuple(split for split in SPLITS if split != "predefined")
 

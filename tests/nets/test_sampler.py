@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from ghn_fast.nets import SPLITS, build_ghost, build_net, count_parameters, sample_net_args, sampler
-from ghn_fast.nets.genotypes import to_dict
-from ghn_fast.nets.liveness import plan_network
-from ghn_fast.nets.philox import Stream, philox4x32
+from ghn_fast.nets import SPLITS, build_ghost, build_net, count_parameters, sample_net_args
+from ghn_fast.nets.generate import sampler
+from ghn_fast.nets.generate.philox import Stream, philox4x32
+from ghn_fast.nets.space.genotypes import to_dict
+from ghn_fast.nets.space.liveness import plan_network
 from tests.nets.joint import SAVED, joint_counts
 
 SAMPLED = tuple(split for split in SPLITS if split != "predefined")

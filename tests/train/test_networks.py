@@ -6,9 +6,9 @@ import pytest
 
 from ghn_fast.graph import Graph
 from ghn_fast.nets import count_parameters
+from ghn_fast.nets.measure.work import network_work
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.networks import NetworkStream, image_counts, training_args
-from ghn_fast.train.work import network_work
 
 LIMITS = TrainConfig(
     widths=(16, 32, 64), max_work=120, max_cells=12, max_parameters=500_000, meta_batch=3

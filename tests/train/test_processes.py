@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ghn_fast.processes import _all_devices, _backend, shares
+from ghn_fast._system.processes import _all_devices, _backend, shares
 from ghn_fast.train import (
     NetworkStream,
     Processes,

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ghn_fast.nets import Network, sample_net_args
-from ghn_fast.train.work import network_work
+from ghn_fast.nets.measure.work import network_work
 
 
 @pytest.mark.parametrize(("size", "num_classes"), [(32, 10), (224, 1000)])

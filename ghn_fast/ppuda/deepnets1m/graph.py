@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ghn_fast.graph import NODE_TYPES, Node
 from ghn_fast.graph import Graph as CoreGraph
 from ghn_fast.graph import GraphBatch as CoreBatch
-from ghn_fast.graph.inputs import guess_inputs
-from ghn_fast.graph.preserve import preserved
+from ghn_fast.graph.trace.inputs import guess_inputs
+from ghn_fast.graph.trace.preserve import preserved
 
 NodeInfo = tuple[int, str, str, "tuple[int, ...] | None", bool, bool]
 """Position, parameter or operation, type, shape, and whether it is the last weight, last bias."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.graph.preserve import uncollected
+from ghn_fast._system.collection import uncollected
 from ghn_fast.nets import Genotype
 from ghn_fast.nets import Network as CoreNetwork
-from ghn_fast.nets.network import _fresh, _ghost
+from ghn_fast.nets.space.network import _fresh, _ghost
 
 __all__ = ["Network"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torchvision.models.convnext import LayerNorm2d
 
-from ghn_fast.nets.operations import PositionEncoding
+from ghn_fast.nets.space.operations import PositionEncoding
 
 __all__ = ["NormLayers", "PosEnc"]
 

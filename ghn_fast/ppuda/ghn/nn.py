@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ghn_fast.checkpoint import CheckpointError, from_pretrained, known_names
 from ghn_fast.ghn import GHN as CoreGHN
 from ghn_fast.ghn import GHN3, GHNConfig
-from ghn_fast.ghn.plan import Target, class_rules, make_plan
+from ghn_fast.ghn.place.plan import Target, class_rules, make_plan
 from ghn_fast.graph import Graph as CoreGraph
 from ghn_fast.graph import GraphBatch as CoreBatch
 from ghn_fast.graph import Node

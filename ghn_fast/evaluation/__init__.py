@@ -1,0 +1,26 @@
+"""How good networks are: accuracy, baselines, results that survive an interruption.
+
+Knows GHNs, networks and images; nothing of training a GHN.
+"""
+
+from __future__ import annotations
+
+from ghn_fast.evaluation.accuracy import BATCH_SIZE, calibrate, top1, use_batch_statistics
+from ghn_fast.evaluation.baselines import SGD_BATCH, train_network
+from ghn_fast.evaluation.errors import EvaluationError
+from ghn_fast.evaluation.results import EvaluationResult, NetworkResult
+from ghn_fast.evaluation.run import evaluate, evaluate_resnet50
+
+__all__ = [
+    "BATCH_SIZE",
+    "SGD_BATCH",
+    "EvaluationError",
+    "EvaluationResult",
+    "NetworkResult",
+    "calibrate",
+    "evaluate",
+    "evaluate_resnet50",
+    "top1",
+    "train_network",
+    "use_batch_statistics",
+]

@@ -1,0 +1,235 @@
+"""Results of an evaluation, and the file that they are kept in while it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ghn_fast._system.files import append_line, write_text
+from ghn_fast._system.processes import Processes
+from ghn_fast.data import ImageSource
+from ghn_fast.evaluation.errors import EvaluationError
+from ghn_fast.ghn import GHN
+
+DIGEST_IMAGES = 64
+"""Evenly spaced images whose pixels tell one set of images from another."""
+
+
+@dataclass
+class NetworkResult:
+    """One network.
+
+    Attributes:
+        index: in its split.
+        top1: percent of the images.
+        parameters: how many numbers it has.
+        seconds: for predicting and classifying.
+    """
+
+    index: int
+    top1: float
+    parameters: int
+    seconds: float
+
+
+@dataclass
+class EvaluationResult:
+    """The networks of a split, one by one and together.
+
+    Attributes:
+        split, seed, baseline, num_images, batch_size, norm: what was evaluated.
+        sgd_steps: of training, with the baseline ``"sgd"``.
+        ghn_digest: of the GHN's state, with the baseline ``"ghn"``.
+        images_digest: of the images, and of the training images where they are used.
+        networks: the results, in the order of the split.
+    """
+
+    split: str
+    seed: int
+    baseline: str
+    num_images: int
+    batch_size: int
+    networks: list[NetworkResult] = field(default_factory=list)
+    norm: str = "batch"
+    sgd_steps: int = 0
+    ghn_digest: str = ""
+    images_digest: str = ""
+
+    @property
+    def top1(self) -> list[float]:
+        """Of each network, in percent."""
+        return [network.top1 for network in self.networks]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.top1)
+
+    @property
+    def std(self) -> float:
+        """The sample standard deviation over the networks; 0 for a single one."""
+        return statistics.stdev(self.top1) if len(self.networks) > 1 else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean over the networks."""
+        return self.std / math.sqrt(len(self.networks))
+
+    @property
+    def best(self) -> float:
+        return max(self.top1)
+
+    def summary(self) -> dict[str, float]:
+        """The figures to report."""
+        return {
+            "networks": len(self.networks),
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "std": self.std,
+            "best": self.best,
+            "worst": min(self.top1),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What was evaluated, without the results."""
+        return {name: value for name, value in asdict(self).items() if name != "networks"}
+
+    @classmethod
+    def load(cls, path: str | Path) -> EvaluationResult:
+        """What :func:`ghn_fast.evaluate` wrote: JSON lines, the first with the settings.
+
+        Of a network that is there twice the first counts; an incomplete last line, of a process
+        that was killed, does not.
+
+        Raises:
+            EvaluationError: it is no such file.
+        """
+        try:
+            text = Path(path).read_text()
+            first, *rest = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+            networks: dict[int, NetworkResult] = {}
+            for line in rest:
+                network = NetworkResult(**json.loads(line))
+                networks.setdefault(network.index, network)
+            chosen = [networks[index] for index in sorted(networks)]
+            return cls(**json.loads(first), networks=chosen)
+        except (OSError, ValueError, TypeError) as error:
+            raise EvaluationError(f"{path} holds no evaluation results ({error})") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes them as :meth:`load` reads them."""
+        lines = [self.settings(), *(asdict(network) for network in self.networks)]
+        write_text(Path(path), "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def ghn_digest(ghn: GHN) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(ghn.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_content(value))
+    return digest.hexdigest()[:16]
+
+
+def images_digest(*sources: ImageSource) -> str:
+    """Of all labels but few pixels, as images may have to be decoded for it.
+
+    Pixels are normalised, so rounded: other processors may differ in their last bits.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        count = len(source)
+        few = min(count, DIGEST_IMAGES)
+        places = torch.arange(few) * count // max(few, 1)
+        pixels = source.batch(places).contiguous()
+        digest.update(f"{count} {source.num_classes} {tuple(pixels.shape)}".encode())
+        digest.update(_content(source.labels))
+        digest.update(_content((pixels * 100).round().to(torch.int16)))
+    return digest.hexdigest()[:16]
+
+
+def _content(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()
+
+
+class ResultsLog:
+    """The results so far, on the disk too where there is a file.
+
+    Every process but the first writes to a file of its own beside it, as appending to one file
+    from several machines is not safe. At the end all become one.
+    """
+
+    def __init__(
+        self, result: EvaluationResult, path: str | Path | None, processes: Processes
+    ) -> None:
+        self.settings = result.settings()
+        self.path = None if path is None else Path(path)
+        self.processes = processes
+        self.done = {network.index: network for network in self._read()}
+        self._own: list[NetworkResult] = []
+        processes.gather(None)  # all have read before any writes
+        if self.path is not None:
+            self._own_path = self._path_of(processes.rank)
+            if not self._own_path.exists():
+                write_text(self._own_path, json.dumps(self.settings) + "\n")
+
+    def add(self, network: NetworkResult) -> None:
+        self._own.append(network)
+        if self.path is not None:
+            append_line(self._own_path, json.dumps(asdict(network)))
+
+    def merged(self) -> list[NetworkResult]:
+        """Those of all processes; they are in one file afterwards."""
+        found = dict(self.done)
+        for part in self.processes.gather(self._own):
+            found.update({network.index: network for network in part})
+        networks = [found[index] for index in sorted(found)]
+        if self.path is not None and self.processes.is_first:
+            EvaluationResult(**self.settings, networks=networks).save(self.path)
+            for path in self._parts():
+                path.unlink(missing_ok=True)
+        return networks
+
+    def _path_of(self, rank: int) -> Path:
+        assert self.path is not None
+        return self.path if rank == 0 else self.path.with_suffix(f".part{rank}.jsonl")
+
+    def _parts(self) -> list[Path]:
+        assert self.path is not None
+        return sorted(self.path.parent.glob(f"{self.path.stem}.part*.jsonl"))
+
+    def _read(self) -> list[NetworkResult]:
+        if self.path is None:
+            return []
+        files = [path for path in (self.path, *self._parts()) if path.exists()]
+        return [network for path in files for network in self._checked(path).networks]
+
+    def _checked(self, path: Path) -> EvaluationResult:
+        _drop_incomplete_line(path)
+        found = EvaluationResult.load(path)
+        if not found.images_digest:
+            raise EvaluationError(
+                f"{path} does not say of which GHN and images its results are, as an earlier "
+                "version wrote it; move it away or pass another results_file"
+            )
+        for name, value in found.settings().items():
+            if value != self.settings[name]:
+                raise EvaluationError(
+                    f"{path} has results for {name}={value!r}, not {self.settings[name]!r}; move "
+                    "it away or pass another results_file"
+                )
+        return found
+
+
+def _drop_incomplete_line(path: Path) -> None:
+    """What a killed process began to write, so that the next line is one of its own."""
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    if complete and complete != content:
+        write_text(path, complete.decode())

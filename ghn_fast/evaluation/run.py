@@ -1,0 +1,280 @@
+"""How well networks classify with predicted parameters (arXiv 2110.13100, section 5.1)."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ghn_fast._system.processes import Processes
+from ghn_fast.data import ImageSource
+from ghn_fast.evaluation.accuracy import BATCH_SIZE, calibrate, top1
+from ghn_fast.evaluation.baselines import train_network
+from ghn_fast.evaluation.errors import EvaluationError
+from ghn_fast.evaluation.results import (
+    EvaluationResult,
+    NetworkResult,
+    ResultsLog,
+    ghn_digest,
+    images_digest,
+)
+from ghn_fast.ghn import GHN
+from ghn_fast.graph import Graph
+from ghn_fast.nets import adjust_net, build_ghost, build_net, graph_of, sample_net_args
+from ghn_fast.nets.deepnets1m import SIZES
+
+WAYS = ("ghn", "random", "sgd")
+NORMS = ("batch", "calibrated")
+
+
+def evaluate(
+    ghn: GHN | None,
+    split: str = "test",
+    images: ImageSource | None = None,
+    *,
+    num_nets: int | None = 50,
+    num_images: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    baseline: str = "ghn",
+    norm: str = "batch",
+    train: ImageSource | None = None,
+    sgd_steps: int = 0,
+    threads: int = 1,
+    device: torch.device | str | None = None,
+    results_file: str | Path | None = None,
+    on_network: Callable[[NetworkResult], object] | None = None,
+) -> EvaluationResult:
+    """Classifies images with networks of a split of DeepNets-1M.
+
+    Normalisation uses the statistics of each batch, as predicted parameters come without running
+    ones, or of calibration images.
+
+    In several processes (torchrun, or any initialised default process group) each takes every
+    so-many-th network; all of them return the results of all.
+
+    Args:
+        ghn: predicts the parameters; may be None for the other baselines.
+        split: a split of :class:`ghn_fast.DeepNets1M`.
+        images: what to classify; the test images of CIFAR-10 where left out.
+        num_nets: the first ones of the split; None for the published number.
+        num_images: use only the first ones.
+        batch_size: images in a batch.
+        seed: of the split's networks; of their parameters too with the other baselines.
+        baseline: ``"ghn"``, ``"random"`` for PyTorch's default initialisation, or ``"sgd"`` for
+            ``sgd_steps`` of training from there.
+        norm: ``"batch"`` or ``"calibrated"``: batch normalisation by statistics of each batch, or
+            of the first 16 batches of the training images.
+        train: training images, for ``"calibrated"`` and ``"sgd"``; those of CIFAR-10 where left
+            out.
+        sgd_steps: batches of 96 images to train with (see :func:`train_network`).
+        threads: that share the networks on a CPU, with one core each; 0 for one per core. With 1
+            networks follow one another, with all of PyTorch's threads.
+        device: where the networks run; that of the GHN where left out.
+        results_file: JSON lines, one for every network as soon as it is done; one that exists
+            already is completed.
+        on_network: called after every network of this process.
+
+    Raises:
+        EvaluationError: no GHN or one for another number of classes, an unknown baseline, or a
+            results file of something else.
+        ghn_fast.data.DataError: there are no images.
+    """
+    _check_choice("baseline", baseline, WAYS)
+    _check_choice("norm", norm, NORMS)
+    if baseline == "ghn" and ghn is None:
+        raise EvaluationError("baseline='ghn' needs a GHN")
+    if baseline == "sgd" and sgd_steps < 1:
+        raise EvaluationError(f"baseline='sgd' needs sgd_steps, not {sgd_steps}")
+    chosen = _images(images, num_images)
+    if baseline == "ghn":
+        _check_classes(ghn, chosen)
+    uses_train = norm == "calibrated" or baseline == "sgd"
+    train = _images(train, None, "train") if uses_train else None
+    sgd_steps = sgd_steps if baseline == "sgd" else 0
+    result = EvaluationResult(
+        split,
+        seed,
+        baseline,
+        len(chosen),
+        batch_size,
+        norm=norm,
+        sgd_steps=sgd_steps,
+        ghn_digest=ghn_digest(ghn) if baseline == "ghn" and ghn is not None else "",
+        images_digest=images_digest(chosen, *(() if train is None else (train,))),
+    )
+    count = _network_count(split, num_nets)
+    processes = Processes.current()
+    log = ResultsLog(result, results_file, processes)
+    job = _Job(ghn, result, chosen, train, _device(ghn, device))
+    todo = [index for index in range(count) if index not in log.done]
+    with _evaluating(ghn), _threads(threads, job.device) as mapped:
+        for network in mapped(job.run, todo[processes.rank :: processes.size]):
+            log.add(network)
+            if on_network is not None:
+                on_network(network)
+    result.networks = [network for network in log.merged() if network.index < count]
+    return result
+
+
+def evaluate_resnet50(
+    ghn: GHN | None,
+    images: ImageSource | None = None,
+    *,
+    num_images: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+) -> float:
+    """Top-1 in percent of torchvision's ResNet-50 with its stem fitted to small images.
+
+    With its parameters as the GHN predicts them, or as PyTorch initialises them if it is None.
+
+    Raises:
+        EvaluationError: the GHN is for another number of classes.
+    """
+    from torchvision.models import resnet50
+
+    chosen = _images(images, num_images)
+    _check_classes(ghn, chosen)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = adjust_net(resnet50(num_classes=chosen.num_classes))
+    if ghn is not None:
+        with _evaluating(ghn):
+            _predict(ghn, model)
+    return top1(model, chosen, batch_size)
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise EvaluationError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+
+
+def _check_classes(ghn: GHN | None, images: ImageSource) -> None:
+    if ghn is not None and ghn.config.num_classes != images.num_classes:
+        raise EvaluationError(
+            f"the GHN predicts networks of {ghn.config.num_classes} classes, and the images have "
+            f"{images.num_classes}; take images or a GHN of the same number"
+        )
+
+
+def _network_count(split: str, num_nets: int | None) -> int:
+    if split not in SIZES:
+        raise EvaluationError(f"unknown split {split!r}; there are {', '.join(SIZES)}")
+    if num_nets is None:
+        return SIZES[split]
+    return min(num_nets, SIZES[split]) if split == "predefined" else num_nets
+
+
+def _images(images: ImageSource | None, num_images: int | None, split: str = "test") -> ImageSource:
+    if images is None:
+        from ghn_fast.data import load_cifar10
+
+        images = load_cifar10(split=split)
+    return images.first(num_images)
+
+
+@dataclass
+class _Job:
+    """Evaluates single networks."""
+
+    ghn: GHN | None
+    result: EvaluationResult
+    images: ImageSource
+    train: ImageSource | None
+    device: torch.device
+
+    def run(self, index: int) -> NetworkResult:
+        start = time.perf_counter()
+        result, large = self.result, self.images.is_large
+        net_args = sample_net_args(result.split, result.seed, index, large)
+        model = self._network(net_args, index)
+        if result.norm == "calibrated":
+            assert self.train is not None
+            calibrate(model, self.train, batch_size=result.batch_size)
+        is_batch = result.norm == "batch"
+        accuracy = top1(model, self.images, result.batch_size, batch_statistics=is_batch)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        return NetworkResult(index, accuracy, size, time.perf_counter() - start)
+
+    def _network(self, net_args: dict[str, Any], index: int) -> nn.Module:
+        if self.result.baseline == "ghn":
+            assert self.ghn is not None
+            return _predicted_network(self.ghn, net_args, self.images.is_large).to(self.device)
+        seed = self.result.seed + index
+        model = _random_network(net_args, self.images, seed).to(self.device)
+        if self.result.baseline == "sgd":
+            assert self.train is not None
+            train_network(model, self.train, self.result.sgd_steps, seed)
+        return model
+
+
+def _predicted_network(ghn: GHN, net_args: dict[str, Any], is_large: bool) -> nn.Module:
+    num_classes = ghn.config.num_classes
+    if isinstance(net_args["genotype"], str):
+        with _RANDOM:
+            model = build_net(net_args, num_classes, is_large)
+        return _predict(ghn, model)
+    ghost = build_ghost(net_args, num_classes, is_large)
+    graph = graph_of(net_args, num_classes, is_large)
+    return _predict(ghn, ghost.to_empty(device=_device(ghn)), graph)
+
+
+_RANDOM = threading.Lock()
+"""PyTorch initialises from a generator that all threads share."""
+
+
+def _random_network(net_args: dict[str, Any], images: ImageSource, seed: int) -> nn.Module:
+    with _RANDOM, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_net(net_args, images.num_classes, images.is_large)
+
+
+@torch.no_grad()
+def _predict(ghn: GHN, model: nn.Module, graph: Graph | None = None) -> nn.Module:
+    ghn(model, graph)
+    return model
+
+
+@contextmanager
+def _evaluating(ghn: GHN | None) -> Iterator[None]:
+    """The GHN in evaluation mode."""
+    if ghn is None:
+        yield
+        return
+    training = ghn.training
+    ghn.eval()
+    try:
+        yield
+    finally:
+        ghn.train(training)
+
+
+Run = Callable[[int], NetworkResult]
+
+
+@contextmanager
+def _threads(
+    count: int, device: torch.device
+) -> Iterator[Callable[[Run, Sequence[int]], Iterable[NetworkResult]]]:
+    """A function that maps, in threads of one core each; results come in their order."""
+    count = count or torch.get_num_threads()
+    if count == 1 or device.type != "cpu":
+        yield lambda run, indices: map(run, indices)
+        return
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        yield workers.map
+
+
+def _device(ghn: GHN | None, device: torch.device | str | None = None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cpu") if ghn is None else next(ghn.parameters()).device

@@ -1,0 +1,184 @@
+"""GHNs and checkpoints: a GHN's file checked against its configuration, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ghn_fast.checkpoint import files
+from ghn_fast.checkpoint.errors import CheckpointError
+from ghn_fast.ghn.config import GHNConfig
+from ghn_fast.ghn.ghn3 import GHN3Config, make_ghn
+from ghn_fast.ghn.model import GHN
+from ghn_fast.ghn.published import infer_config, is_ghn, published_config, published_name
+
+
+def load(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+    """Reads a checkpoint of this package, of ppuda or of ghn3.
+
+    Args:
+        path: a file, or a folder that ``save_pretrained`` wrote.
+
+    Returns:
+        The configuration and the parameters in float32, on the CPU, with the names and shapes of
+        ``make_ghn(config).state_dict()``.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, of another kind, written by a newer
+            version, asks to run something, or its tensors do not fit its configuration.
+    """
+    ghn, state = _load(files.checkpoint_file(path))
+    return ghn.config, state
+
+
+def load_ghn(path: str | Path, device: torch.device | str | None = None) -> GHN:
+    """The GHN of a checkpoint, in evaluation mode.
+
+    Needs the memory of its parameters once: they are not initialised before they are loaded.
+
+    Raises:
+        CheckpointError: see :func:`load`.
+    """
+    ghn, state = _load(files.checkpoint_file(path))
+    ghn.load_state_dict(state, assign=True)
+    return ghn.to(device or "cpu").eval()
+
+
+def empty_ghn(config: GHNConfig) -> GHN:
+    """A GHN whose parameters are on the meta device: shapes without memory."""
+    with torch.device("meta"), _Uninitialised():
+        return make_ghn(config)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Skips operations in place, with which modules initialise their parameters.
+
+    On the meta device they change nothing, but the first of them imports SymPy, which takes
+    longer than loading a checkpoint and predicting with it.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.startswith("_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def save(
+    ghn: GHN,
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a checkpoint as safetensors; an existing file is replaced only once it is complete.
+
+    Args:
+        metadata: anything worth knowing (data, steps, scores), as strings.
+        dtype: of the parameters in the file, for example ``torch.float16``; as they are by
+            default. Loading gives float32.
+
+    Raises:
+        ValueError: a reserved key in ``metadata``, a ``dtype`` that checkpoints do not have, or a
+            value that it cannot hold.
+        OSError: the file could not be written.
+    """
+    files.save(ghn.state_dict(), ghn.config.to_dict(), path, metadata, dtype)
+
+
+def _load(path: Path) -> tuple[GHN, dict[str, Tensor]]:
+    """The GHN, still empty, and what fits into it."""
+    values, state = files.load(path)
+    try:
+        if not is_ghn(state):
+            raise CheckpointError(_another_kind(state))
+        state = {published_name(name): tensor for name, tensor in state.items()}
+        inferred = infer_config(state)
+        config = inferred if values is None else _config(values)
+        _compare(config, inferred)
+        ghn = empty_ghn(config)
+        return ghn, _fitted(ghn, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _config(values: Any) -> GHNConfig:
+    """The configuration of a file, each value of the type that it must have."""
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"the configuration is a {type(values).__name__}, not a dictionary")
+    values = published_config(values)
+    kind = GHN3Config if values.get("hypernet") == "graphormer" else GHNConfig
+    for field in fields(kind):
+        value = values.get(field.name, field.default)
+        wrong = type(value) is not type(field.default)
+        if wrong and not (field.name == "max_shape" and isinstance(value, list)):
+            raise CheckpointError(f"the configuration's {field.name} is {value!r}")
+    try:
+        return kind.from_dict(values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _compare(config: GHNConfig, inferred: GHNConfig) -> None:
+    """Before the GHN is built: a configuration may ask for any size, tensors have theirs."""
+    stated, found = config.to_dict(), inferred.to_dict()
+    # These leave no trace in the shapes.
+    silent = {"weight_norm"} if config.hypernet == "gatedgnn" else {"weight_norm", "ve"}
+    differing = [
+        f"{name} {stated.get(name)!r}, the tensors {found.get(name)!r}"
+        for name in sorted({*stated, *found} - silent)
+        if stated.get(name) != found.get(name)
+    ]
+    if differing:
+        raise CheckpointError(f"the configuration says {'; '.join(differing)}")
+
+
+def _fitted(ghn: GHN, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with the shapes and the dtype of the GHN's own."""
+    wanted = {name: tuple(value.shape) for name, value in ghn.state_dict().items()}
+    missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    if missing or unknown:
+        raise CheckpointError(
+            "the tensors do not fit the configuration: "
+            + "; ".join(
+                f"{what} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+                for what, names in (("missing", missing), ("unknown", unknown))
+                if names
+            )
+        )
+    fitted = {}
+    for name, shape in wanted.items():
+        # Each is let go of before the next is cast, so that casting needs little memory.
+        fitted[name] = _fit(name, state.pop(name), shape)
+    return fitted
+
+
+def _fit(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    # 1x1 convolutions in one public code are linear layers in the other.
+    if _squeezed(tuple(value.shape)) != _squeezed(shape):
+        raise CheckpointError(
+            f"{name} has shape {tuple(value.shape)}; its configuration asks for {shape}"
+        )
+    if not value.is_floating_point():
+        raise CheckpointError(f"{name} is of {value.dtype}, not of a floating type")
+    return value.detach().reshape(shape).to(torch.float32).contiguous()
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+
+def _another_kind(state: Mapping[str, Tensor]) -> str:
+    names = ", ".join(list(state)[:4])
+    return f"it is not a GHN's checkpoint: its tensors are {names or 'none'} ..."

@@ -1,0 +1,387 @@
+"""GHN-1, GHN-2 and the MLP baseline: one model, told apart by its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ghn_fast._system.device import to_device
+from ghn_fast.ghn.config import GHNConfig
+from ghn_fast.ghn.decode.decoder import ConvDecoder, MLPDecoder, Slices
+from ghn_fast.ghn.embed.gated_gnn import GatedGNN
+from ghn_fast.ghn.embed.shape_encoder import PositionTable, ShapeEncoder, shape_as_4d
+from ghn_fast.ghn.mlp import MLP
+from ghn_fast.ghn.place.block_table import (
+    VECTOR_RULES,
+    BlockTable,
+    PlanCache,
+    Source,
+    make_block_table,
+)
+from ghn_fast.ghn.place.fill import fill
+from ghn_fast.ghn.place.leaves import Leaves
+from ghn_fast.ghn.place.plan import Group, Plan, Target, Uses, class_rules, misfit, plan_for
+from ghn_fast.ghn.place.tiling import (
+    along_channels,
+    channel_axis,
+    normalise,
+    over_time,
+    position_rows,
+    repeat,
+)
+from ghn_fast.ghn.pretrained import Pretrained
+from ghn_fast.graph import NODE_TYPES, Graph, GraphBatch, Node
+from ghn_fast.ops.tile import TileTable, tile, tile_
+
+_plans = PlanCache(size=64)
+
+
+class GHN(Pretrained, nn.Module):
+    """A Graph HyperNetwork (arXiv 1810.05749, arXiv 2110.13100).
+
+    Parameter names and mathematics are those of the published checkpoints.
+
+    Args:
+        config: see :class:`GHNConfig`.
+
+    Attributes:
+        interpolates: kernels larger than the largest block are interpolated, not repeated.
+    """
+
+    interpolates = False
+
+    def __init__(self, config: GHNConfig) -> None:
+        super().__init__()
+        self.config = config
+        hid, max_shape, num_classes = config.hid, config.max_shape, config.num_classes
+        max_channels = max(max_shape[:2])
+        if config.layernorm:
+            self.ln = nn.LayerNorm(hid)
+        # The checkpoints' name of the module and the public name of the method are the same; the
+        # method wins in attribute lookup, so the module is reached through `node_type_embedding`.
+        self._modules["embed"] = nn.Embedding(len(NODE_TYPES), hid)
+        self.shape_enc = ShapeEncoder(hid, num_classes, max_shape)
+        self.gnn = self._make_gnn(config)
+        self.decoder = self._make_decoder(config)
+        self.decoder_1d = MLP(hid, (2 * hid, 2 * max_channels), last_relu=False)
+        self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(max_channels, num_classes))
+
+    def _make_gnn(self, config: GHNConfig) -> nn.Module:
+        if config.hypernet == "graphormer":
+            raise ValueError("a graphormer is a GHN-3: use make_ghn(config)")
+        if config.hypernet == "gatedgnn":
+            return GatedGNN(config.hid, config.ve)
+        return MLP(config.hid, (config.hid, config.hid))
+
+    def _make_decoder(self, config: GHNConfig) -> ConvDecoder | MLPDecoder:
+        decoder = ConvDecoder if config.decoder == "conv" else MLPDecoder
+        return decoder(config.hid, config.max_shape, config.num_classes)
+
+    def forward(
+        self,
+        models: nn.Module | Sequence[nn.Module],
+        graphs: Graph | GraphBatch | Sequence[Graph] | None = None,
+    ) -> nn.Module | Sequence[nn.Module]:
+        """Predicts the parameters of one model or of several.
+
+        In training mode with gradients enabled the models get tensors that carry gradients back
+        to the GHN, in place of their parameters. Otherwise the predicted values are copied into
+        the models' own parameters. Parameters that no node stands for get the values that
+        :mod:`ghn_fast.ghn.place.fill` gives them.
+
+        Args:
+            models: a model, or several.
+            graphs: of the models; made from them where left out.
+
+        Returns:
+            What was passed as ``models``.
+
+        Raises:
+            ValueError: as many graphs as models are needed.
+        """
+        model_list = [models] if isinstance(models, nn.Module) else list(models)
+        uses = [Uses.of(model) for model in model_list]
+        batch = self.batch(model_list, graphs, uses)
+        if self.training and torch.is_grad_enabled():
+            plan = plan_for(batch, self.config, uses)
+            self._attach(uses, batch, make_block_table(plan, self.config, self.interpolates))
+        else:
+            plan = self.write(batch, uses)
+        for model, kinds in zip(model_list, plan.others, strict=True):
+            fill(model, kinds)
+        return models
+
+    def _attach(self, uses: Sequence[Uses], batch: GraphBatch, table: BlockTable) -> None:
+        """Puts predicted tensors, which carry gradients, in the places of the parameters."""
+        embeddings = self.node_embeddings(batch)
+        predicted = tile(self.blocks(embeddings, table), table.tiles)
+        attach(uses, table.targets, predicted)
+        for group, tensors in self._decode_groups(embeddings, table.direct):
+            attach(uses, group.targets, list(tensors))
+
+    def attach_leaves(
+        self,
+        models: Sequence[nn.Module],
+        graphs: Graph | GraphBatch | Sequence[Graph] | None = None,
+    ) -> Leaves:
+        """Puts predicted tensors that are cut off from the GHN in the places of the parameters.
+
+        For loops that differentiate the models one by one, each up to its predicted parameters,
+        and the GHN once for all of them: see :class:`ghn_fast.ghn.place.leaves.Leaves`.
+
+        Args:
+            models: several.
+            graphs: of the models; made from them where left out.
+
+        Raises:
+            ValueError: as many graphs as models are needed.
+        """
+        uses = [Uses.of(model) for model in models]
+        batch = self.batch(models, graphs, uses)
+        plan = plan_for(batch, self.config, uses)
+        table = make_block_table(plan, self.config, self.interpolates)
+        embeddings = self.node_embeddings(batch)
+        blocks = self.blocks(embeddings, table)
+        direct = list(self._decode_groups(embeddings, table.direct))
+        leaves = Leaves(blocks, table, direct, len(models))
+        attach(uses, leaves.targets, leaves.tensors)
+        for model, kinds in zip(models, plan.others, strict=True):
+            fill(model, kinds)
+        return leaves
+
+    @torch.no_grad()
+    def write(self, batch: GraphBatch, uses: Sequence[Uses]) -> Plan:
+        """Writes predicted values into the models' own parameters.
+
+        What follows from the architecture alone is kept for the next time (:class:`PlanCache`).
+
+        Args:
+            batch: of the models' graphs.
+            uses: of the models.
+
+        Returns:
+            The plan. Its ``others`` are left to :func:`ghn_fast.ghn.rules.fill`.
+        """
+        plan, table = _plans.get(batch, self.config, uses, self.interpolates)
+        embeddings = self.node_embeddings(batch)
+        parameters = [uses[t.graph].parameters[t.parameter] for t in table.targets]
+        tile_into(self.blocks(embeddings, table), table.tiles, parameters)
+        for group, tensors in self._decode_groups(embeddings, table.direct):
+            for target, tensor in zip(group.targets, tensors, strict=True):
+                uses[target.graph].parameters[target.parameter].copy_(tensor)
+        return plan
+
+    def blocks(self, embeddings: Tensor, table: BlockTable) -> list[Tensor]:
+        """The tensors of blocks, one for each of the table's views.
+
+        Args:
+            embeddings: (sum N, hid).
+            table: of the batch.
+        """
+        nodes = {source: to_device(rows, embeddings.device) for source, rows in table.nodes.items()}
+        decoded: dict[Source, Tensor] = {}
+        kernels = {source.size: rows for source, rows in nodes.items() if source.kind == "kernel"}
+        if kernels:
+            found = self.decoder.kernels(embeddings, kernels)
+            sources = [Source("kernel", size) for size in kernels]
+            decoded.update(zip(sources, found, strict=True))
+        for source, rows in nodes.items():
+            if source.kind != "kernel":
+                decoded[source] = self._decoded(source, embeddings[rows])
+        return [decoded[view.source].view(-1, *view.shape) for view in table.views]
+
+    def _decoded(self, source: Source, x: Tensor) -> Tensor:
+        if source.kind == "class_weight":
+            return self.decoder.class_weight(x, source.size[1])
+        vectors = self._vectors(x)
+        return self.bias_class(vectors[:, 1]) if source.kind == "class_bias" else vectors
+
+    def predict_groups(self, batch: GraphBatch, plan: Plan) -> Iterator[tuple[Group, Tensor]]:
+        """Each group of the plan with its predicted parameters (n, *shape).
+
+        The reference path, group by group in plain PyTorch: :meth:`forward` gives the same values.
+        """
+        return self._decode_groups(self.node_embeddings(batch), plan.groups)
+
+    def _decode_groups(
+        self, embeddings: Tensor, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Tensor]]:
+        slices: Slices = {}
+        for group in groups:
+            nodes = to_device(torch.tensor(group.nodes, device="cpu"), embeddings.device)
+            x = embeddings[nodes]
+            yield group, self.decode(x, group.rule, group.shape, slices, group.fan_in)
+
+    def node_embeddings(self, batch: GraphBatch) -> Tensor:
+        """(sum N, hid): the embeddings that parameters are decoded from."""
+        types = self.node_type_embedding
+        device = types.weight.device
+        batch = batch.to(device)
+        shapes = [self.shape_enc.indices(self._encoded_nodes(graph)) for graph in batch]
+        x = self.shape_enc(types(batch.node_types), to_device(torch.cat(shapes), device))
+        x = self._propagate(x, batch)
+        return self.ln(x) if self.config.layernorm else x
+
+    def _propagate(self, x: Tensor, batch: GraphBatch) -> Tensor:
+        """(sum N, hid) to the same: what the nodes learn from each other."""
+        if isinstance(self.gnn, GatedGNN):
+            return self.gnn(x, batch.distances, batch.num_nodes)
+        propagated: Tensor = self.gnn(x)
+        return propagated
+
+    def decode(
+        self,
+        x: Tensor,
+        rule: str,
+        shape: Sequence[int],
+        slices: Slices | None = None,
+        fan_in: float | None = None,
+    ) -> Tensor:
+        """Decodes embeddings x (n, hid) to parameters (n, *shape) by their rule.
+
+        Args:
+            x: of the parameters' nodes.
+            rule: see :class:`ghn_fast.ghn.place.plan.Group`.
+            shape: of each parameter.
+            slices: see :class:`ghn_fast.ghn.decode.decoder.ConvDecoder`.
+            fan_in: of a weight, where it does not follow from the shape.
+        """
+        if rule == "pos_enc":
+            return self._position_table(x, shape, slices)
+        if rule == "video_weight":
+            kernel = (*shape[:2], *shape[3:])
+            return over_time(self.decode(x, "weight", kernel, slices, fan_in), shape[2])
+        if rule in (*VECTOR_RULES, "class_bias"):
+            length = shape[channel_axis(shape)]
+            vectors = self._normalised(repeat(self._vectors_of(x, rule), (length,)), rule)
+            return along_channels(vectors, shape)
+        blocks = self._blocks(x, rule, shape, slices)
+        values = repeat(blocks.view(len(x), *blocks.shape[1 : 1 + len(shape)]), shape)
+        return self._normalised(values, rule, fan_in)
+
+    def _normalised(self, values: Tensor, rule: str, fan_in: float | None = None) -> Tensor:
+        return normalise(values, rule, fan_in) if self.config.weight_norm else values
+
+    @torch.no_grad()
+    def embed(self, model_or_graph: nn.Module | Graph) -> Tensor:
+        """(hid,): the mean of the node embeddings (arXiv 2110.13100, section 5.2)."""
+        if not isinstance(model_or_graph, Graph):
+            model_or_graph = Graph.from_model(model_or_graph)
+        return self.node_embeddings(GraphBatch([model_or_graph])).mean(dim=0)
+
+    @property
+    def node_type_embedding(self) -> nn.Embedding:
+        return cast(nn.Embedding, self._modules["embed"])
+
+    def batch(
+        self,
+        models: Sequence[nn.Module],
+        graphs: Graph | GraphBatch | Sequence[Graph] | None,
+        uses: Sequence[Uses] | None = None,
+    ) -> GraphBatch:
+        """The graphs of the models as one batch, with the shapes of the models' parameters.
+
+        Args:
+            models: several.
+            graphs: of the models; made from them where left out.
+            uses: of the models, where they are known already.
+
+        Raises:
+            ValueError: as many graphs as models are needed, each of its model.
+        """
+        if graphs is None:
+            return GraphBatch([Graph.from_model(model) for model in models])
+        given = [graphs] if isinstance(graphs, Graph) else list(graphs)
+        if len(given) != len(models):
+            raise ValueError(f"{len(models)} models were passed with {len(given)} graphs")
+        uses = uses if uses is not None else [Uses.of(model) for model in models]
+        pairs = zip(given, uses, strict=True)
+        fitting = [graph.with_shapes(known.parameters) for graph, known in pairs]
+        unchanged = all(a is b for a, b in zip(given, fitting, strict=True))
+        return graphs if isinstance(graphs, GraphBatch) and unchanged else GraphBatch(fitting)
+
+    def _encoded_nodes(self, graph: Graph) -> Sequence[Node]:
+        """The nodes as the shape encoder sees them.
+
+        A classification layer that is not predicted because it has another number of classes is
+        encoded with the number the GHN knows, so that the rest of the network is not disturbed.
+        """
+        if misfit(graph, self.config) is None:
+            return graph.nodes
+        nodes = list(graph.nodes)
+        for position in class_rules(graph, self.config):
+            node = nodes[position]
+            assert node.shape is not None
+            shape = (self.config.num_classes, *node.shape[1:])
+            nodes[position] = replace(node, shape=shape)
+        return nodes
+
+    def _vectors_of(self, x: Tensor, rule: str) -> Tensor:
+        """(n, channels): the vectors that a rule takes."""
+        if rule == "class_bias":
+            return self.bias_class(self._vectors(x)[:, 1])
+        return self._vectors(x)[:, 0 if rule == "norm_weight" else 1]
+
+    def _position_table(self, x: Tensor, shape: Sequence[int], slices: Slices | None) -> Tensor:
+        """Tables (n, *shape) of a grid of positions and of extra rows before it."""
+        table = PositionTable.of(shape)
+        grid = self._kernels(x, (1, table.channels, table.height, table.width), slices)
+        rows = repeat(position_rows(grid, table.rows), (1, table.rows, table.channels))
+        if table.channels_first:
+            rows = rows.transpose(2, 3)
+        return rows.reshape(len(x), *shape)
+
+    def _blocks(self, x: Tensor, rule: str, shape: Sequence[int], slices: Slices | None) -> Tensor:
+        """Decoded blocks: at most as large as ``max_shape``, at most as large as needed."""
+        if rule == "class_weight":
+            return self._class_weight(x, shape, slices)
+        return self._kernels(x, shape_as_4d(shape), slices)
+
+    def _kernels(self, x: Tensor, wanted: Sequence[int], slices: Slices | None) -> Tensor:
+        """Blocks (n, out, in, h, w) of all positions wanted but of ``max_shape`` channels."""
+        block = [min(size, most) for size, most in zip(wanted, self.config.max_shape, strict=True)]
+        return self._resize(self.decoder(x, block, slices), wanted)
+
+    def _resize(self, blocks: Tensor, wanted: Sequence[int]) -> Tensor:
+        """Blocks (n, out, in, h, w) to the spatial size that is wanted, where they are smaller."""
+        return repeat(blocks, (*blocks.shape[1:3], *wanted[2:]))
+
+    def _class_weight(self, x: Tensor, shape: Sequence[int], slices: Slices | None) -> Tensor:
+        channels = min(shape[1], self.config.max_shape[1])
+        weight = self.decoder.class_weight(x, channels, slices)
+        return weight.reshape(*weight.shape, *(1,) * (len(shape) - 2))
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        """(n, 2, channels): the weight and the bias of 1-D parameters."""
+        return self.decoder_1d(x).view(len(x), 2, -1)
+
+
+def attach(uses: Sequence[Uses], targets: Sequence[Target], tensors: Sequence[Tensor]) -> None:
+    """Puts tensors in the places of the parameters that are their targets."""
+    for target, tensor in zip(targets, tensors, strict=True):
+        module, name = uses[target.graph].owners[target.parameter]
+        module._parameters[name] = tensor  # type: ignore[assignment]
+
+
+def tile_into(blocks: Sequence[Tensor], table: TileTable, parameters: Sequence[Tensor]) -> None:
+    """:func:`tile_` for parameters that may be on several devices; blocks are the smaller part."""
+    devices = {parameter.device for parameter in parameters}
+    for device in devices:
+        there = [index for index, p in enumerate(parameters) if p.device == device]
+        part = table if len(devices) == 1 else TileTable(table.tiles[index] for index in there)
+        tile_([to_device(b, device) for b in blocks], part, [parameters[index] for index in there])
+
+
+def ghn1(num_classes: int = 10, **config: object) -> GHN:
+    """A GHN-1: no virtual edges, no layer norm, no normalisation (arXiv 1810.05749)."""
+    settings = {"ve": False, "layernorm": False, "weight_norm": False, **config}
+    return GHN(GHNConfig.from_dict({"num_classes": num_classes, **settings}))
+
+
+def ghn2(num_classes: int = 10, **config: object) -> GHN:
+    """A GHN-2 (arXiv 2110.13100). For ImageNet pass ``max_shape=(64, 64, 16, 16)``."""
+    return GHN(GHNConfig.from_dict({"num_classes": num_classes, **config}))

@@ -1,0 +1,79 @@
+"""Predicted parameters that are leaves, and the way back from their gradients to the GHN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ghn_fast.ghn.place.block_table import BlockTable
+from ghn_fast.ghn.place.plan import Group
+from ghn_fast.ops.tile import tile_, tile_backward
+
+_ALIGNMENT = 16
+"""elements; every parameter starts at a cache line"""
+
+
+class Leaves:
+    """Predicted parameters without autograd's records of each of them.
+
+    A step predicts about a thousand small parameters. They are written into one piece of memory,
+    and their gradients are summed to those of the blocks in one call.
+
+    Args:
+        blocks: of the table's views, with their way back to the GHN.
+        table: of the batch.
+        direct: the table's direct groups with their predicted parameters (n, *shape).
+        num_models: in the batch.
+
+    Attributes:
+        targets: where each predicted parameter belongs.
+        tensors: of the targets; they require gradients.
+        by_model: the tensors of each model.
+    """
+
+    def __init__(
+        self,
+        blocks: list[Tensor],
+        table: BlockTable,
+        direct: Sequence[tuple[Group, Tensor]],
+        num_models: int,
+    ) -> None:
+        self._blocks = blocks
+        self._tiles = table.tiles
+        self._direct = [tensor for _, tensors in direct for tensor in tensors]
+        self.targets = [*table.targets, *(t for group, _ in direct for t in group.targets)]
+        self.tensors = self._tiled() + [tensor.detach() for tensor in self._direct]
+        self.by_model: list[list[Tensor]] = [[] for _ in range(num_models)]
+        for target, tensor in zip(self.targets, self.tensors, strict=True):
+            self.by_model[target.graph].append(tensor.requires_grad_())
+
+    @torch.no_grad()
+    def _tiled(self) -> list[Tensor]:
+        if not self._blocks:
+            return []
+        shapes = [torch.Size(tile.shape) for tile in self._tiles.tiles]
+        sizes = [-(-shape.numel() // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
+        whole = self._blocks[0].new_empty(sum(sizes))
+        parts = zip(whole.split(sizes), shapes, strict=True)
+        parameters = [part[: shape.numel()].view(shape) for part, shape in parts]
+        tile_(self._blocks, self._tiles, parameters)
+        return parameters
+
+    def backward(self) -> None:
+        """Adds to the GHN's gradients what follows from the ``grad`` of the tensors (None: zero).
+
+        Can be called once, as :meth:`torch.Tensor.backward`.
+        """
+        grads = [tensor.grad for tensor in self.tensors]
+        tiled, direct = grads[: len(self._tiles)], grads[len(self._tiles) :]
+        pairs = list(
+            zip(self._blocks, tile_backward(self._blocks, self._tiles, tiled), strict=True)
+        )
+        others = zip(self._direct, direct, strict=True)
+        pairs += [(tensor, grad) for tensor, grad in others if grad is not None]
+        differentiable = [pair for pair in pairs if pair[0].requires_grad]
+        torch.autograd.backward(
+            [tensor for tensor, _ in differentiable], [grad for _, grad in differentiable]
+        )

@@ -1,0 +1,323 @@
+"""How calls of layers are read: a node for the weight and one for the bias.
+
+Each factory here returns a handler for one kind of function; :mod:`ghn_fast.graph.trace.rules` says
+which functions it applies to and which node type it makes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ghn_fast.graph.node import Node
+from ghn_fast.graph.trace import shapes
+from ghn_fast.graph.trace.recorder import (
+    Args,
+    Func,
+    Handler,
+    Kind,
+    Kwargs,
+    Parameter,
+    Recorder,
+    bind,
+)
+
+
+def weight_record(rec: Recorder, node_type: str, weight: Tensor, parents: Sequence[int]) -> int:
+    """The record of a layer's weight applied to values made by ``parents``."""
+    behind = rec.parameters_behind(weight)
+    if not behind:
+        # A constant kernel, or one that is computed from activations.
+        return rec.merge([*parents, *rec.records_in(weight)])
+    main, *others = behind
+    for other in others:
+        other.role = other.role or "weight_gain"
+    if main.node is not None:
+        # Shared weights have one node, where they are first used.
+        return rec.merge([*parents, main.node, *_sources(rec, others)])
+    main.node = rec.add(
+        Kind.KEEP,
+        [*parents, *_sources(rec, others)],
+        Node(node_type, main.name, tuple(main.tensor.shape), main.name),
+    )
+    return main.node
+
+
+def bias_record(rec: Recorder, bias: Tensor, weight: int) -> int:
+    """The record of a layer's bias, which follows the weight's."""
+    behind = rec.parameters_behind(bias)
+    if not behind:
+        return rec.merge([weight, *rec.records_in(bias)])
+    numbers = []
+    for parameter in behind:
+        if parameter.node is None:
+            shape = tuple(parameter.tensor.shape)
+            node = Node("bias", parameter.name, shape, parameter.name)
+            parameter.node = rec.add(Kind.KEEP, [weight], node)
+            numbers.append(parameter.node)
+        else:
+            numbers += [weight, parameter.node]
+    return rec.merge(numbers)
+
+
+def _sources(rec: Recorder, parameters: Sequence[Parameter]) -> list[int]:
+    return [rec.source(parameter) for parameter in parameters]
+
+
+def layer_record(
+    rec: Recorder, node_type: str, parents: Sequence[int], weight: Any, bias: Any
+) -> int:
+    """The record of a layer's output."""
+    if bias is None:
+        return weight_record(rec, node_type, weight, parents)
+    again = rec.parameter_of(weight), rec.parameter_of(bias)
+    if all(parameter is not None and parameter.node is not None for parameter in again):
+        return rec.merge([*parents, *rec.records_in(bias)])
+    return bias_record(rec, bias, weight_record(rec, node_type, weight, parents))
+
+
+def only_parameters(rec: Recorder, x: Tensor) -> bool:
+    """The operation prepares a weight, as weight standardisation does, and is not a layer."""
+    return rec.is_static(rec.record_of(x))
+
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = (
+    *("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+)
+
+
+def convolution(transposed: bool = False) -> Handler:
+    """A convolution; its node type depends on groups and dilation."""
+    names = _CONV_TRANSPOSE if transposed else _CONV
+    shape = shapes.transposed_convolution if transposed else shapes.convolution
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        values = dict(zip(names, args, strict=False)) | kwargs
+        x, weight = values.pop("input"), values["weight"]
+        if rec.opaque or only_parameters(rec, x):
+            return rec.generic(func, args, kwargs)
+        node_type = "conv"
+        if values.get("groups", 1) > 1:
+            dilation = values.get("dilation", 1)
+            dilated = min(dilation if isinstance(dilation, Sequence) else (dilation,)) > 1
+            node_type = "dil_conv" if dilated else "sep_conv"
+        number = layer_record(rec, node_type, rec.records_in(x), weight, values.get("bias"))
+        if rec.execute:
+            return rec.tag(rec.run(func, args, kwargs), number)
+        return rec.fresh(shape(x, **values), number, x.dtype)
+
+    return handle
+
+
+def linear(node_type: str) -> Handler:
+    """``torch.nn.functional.linear``."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
+        if rec.opaque or only_parameters(rec, x):
+            return rec.generic(func, args, kwargs)
+        number = layer_record(rec, node_type, rec.records_in(x), weight, bias)
+        return rec.emit(number, func, args, kwargs, x, shapes.linear, x, weight)
+
+    return handle
+
+
+def bilinear(node_type: str) -> Handler:
+    """``torch.nn.functional.bilinear``: a weight with two inputs."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        x, y, weight, bias = bind(("input1", "input2", "weight", "bias"), args, kwargs)
+        if rec.opaque:
+            return rec.generic(func, args, kwargs)
+        number = layer_record(rec, node_type, rec.records_in(x, y), weight, bias)
+        out = (*x.shape[:-1], weight.shape[0])
+        return rec.emit(number, func, args, kwargs, x, lambda: out)
+
+    return handle
+
+
+def addmm(node_type: str) -> Handler:
+    """``torch.addmm(bias, input, weight)``, a linear layer with its weight transposed."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        bias, x, weight = bind(("input", "mat1", "mat2"), args, kwargs)
+        if rec.opaque or only_parameters(rec, x) or not rec.parameters_behind(weight):
+            return rec.generic(func, args, kwargs)
+        number = layer_record(rec, node_type, rec.records_in(x), weight, bias)
+        return rec.emit(number, func, args, kwargs, x, shapes.matmul, x, weight)
+
+    return handle
+
+
+def normalisation(node_type: str, names: Sequence[str]) -> Handler:
+    """A normalisation: one node for weight and bias, none if it has neither."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        values = dict(zip(names, bind(names, args, kwargs), strict=True))
+        x = values["input"]
+        if rec.opaque or only_parameters(rec, x):
+            return rec.generic(func, args, kwargs)
+        number = norm_record(
+            rec, node_type, rec.records_in(x), values.get("weight"), values.get("bias")
+        )
+        return rec.emit(number, func, args, kwargs, x, lambda: x.shape)
+
+    return handle
+
+
+def norm_record(
+    rec: Recorder, node_type: str, parents: Sequence[int], weight: Any, bias: Any
+) -> int:
+    """The record of a normalisation layer's output."""
+    number = (
+        rec.merge(parents) if weight is None else weight_record(rec, node_type, weight, parents)
+    )
+    if bias is not None:
+        number = norm_bias(rec, bias, number)
+    return number
+
+
+def norm_bias(rec: Recorder, bias: Tensor, weight: int) -> int:
+    node = rec.records.nodes[weight] if rec.records.kinds[weight] == Kind.KEEP else None
+    parameter = rec.parameter_of(bias)
+    if parameter is not None and parameter.folded == weight:
+        return weight
+    free = parameter is not None and parameter.node is None and parameter.folded is None
+    if parameter is None or not free or node is None or node.parameter is None or node.bias:
+        if parameter is not None:
+            parameter.role = parameter.role or "norm_bias"
+        return rec.merge([weight, *rec.records_in(bias)])
+    parameter.folded = weight
+    rec.records.nodes[weight] = Node(
+        node.type, node.name, node.shape, node.parameter, parameter.name
+    )
+    return weight
+
+
+def embedding(node_type: str) -> Handler:
+    """``torch.nn.functional.embedding``: rows of a table."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        index, weight = bind(("input", "weight"), args, kwargs)
+        if rec.opaque:
+            return rec.generic(func, args, kwargs)
+        number = weight_record(rec, node_type, weight, rec.records_in(index))
+        out = (*index.shape, weight.shape[-1])
+        return rec.emit(number, func, args, kwargs, weight, lambda: out)
+
+    return handle
+
+
+_MHA = (
+    *("query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight"),
+    *("in_proj_bias", "bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight"),
+    *("out_proj_bias", "training", "key_padding_mask", "need_weights", "attn_mask"),
+    *("use_separate_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+    *("static_k", "static_v", "average_attn_weights", "is_causal"),
+)
+
+
+def multi_head_attention(node_type: str) -> Handler:
+    """``torch.nn.functional.multi_head_attention_forward``.
+
+    The published graphs of vision transformers were made where attention that returns no weights
+    runs fused, which left no node of its own: only with ``need_weights`` there is one.
+    """
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        a = dict(zip(_MHA, args, strict=False)) | kwargs
+        if rec.opaque:
+            return rec.generic(func, args, kwargs)
+        query, key, value = a["query"], a["key"], a["value"]
+        if a.get("use_separate_proj_weight"):
+            pairs = zip("qkv", (query, key, value), strict=True)
+            projected = [
+                weight_record(rec, "conv", a[f"{letter}_proj_weight"], rec.records_in(x))
+                for letter, x in pairs
+            ]
+        else:
+            inputs = rec.records_in(query, key, value)
+            projected = [weight_record(rec, "conv", a["in_proj_weight"], inputs)]
+        number = rec.merge(projected)
+        if a["in_proj_bias"] is not None:
+            number = bias_record(rec, a["in_proj_bias"], number)
+        for name in ("bias_k", "bias_v"):
+            number = rec.merge([number, *rec.records_in(a.get(name))])
+        need_weights = a.get("need_weights", True)
+        if need_weights:
+            number = rec.add(Kind.KEEP, [number], Node(node_type, node_type))
+        number = layer_record(rec, "conv", [number], a["out_proj_weight"], a["out_proj_bias"])
+        if rec.execute:
+            return rec.tag(rec.run(func, args, kwargs), number)
+        out_dim = a["out_proj_weight"].shape[0]
+        out = rec.fresh((*query.shape[:-1], out_dim), number, query.dtype)
+        return out, (rec.fresh(_weights_shape(a), number, query.dtype) if need_weights else None)
+
+    return handle
+
+
+def _weights_shape(a: dict[str, Any]) -> tuple[int, ...]:
+    """Of the attention weights that ``nn.MultiheadAttention`` returns: (B, [heads,] L, S)."""
+    query, key = a["query"], a["key"]
+    source = key.shape[0] + (a["bias_k"] is not None) + bool(a["add_zero_attn"])
+    batch = () if query.dim() == 2 else (query.shape[1],)
+    heads = () if a.get("average_attn_weights", True) else (a["num_heads"],)
+    return (*batch, *heads, query.shape[0], source)
+
+
+_RNN_STATES = {"lstm": 2, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def recurrent(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """``torch.lstm`` and its kin: their weights are no layer of the published definition."""
+    packed = isinstance(args[3], (list, tuple))
+    if rec.execute or rec.opaque or packed:
+        return rec.generic(func, args, kwargs)
+    x, states, weights, _, layers, _, _, bidirectional, batch_first = args[:9]
+    for parameter in (rec.parameter_of(weight) for weight in weights):
+        if parameter is not None:
+            parameter.role = "recurrent_weight" if parameter.tensor.dim() > 1 else "recurrent_bias"
+    number = rec.merge(rec.records_in(args))
+    directions = 2 if bidirectional else 1
+    gates = {"lstm": 4, "gru": 3}.get(func.__name__, 1)
+    hidden = weights[0].shape[0] // gates
+    first = states[0] if isinstance(states, (list, tuple)) else states
+    width = first.shape[-1]
+    out = rec.fresh((*x.shape[:-1], directions * width), number, x.dtype)
+    batch = () if x.dim() == 2 else (x.shape[0 if batch_first else 1],)
+    sizes = [width, hidden][: _RNN_STATES[func.__name__]]
+    return out, *(rec.fresh((layers * directions, *batch, size), number, x.dtype) for size in sizes)
+
+
+_POSITION = re.compile(r"(^|[._])(abs(olute)?_)?(\w+_)?pos(ition(al|s)?)?($|[._\d]|_?e(mb|nc))")
+
+
+def is_position_table(parameter: Parameter, x: Tensor | None = None) -> bool:
+    """A table with a row for each position, by its name or by how it is added to ``x``."""
+    shape = parameter.tensor.shape
+    last = parameter.name.rsplit(".", 1)[-1]
+    if sum(size > 1 for size in shape) < 2 or "rel" in last or "bias" in last:
+        return False
+    if _POSITION.search(parameter.name) is not None:
+        return True
+    if x is None:
+        return False
+    trailing = tuple(x.shape)[-len(shape) :]
+    return all(m in (1, n) for m, n in zip(shape, trailing, strict=False))
+
+
+def position_record(rec: Recorder, parameter: Parameter) -> int:
+    """The node of a position table, which no edge leads to."""
+    if parameter.node is None:
+        node = Node("pos_enc", parameter.name, tuple(parameter.tensor.shape), parameter.name)
+        parameter.node = rec.add(Kind.KEEP, (), node)
+        rec.records.sourceless.add(parameter.node)
+    return parameter.node
+
+
+def is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()

@@ -1,0 +1,332 @@
+"""How calls of operations without parameters are read: pooling, attention, sums, gates.
+
+Each factory here returns a handler for one kind of function; :mod:`ghn_fast.graph.trace.rules` says
+which functions it applies to and which node type it makes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghn_fast.graph.node import Node
+from ghn_fast.graph.trace import shapes
+from ghn_fast.graph.trace.layers import (
+    bias_record,
+    is_norm,
+    is_position_table,
+    norm_bias,
+    position_record,
+    weight_record,
+)
+from ghn_fast.graph.trace.nodeless import binary, binary_result
+from ghn_fast.graph.trace.recorder import (
+    Args,
+    Func,
+    Handler,
+    Kind,
+    Kwargs,
+    Parameter,
+    Recorder,
+    bind,
+)
+
+# How far back a product looks for the softmax or the average that one operand comes from.
+_SEARCH_LIMIT = 64
+_MIXING = frozenset(("conv", "sep_conv", "dil_conv", "bias"))
+
+
+def pooling(node_type: str, dims: int) -> Handler:
+    """Maximum or average pooling; its node's shape is (1, 1, kh, kw)."""
+    maximum = node_type == "max_pool"
+    names = ("input", "kernel_size", "stride", "padding") + (
+        ("dilation", "ceil_mode", "return_indices") if maximum else ("ceil_mode",)
+    )
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        a = dict(zip(names, args, strict=False)) | kwargs
+        x = a["input"]
+        parents = rec.records_in(x)
+        if rec.opaque or not parents:
+            return rec.generic(func, args, kwargs)
+        kernel = shapes.as_tuple(a["kernel_size"], dims)
+        square = (1, kernel[0]) if dims == 1 else kernel[-2:]
+        number = rec.add(Kind.KEEP, parents, Node(node_type, node_type, (1, 1, *square)))
+        out = shapes.pooling(
+            x,
+            kernel,
+            a.get("stride"),
+            a.get("padding", 0),
+            a.get("dilation", 1),
+            a.get("ceil_mode", False),
+            dims,
+        )
+        if not maximum and dims > 1 and set(out[-dims:]) == {1}:
+            rec.records.flags[number] = "average"
+        if rec.execute:
+            return rec.tag(rec.run(func, args, kwargs), number)
+        result = rec.fresh(out, number, x.dtype)
+        if a.get("return_indices"):
+            return result, rec.fresh(out, number, torch.int64)
+        return result
+
+    return handle
+
+
+def adaptive_average(node_type: str, dims: int) -> Handler:
+    """Adaptive average pooling; to a single position it may be a gate's average."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        x, size = bind(("input", "output_size"), args, kwargs)
+        parents = rec.records_in(x)
+        if rec.opaque or not parents:
+            return rec.generic(func, args, kwargs)
+        out = shapes.adaptive_pooling(x, size, dims)
+        number = rec.add(Kind.KEEP, parents, Node(node_type, node_type))
+        if set(out[-dims:]) == {1}:
+            rec.records.flags[number] = "average"
+        return rec.emit(number, func, args, kwargs, x, lambda: out)
+
+    return handle
+
+
+def mean(node_type: str) -> Handler:
+    """A mean over all positions of an image or a sequence is a global average."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        x, dim, keepdim = bind(("input", "dim", "keepdim"), args, kwargs)
+        parents = rec.records_in(x)
+        if rec.opaque or not parents or rec.is_static(parents[0]):
+            return rec.generic(func, args, kwargs)
+        if dim is None:
+            dim = kwargs.get("axis")
+        if over_positions(x, dim, bool(keepdim)):
+            number = rec.add(Kind.KEEP, parents, Node(node_type, node_type))
+            rec.records.flags[number] = "average"
+        else:
+            number = rec.flag(parents, "mean")
+        return rec.emit(number, func, args, kwargs, x, shapes.reduction, x, dim, bool(keepdim))
+
+    return handle
+
+
+def over_positions(x: Tensor, dim: Any, keepdim: bool) -> bool:
+    """Whether dimensions are all positions of (B, C, H, W), (B, H, W, C), (B, T, C), ..."""
+    if dim is None or isinstance(dim, str):
+        return False
+    n = x.dim()
+    dims = {d % n for d in shapes.as_tuple(dim, 1)}
+    if n == 3:
+        # The last of three dimensions is the channels of tokens where it is kept: a norm layer.
+        return dims == {1} or (dims == {2} and not keepdim)
+    return n > 3 and (dims == set(range(2, n)) or dims == set(range(1, n - 1)))
+
+
+def softmax(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """Marked, because the product of its result with values is attention."""
+    x = args[0] if args else kwargs["input"]
+    parents = rec.records_in(x)
+    if not parents:
+        return rec.generic(func, args, kwargs)
+    number = rec.flag(parents, "softmax")
+    return rec.emit(number, func, args, kwargs, x, lambda: x.shape)
+
+
+def fused_attention(node_type: str) -> Handler:
+    """``torch.nn.functional.scaled_dot_product_attention``."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        query, _, value = bind(("query", "key", "value"), args, kwargs)
+        parents = rec.records_in(args, kwargs)
+        if rec.opaque or not parents:
+            return rec.generic(func, args, kwargs)
+        number = rec.add(Kind.KEEP, parents, Node(node_type, node_type))
+        return rec.emit(number, func, args, kwargs, query, shapes.attention, query, value)
+
+    return handle
+
+
+def product(node_type: str) -> Handler:
+    """A matrix product: attention after a softmax, a linear layer with a parameter."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        a, b = bind(("input", "other"), args, kwargs)
+        if b is None:
+            b = kwargs.get("mat2", kwargs.get("tensor2"))
+        if "rmatmul" in func.__name__:
+            a, b = b, a
+        parents = rec.records_in(a, b)
+        if rec.opaque or not parents:
+            return rec.generic(func, args, kwargs)
+        number = product_record(rec, node_type, (a, b), parents)
+        return rec.emit(number, func, args, kwargs, a, shapes.matmul, a, b)
+
+    return handle
+
+
+def einsum(node_type: str) -> Handler:
+    """``torch.einsum`` of two operands, as :func:`product`."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        operands = list(rec.tensors_in(args))
+        parents = rec.records_in(operands)
+        if rec.opaque or not parents:
+            return rec.generic(func, args, kwargs)
+        if len(operands) == 2:
+            number = product_record(rec, node_type, (operands[0], operands[1]), parents)
+        else:
+            number = rec.merge(parents)
+        return rec.tag(rec.run(func, args, kwargs), number)
+
+    return handle
+
+
+def product_record(
+    rec: Recorder, node_type: str, operands: tuple[Tensor, Tensor], parents: list[int]
+) -> int:
+    if all(rec.is_static(number) for number in parents):
+        return rec.merge(parents)
+    for weight, x in (operands, operands[::-1]):
+        if rec.parameters_behind(weight) and weight.dim() >= 2 and min(weight.shape[-2:]) > 1:
+            return weight_record(rec, "conv", weight, rec.records_in(x))
+    if any(_comes_from(rec, number, "softmax", -1) is not None for number in parents):
+        return rec.product(parents, Node(node_type, node_type))
+    return rec.merge(parents)
+
+
+def _comes_from(rec: Recorder, start: int, mark: str, stop: int) -> int | None:
+    """The nearest record with a mark that a value depends on, made after record ``stop``.
+
+    Looks through convolutions and linear layers, which gates and mixed attention heads have, but
+    not through other nodes.
+    """
+    records = rec.records
+    pending, seen = [start], {start}
+    while pending and len(seen) <= _SEARCH_LIMIT:
+        current = pending.pop(0)
+        if records.flags.get(current) == mark:
+            return current
+        node = records.nodes[current]
+        if node is not None and node.type not in _MIXING:
+            continue
+        for parent in records.parents[current]:
+            if parent > stop and parent not in seen:
+                seen.add(parent)
+                pending.append(parent)
+    return None
+
+
+def addition(node_type: str) -> Handler:
+    """A sum of two values, a bias, or a position table."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        a, b = bind(("input", "other"), args, kwargs)
+        parents = rec.records_in(a, b)
+        if rec.opaque or len(parents) < 2:
+            return binary(rec, func, args, kwargs)
+        if parents[0] == parents[1] or all(rec.is_static(number) for number in parents):
+            number = rec.merge(parents)
+        else:
+            number = sum_record(rec, node_type, (a, b), parents)
+        return binary_result(rec, func, args, kwargs, a, b, number)
+
+    return handle
+
+
+def sum_record(
+    rec: Recorder, node_type: str, operands: tuple[Tensor, Tensor], parents: list[int]
+) -> int:
+    for parameter, x, number in (
+        (rec.parameter_of(operands[0]), operands[1], parents[1]),
+        (rec.parameter_of(operands[1]), operands[0], parents[0]),
+    ):
+        if parameter is None or parameter.node is not None:
+            continue
+        if is_norm(parameter.module):
+            return norm_bias(rec, parameter.tensor, number)
+        if is_position_table(parameter, x):
+            position_record(rec, parameter)
+            parents = rec.records_in(*operands)
+        elif _biases(rec, parameter, number):
+            return bias_record(rec, parameter.tensor, number)
+    return rec.add(Kind.JOIN, parents, Node(node_type, node_type))
+
+
+def _biases(rec: Recorder, parameter: Parameter, number: int) -> bool:
+    """A vector that is added right after a layer's product is that layer's bias."""
+    node = rec.records.nodes[number]
+    return (
+        node is not None
+        and node.type in ("conv", "sep_conv", "dil_conv")
+        and parameter.tensor.squeeze().dim() <= 1
+        and parameter.tensor.numel() > 1
+    )
+
+
+def multiplication(node_type: str) -> Handler:
+    """A product of values: a gate of squeeze and excitation, a norm layer's weight, a scale."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        a, b = bind(("input", "other"), args, kwargs)
+        parents = rec.records_in(a, b)
+        if rec.opaque or len(parents) < 2 or parents[0] == parents[1]:
+            return binary(rec, func, args, kwargs)
+        number = scale_record(rec, node_type, (a, b), parents)
+        return binary_result(rec, func, args, kwargs, a, b, number)
+
+    return handle
+
+
+def scale_record(
+    rec: Recorder, node_type: str, operands: tuple[Tensor, Tensor], parents: list[int]
+) -> int:
+    static = [rec.is_static(number) for number in parents]
+    if all(static):
+        return rec.merge(parents)
+    for index in (0, 1):
+        if static[index]:
+            weight, other = operands[index], parents[1 - index]
+            behind = rec.parameters_behind(weight)
+            if len(behind) == 1 and behind[0].tensor.dim() == 1 and is_norm(behind[0].module):
+                return weight_record(rec, "ln", weight, [other])
+            return rec.merge(parents)
+    for x, gate in ((0, 1), (1, 0)):
+        average = _average_of(rec, operands[x], parents[x], operands[gate], parents[gate])
+        if average is not None:
+            rec.records.kinds[average] = int(Kind.CONTRACT)
+            return rec.product(parents, Node(node_type, node_type))
+    return rec.merge(parents)
+
+
+def _average_of(
+    rec: Recorder, x: Tensor, x_record: int, gate: Tensor, gate_record: int
+) -> int | None:
+    """The record of x's own global average that a gate is computed from, if it is such a gate."""
+    if gate_record <= x_record or gate.numel() >= x.numel() or x.dim() < 3:
+        return None
+    average = _comes_from(rec, gate_record, "average", x_record)
+    if average is not None and rec.records.parents[average] == (x_record,):
+        return average
+    return None
+
+
+def concatenation(node_type: str) -> Handler:
+    """``torch.cat``."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        tensors, dim = bind(("tensors", "dim"), args, kwargs)
+        parents = rec.records_in(tensors)
+        if rec.opaque or not parents:
+            return rec.generic(func, args, kwargs)
+        if all(rec.is_static(number) for number in parents):
+            number = rec.merge(parents)
+        else:
+            number = rec.add(Kind.JOIN, parents, Node(node_type, node_type))
+        if dim is None:
+            dim = kwargs.get("axis", 0)
+        like = next(t for t in tensors if rec.record_of(t) is not None)
+        return rec.emit(number, func, args, kwargs, like, shapes.concatenation, tensors, dim)
+
+    return handle

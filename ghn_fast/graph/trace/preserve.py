@@ -1,0 +1,162 @@
+"""Runs a model so that afterwards it is as it was."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from operator import is_
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+Container = dict[Any, Any] | list[Any] | set[Any]
+Attributes = dict[str, Any]
+
+_CONTAINERS = (dict, list, set)
+_LEVELS = 3
+_PLAIN = frozenset((bool, int, float, str, tuple, type(None), nn.Parameter, torch.Tensor))
+"""What most attributes are: a look at the class tells that they are no containers."""
+
+
+@contextmanager
+def preserved(
+    model: nn.Module, modules: Iterable[nn.Module], buffers: bool = False
+) -> Iterator[None]:
+    """Restores modules' attributes and the random number generators on leaving.
+
+    Args:
+        model: the model.
+        modules: its modules. What they refer to (mode, hooks, registered tensors, caches in
+            lists, dicts and objects of their own, three levels deep) is kept, not copied.
+        buffers: also keep the values of buffers, and of tensors that are plain attributes, for
+            when the model really runs.
+    """
+    attributes = [(m.__dict__, m.__dict__.copy()) for m in modules]
+    empty, filled, objects = _containers([saved for _, saved in attributes])
+    values = _tensor_values(model, attributes) if buffers else []
+    attributes += objects
+    generators = _generator_states(model)
+    try:
+        yield
+    finally:
+        _restore_attributes(attributes)
+        _restore_containers(empty, filled)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+        _restore_generators(generators)
+
+
+def _containers(
+    attributes: Iterable[Attributes],
+) -> tuple[list[Container], list[tuple[Container, Container]], list[tuple[Attributes, Attributes]]]:
+    """What attributes hold that can change.
+
+    Returns:
+        The empty containers, each other one with a copy of it, and the attributes of objects with
+        a copy of them.
+    """
+    empty: list[Container] = []
+    filled: list[tuple[Container, Container]] = []
+    objects: dict[int, tuple[Attributes, Attributes]] = {}
+    level = _that_may_change(saved.values() for saved in attributes)
+    for _ in range(_LEVELS):
+        found = [value for value in level if isinstance(value, _CONTAINERS)]
+        empty += [container for container in found if not container]
+        copies = [(container, container.copy()) for container in found if container]
+        filled += copies
+        others = [value for value in level if not isinstance(value, _CONTAINERS)]
+        new = {
+            id(value): (value.__dict__, value.__dict__.copy())
+            for value in others
+            if id(value) not in objects and _is_plain_object(value)
+        }
+        objects |= new
+        level = _that_may_change(
+            content.values() if isinstance(content, dict) else content
+            for _, content in (*copies, *new.values())
+        )
+    return empty, filled, list(objects.values())
+
+
+def _that_may_change(groups: Iterable[Iterable[Any]]) -> list[Any]:
+    """The values that are neither plain nor modules, which are kept by themselves."""
+    return [
+        value
+        for group in groups
+        for value in group
+        if value.__class__ not in _PLAIN and not isinstance(value, nn.Module)
+    ]
+
+
+def _is_plain_object(value: Any) -> bool:
+    """Whether it keeps its state in attributes, such as a cache of keys and values."""
+    if isinstance(value, (torch.Tensor, type, ModuleType)):
+        return False
+    return isinstance(getattr(value, "__dict__", None), dict) and not callable(value)
+
+
+def _tensor_values(
+    model: nn.Module, attributes: Iterable[tuple[Attributes, Attributes]]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The tensors that are not parameters, with a copy of each."""
+    found = {id(buffer): buffer for buffer in model.buffers()}
+    for _, saved in attributes:
+        for value in saved.values():
+            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+                found[id(value)] = value
+    return [(tensor, tensor.detach().clone()) for tensor in found.values()]
+
+
+def _restore_attributes(attributes: Iterable[tuple[Attributes, Attributes]]) -> None:
+    # In place and only what changed: other threads may be reading them.
+    for current, saved in attributes:
+        if not _same(current, saved):
+            for name in current.keys() - saved.keys():
+                del current[name]
+            current.update(saved)
+
+
+def _restore_containers(
+    empty: Iterable[Container], filled: Iterable[tuple[Container, Container]]
+) -> None:
+    for container in empty:
+        if container:
+            container.clear()
+    for container, content in filled:
+        if isinstance(container, list):
+            container[:] = content
+        elif not _same(container, content):
+            container.clear()
+            container.update(content)
+
+
+def _same(a: Container, b: Container) -> bool:
+    """Whether two dicts or sets hold the same objects in the same order."""
+    if len(a) != len(b) or not all(map(is_, a, b)):
+        return False
+    if isinstance(a, dict) and isinstance(b, dict):
+        return all(map(is_, a.values(), b.values()))
+    return True
+
+
+def _generator_states(model: nn.Module) -> dict[str, Any]:
+    states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if "numpy" in sys.modules:
+        states["numpy"] = sys.modules["numpy"].random.get_state()
+    if torch.cuda.is_available() and any(p.is_cuda for p in model.parameters()):
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def _restore_generators(states: dict[str, Any]) -> None:
+    random.setstate(states["python"])
+    torch.set_rng_state(states["torch"])
+    if "numpy" in states:
+        sys.modules["numpy"].random.set_state(states["numpy"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])

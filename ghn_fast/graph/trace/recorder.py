@@ -1,0 +1,470 @@
+"""Records what a model does with its parameters while it runs, without doing the arithmetic.
+
+The model runs once, in Python, under a :class:`torch.overrides.TorchFunctionMode`. Every tensor
+that depends on an input or a parameter is a tensor on the meta device (a shape without values)
+that carries the number of the record that made it; what depends on neither is computed for real,
+so that masks, positions and indices have their values.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ghn_fast.graph.node import Node
+
+_CONSTANT = -1
+_numbers = count()
+_CPU = torch.device("cpu")
+LARGE = 1 << 20
+"""Elements; constants above are known by their shape only, so that they take no memory."""
+_PLAIN = frozenset((bool, int, float, str, tuple, list, dict, OrderedDict, set, type(None)))
+"""What most attributes of modules are: a look at the class tells that they are no tensors."""
+
+
+class Kind(IntEnum):
+    """What becomes of a record in the graph."""
+
+    CONTRACT = 0  # its inputs are joined to its outputs
+    KEEP = 1  # a node
+    JOIN = 2  # a node if at least two of its operands come from nodes, and from different ones
+
+
+class NeedsValues(Exception):
+    """The model asked for the values of a tensor that has only a shape."""
+
+
+class Hidden(Exception):
+    """A tensor came from a call that was not seen, such as one in a scripted function."""
+
+
+@dataclass(eq=False)
+class Parameter:
+    """A parameter of the model and what the recorder knows about it.
+
+    Attributes:
+        node: its record as a weight or bias of a layer.
+        source: its record as a tensor that takes part in a computation.
+        role: what it looks like when no layer uses it.
+        folded: it is the bias of this normalisation weight's record.
+    """
+
+    name: str
+    tensor: Tensor
+    module: nn.Module
+    node: int | None = None
+    source: int | None = None
+    role: str | None = None
+    folded: int | None = None
+
+
+@dataclass
+class Records:
+    """The data flow, one entry a record, in the order of execution.
+
+    Attributes:
+        nodes: for records that may become nodes, what they become.
+        flags: marks that rules leave for other rules, such as "average" and "softmax".
+        static: depends on parameters only, not on an input.
+        sourceless: a node that has no edge from the input, such as a position table.
+    """
+
+    kinds: list[int] = field(default_factory=list)
+    parents: list[tuple[int, ...]] = field(default_factory=list)
+    nodes: list[Node | None] = field(default_factory=list)
+    static: list[bool] = field(default_factory=list)
+    flags: dict[int, str] = field(default_factory=dict)
+    sourceless: set[int] = field(default_factory=set)
+
+
+Func = Callable[..., Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Handler = Callable[["Recorder", Func, Args, Kwargs], Any]
+"""How a call is read: with the function and its arguments, to its result."""
+
+
+def bind(names: Sequence[str], args: Args, kwargs: Kwargs) -> list[Any]:
+    """Arguments by position or name, None where not given."""
+    return [*args, *(kwargs.get(name) for name in names[len(args) :])][: len(names)]
+
+
+class Recorder(TorchFunctionMode):
+    """The mode under which a model runs to have its data flow recorded.
+
+    Args:
+        modules: the model's, with their names; parameters and buffers are known by identity.
+        handlers: the rules, by the function they apply to.
+        execute: run every operation for real instead of working out shapes. For models whose
+            course depends on the values of activations.
+        products: for each gate and attention, in order of execution, whether it is a node.
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[tuple[str, nn.Module]],
+        handlers: dict[Callable[..., Any], Handler],
+        execute: bool = False,
+        products: Iterable[bool] = (),
+    ) -> None:
+        super().__init__()
+        self.handlers = handlers
+        self.execute = execute
+        self.records = Records()
+        self.parameters: dict[int, Parameter] = {}
+        self.opaque = 0
+        self._products = iter(products)
+        # Marks on tensors are this recorder's own: a tensor may outlive it in some cache.
+        mark = next(_numbers)
+        self._id, self._stale = f"_ghn_fast_record_{mark}", f"_ghn_fast_stale_{mark}"
+        self._owned: dict[int, int | None] = {}
+        self._twins: dict[int, tuple[Tensor, Tensor]] = {}
+        self._originals: dict[int, Tensor] = {}
+        self._register(modules)
+        self.device = next((p.tensor.device for p in self.parameters.values()), _CPU)
+        self._on_meta = self.device.type == "meta"
+        self.input = self.add(Kind.KEEP, (), Node("input", "input"))
+
+    def _register(self, modules: Sequence[tuple[str, nn.Module]]) -> None:
+        for prefix, module in modules:
+            for name, tensor in module._parameters.items():
+                if tensor is not None and id(tensor) not in self.parameters:
+                    full_name = f"{prefix}.{name}" if prefix else name
+                    self.parameters[id(tensor)] = Parameter(full_name, tensor, module)
+            for value in (*module._buffers.values(), *module.__dict__.values()):
+                if value.__class__ not in _PLAIN and isinstance(value, Tensor):
+                    self._owned[id(value)] = None
+
+    # --- records ---------------------------------------------------------------------------
+
+    def add(self, kind: Kind, parents: Iterable[int], node: Node | None = None) -> int:
+        """Appends a record and returns its number."""
+        records = self.records
+        number = len(records.kinds)
+        unique = tuple(dict.fromkeys(parents))
+        records.kinds.append(int(kind))
+        records.parents.append(unique)
+        records.nodes.append(node)
+        static = kind is not Kind.KEEP and bool(unique)
+        records.static.append(static and all(records.static[p] for p in unique))
+        return number
+
+    def merge(self, parents: Iterable[int]) -> int:
+        """The record of a value that depends on several others in a way no rule names."""
+        unique = tuple(dict.fromkeys(parents))
+        return unique[0] if len(unique) == 1 else self.add(Kind.CONTRACT, unique)
+
+    def flag(self, parents: Iterable[int], mark: str) -> int:
+        """A contracted record that other rules look for."""
+        number = self.add(Kind.CONTRACT, parents)
+        self.records.flags[number] = mark
+        return number
+
+    def source(self, parameter: Parameter) -> int:
+        """The record of a parameter that enters a computation as an ordinary tensor."""
+        if parameter.node is not None:
+            return parameter.node
+        if parameter.source is None:
+            parameter.source = self.add(Kind.CONTRACT, ())
+            self.records.static[parameter.source] = True
+        return parameter.source
+
+    def record_of(self, tensor: Tensor) -> int | None:
+        """The record that made a tensor; None if it depends on no input and no parameter."""
+        parameter = self.parameters.get(id(tensor))
+        if parameter is not None:
+            return self.source(parameter)
+        if id(tensor) in self._owned:
+            return self._owned[id(tensor)]
+        number = getattr(tensor, self._id, None)
+        if number is None and (self.execute or tensor.is_meta) and not self._on_meta:
+            raise Hidden("a tensor comes from a call that cannot be seen")
+        return None if number == _CONSTANT else number
+
+    def parameter_of(self, value: Any) -> Parameter | None:
+        """The parameter that a value is, itself and not something made from it."""
+        return self.parameters.get(id(value))
+
+    def is_static(self, number: int | None) -> bool:
+        """Whether a record depends on parameters only."""
+        return number is not None and self.records.static[number]
+
+    def parameters_behind(self, tensor: Tensor) -> list[Parameter]:
+        """The parameters that a tensor is made of, largest first; empty if also of inputs."""
+        parameter = self.parameter_of(tensor)
+        if parameter is not None:
+            return [parameter]
+        start = self.record_of(tensor)
+        if start is None or not self.records.static[start]:
+            return []
+        ancestors, pending = {start}, [start]
+        while pending:
+            for parent in self.records.parents[pending.pop()]:
+                if parent not in ancestors:
+                    ancestors.add(parent)
+                    pending.append(parent)
+        found = [p for p in self.parameters.values() if p.source in ancestors]
+        return sorted(found, key=lambda p: -p.tensor.numel())
+
+    def all_used(self) -> bool:
+        """Whether every parameter has taken part in the computation so far."""
+        return all(
+            p.node is not None or p.source is not None or p.folded is not None
+            for p in self.parameters.values()
+        )
+
+    def tag(self, value: Any, number: int) -> Any:
+        """Notes on every tensor in a result which record made it."""
+        if isinstance(value, Tensor):
+            if id(value) in self._owned:
+                self._owned[id(value)] = number
+            elif id(value) not in self.parameters:
+                setattr(value, self._id, number)
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                self.tag(item, number)
+        elif isinstance(value, dict):
+            for item in value.values():
+                self.tag(item, number)
+        return value
+
+    def tensors_in(self, value: Any) -> Iterator[Tensor]:
+        """All tensors in nested arguments."""
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                yield from self.tensors_in(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                yield from self.tensors_in(item)
+
+    def records_in(self, *values: Any) -> list[int]:
+        """The records of all tensors in nested arguments, in order, without those of None."""
+        found: list[int] = []
+        self._collect(values, found)
+        return found
+
+    def _collect(self, values: Iterable[Any], found: list[int]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                number = self.record_of(value)
+                if number is not None:
+                    found.append(number)
+            elif isinstance(value, (tuple, list)):
+                self._collect(value, found)
+            elif isinstance(value, dict):
+                self._collect(value.values(), found)
+
+    def product(self, parents: Iterable[int], node: Node) -> int:
+        """The record of a gated value or of attention.
+
+        A model may say for each of them in turn, as an attribute ``graph_products``, whether it is
+        a node: the published graphs of DeepNets-1M leave many out.
+        """
+        return self.add(Kind.KEEP if next(self._products, True) else Kind.CONTRACT, parents, node)
+
+    # --- results ---------------------------------------------------------------------------
+
+    def fresh(self, shape: Sequence[int], number: int, dtype: torch.dtype) -> Tensor:
+        """A tensor without values, made by a record."""
+        tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        setattr(tensor, self._id, number)
+        return tensor
+
+    def fake(self, tensor: Tensor) -> Tensor:
+        """The tensor without its values."""
+        if tensor.is_meta and id(tensor) not in self.parameters:
+            return tensor
+        known = self._twins.get(id(tensor))
+        if known is None:
+            twin = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+            )
+            known = self._twins[id(tensor)] = (tensor, twin)
+            self._originals[id(twin)] = tensor
+        return known[1]
+
+    def emit(
+        self,
+        number: int,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        like: Tensor,
+        shape: Callable[..., Sequence[int]],
+        *shape_args: Any,
+    ) -> Any:
+        """The result of an operation that a rule has recorded as ``number``."""
+        if self.execute:
+            return self.tag(self.run(func, args, kwargs), number)
+        return self.fresh(shape(*shape_args), number, like.dtype)
+
+    def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs an operation, on values or on shapes."""
+        if self.execute:
+            return func(*args, **kwargs)
+        originals: dict[int, Tensor] = {}
+
+        def fake(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                twin = self.fake(value)
+                if twin is not value:
+                    originals[id(twin)] = value
+                return twin
+            if isinstance(value, (tuple, list)):
+                items = [fake(item) for item in value]
+                if isinstance(value, tuple) and hasattr(value, "_fields"):
+                    return type(value)(*items)
+                return type(value)(items)
+            if isinstance(value, dict):
+                return {key: fake(item) for key, item in value.items()}
+            if isinstance(value, torch.device):
+                return torch.device("meta")
+            return value
+
+        try:
+            result = func(*fake(args), **fake(kwargs))
+        except (NotImplementedError, RuntimeError) as error:
+            raise NeedsValues(f"{_name(func)} on shapes: {error}") from error
+        if originals and isinstance(result, Tensor):
+            # An operation in place returns what it was given.
+            return originals.get(id(result), result)
+        return result
+
+    # --- the mode --------------------------------------------------------------------------
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        handler = self.handlers.get(func)
+        if handler is not None:
+            return handler(self, func, args, kwargs or {})
+        return self.generic(func, args, kwargs or {})
+
+    def generic(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """An operation without a rule: what it returns depends on everything it is given."""
+        parents = self.records_in(args, kwargs)
+        mutated = _mutated(func, args, kwargs)
+        if not parents:
+            return self._constant(func, args, kwargs, mutated)
+        known = self.known(args, kwargs)
+        result = self.perform(func, args, kwargs)
+        number = self.merge(parents)
+        if mutated is not None and known:
+            self.tag(mutated, number)
+        elif mutated is not None:
+            self.mutate(mutated, number)
+        return self.tag(result, number)
+
+    def perform(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Runs an operation on values where all are known, but not on the model's own tensors."""
+        if not self.known(args, kwargs):
+            return self.run(func, args, kwargs)
+        mutated = _mutated(func, args, kwargs)
+        if mutated is not None and self._belongs_to_model(mutated):
+            return mutated
+        return func(*args, **kwargs)
+
+    def known(self, *values: Any) -> bool:
+        """Whether an operation on these is done on values: none of them is only a shape.
+
+        Token ids and masks are inputs whose values steer the model; they stay known.
+        """
+        return not self.execute and self._has_values(values)
+
+    def _has_values(self, values: Any) -> bool:
+        """Whether everything is a small tensor with values that are not a parameter's."""
+        for tensor in self.tensors_in(values):
+            if self.shape_only(tensor) or tensor.numel() > LARGE:
+                return False
+            if id(tensor) in self.parameters:
+                return False
+        return True
+
+    def shape_only(self, tensor: Tensor) -> bool:
+        """Whether a tensor's values are not known: it never had any, or they were replaced."""
+        return tensor.is_meta or getattr(tensor, self._stale, False)
+
+    def _constant(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        mutated: Tensor | None,
+    ) -> Any:
+        """An operation on neither inputs nor parameters is done for real, but for counters."""
+        if mutated is not None and self._belongs_to_model(mutated):
+            return mutated
+        if not self.execute and any(map(self.shape_only, self.tensors_in((args, kwargs)))):
+            for changed in (mutated, None if mutated is None else mutated._base):
+                if changed is not None:
+                    self._replaced(changed, _CONSTANT)
+            return self.large_constant(func, args, kwargs)
+        result = func(*args, **kwargs)
+        return self.tag(result, _CONSTANT) if self.execute else result
+
+    def large_constant(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The result, without values, of an operation on neither inputs nor parameters."""
+        return self.tag(self.run(func, args, kwargs), _CONSTANT)
+
+    def _belongs_to_model(self, tensor: Tensor) -> bool:
+        base = tensor._base
+        return id(tensor) in self._owned or (base is not None and id(base) in self._owned)
+
+    def mutate(self, target: Tensor, number: int) -> None:
+        """An operation in place: the tensor, and what it is a view of, change their record."""
+        self._replaced(target, number)
+        base = target._base
+        if base is not None:
+            base = self._originals.get(id(base), base)
+            # What an operation made on its way to a view has no mark, and nobody else sees it.
+            old = self.record_of(base) if self._is_known(base) else None
+            self._replaced(base, number if old is None else self.merge((old, number)))
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        owned = id(tensor) in self.parameters or id(tensor) in self._owned
+        return owned or hasattr(tensor, self._id)
+
+    def _replaced(self, target: Tensor, number: int) -> None:
+        self.tag(target, number)
+        if not self.execute and not target.is_meta and not self._belongs_to_model(target):
+            setattr(target, self._stale, True)
+
+
+def _mutated(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | None:
+    if _in_place(func) and args and isinstance(args[0], Tensor):
+        return args[0]
+    out = kwargs.get("out")
+    return out if isinstance(out, Tensor) else None
+
+
+@lru_cache(maxsize=4096)
+def _in_place(func: Callable[..., Any]) -> bool:
+    name = _name(func)
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return getattr(func, "__name__", "") or str(func)

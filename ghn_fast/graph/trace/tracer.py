@@ -1,0 +1,477 @@
+"""From a model to its graph."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, is_dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ghn_fast._system.collection import uncollected
+from ghn_fast.graph.node import Node
+from ghn_fast.graph.trace.autograd_walk import differentiable, read_backward
+from ghn_fast.graph.trace.contract import contract
+from ghn_fast.graph.trace.inputs import guess_inputs, unwrapped
+from ghn_fast.graph.trace.layers import is_norm, is_position_table, layer_record, norm_record
+from ghn_fast.graph.trace.preserve import preserved
+from ghn_fast.graph.trace.recorder import Hidden, Kind, NeedsValues, Parameter, Recorder
+from ghn_fast.graph.trace.rules import MODULES, ROLES, function_rules
+from ghn_fast.graph.types import NODE_TYPE_INDEX
+
+UNREACHED = "does not reach the output"
+FROZEN = "requires_grad is False while other parameters are trained"
+
+
+class TraceError(RuntimeError):
+    """The model's graph could not be built; the message says what to pass."""
+
+
+@dataclass
+class Trace:
+    """The graph of a model before distances are computed.
+
+    Attributes:
+        nodes: in topological order, the input first.
+        edges: (E, 2) int64, (source, target) positions in ``nodes``.
+        unused: parameters that no node carries and no output depends on, or that are frozen.
+        other: parameters that the output depends on but that have no node in the published
+            definition of the graph, and what they look like ("class_token", "layer_scale", ...).
+    """
+
+    nodes: list[Node]
+    edges: NDArray[np.int64]
+    unused: dict[str, str] = field(default_factory=dict)
+    other: dict[str, str] = field(default_factory=dict)
+
+
+def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
+    """Runs a model once without arithmetic and returns its graph.
+
+    The model is left as it was: mode, buffers, attributes, hooks, gradients and random state.
+    Parts that run only in training, such as auxiliary heads, are counted. A model whose course
+    depends on the values of activations is run for real, on the same inputs; where its calls
+    cannot be seen, because it is scripted, autograd's graph of that run is read.
+
+    Args:
+        model: any module that can be called, on any device and in any floating point type.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; worked out
+            from the model if None (:func:`ghn_fast.graph.trace.inputs.guess_inputs`).
+
+    Raises:
+        TraceError: the model has no parameters, is not built yet, or could not be run.
+    """
+    # A view made in inference mode does not know what it is a view of.
+    with uncollected(), torch.inference_mode(False):
+        modules = list(model.named_modules())
+        _check_parameters(model, modules)
+        call = _Call(model, modules, *_arguments(model, example_inputs))
+        result = _attempt(call, training=False)
+        if UNREACHED in result.unused.values() and _depends_on_mode(modules):
+            result = _with_training_parts(call, result)
+        return result
+
+
+Modules = Sequence[tuple[str, nn.Module]]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A model, its modules by name, and what it is called with."""
+
+    model: nn.Module
+    modules: Modules
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def on_meta(self) -> bool:
+        return any(p.is_meta for p in self.model.parameters())
+
+    def __str__(self) -> str:
+        values = [_describe(value) for value in self.args]
+        values += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
+        return f"model({', '.join(values)})"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_describe(item) for item in value) + "]"
+    return type(value).__name__
+
+
+def _check_parameters(model: nn.Module, modules: Modules) -> None:
+    found = False
+    for prefix, module in modules:
+        for name, tensor in module._parameters.items():
+            if tensor is None:
+                continue
+            found = True
+            if is_lazy(tensor):
+                raise TraceError(
+                    f"{prefix}.{name} has no shape yet: call the model once on an example, then "
+                    "build its graph"
+                )
+    if not found:
+        raise TraceError(f"{type(model).__name__} has no parameters, so there is no graph of it")
+
+
+def _with_training_parts(call: _Call, evaluated: Trace) -> Trace:
+    """The graph in training mode if more parameters reach an output there."""
+    try:
+        trained = _attempt(call, training=True, fallback=False)
+    except TraceError:
+        return evaluated
+    return trained if len(trained.unused) < len(evaluated.unused) else evaluated
+
+
+def _depends_on_mode(modules: Modules) -> bool:
+    """Whether any code of the model's own looks at ``training``."""
+    classes: set[type] = {type(module) for _, module in modules}
+    return any(_reads_training(module_class) for module_class in classes)
+
+
+@lru_cache(maxsize=4096)
+def _reads_training(module_class: type) -> bool:
+    for base in module_class.__mro__:
+        if base.__module__.startswith("torch.nn."):
+            continue
+        for member in vars(base).values():
+            code = getattr(getattr(member, "__wrapped__", member), "__code__", None)
+            if code is not None and "training" in code.co_names:
+                return True
+    return False
+
+
+def _attempt(call: _Call, training: bool, fallback: bool = True) -> Trace:
+    if fallback and any(isinstance(m, torch.jit.ScriptModule) for _, m in call.modules):
+        return _attempt_walk(call, training)
+    try:
+        return _run(call, training, execute=False)
+    except Exception as error:
+        if not fallback or call.on_meta:
+            raise _explain(call, error) from error
+    try:
+        return _run(call, training, execute=True)
+    except Hidden:
+        return _attempt_walk(call, training)
+    except Exception as error:
+        raise _explain(call, error) from error
+
+
+def _attempt_walk(call: _Call, training: bool) -> Trace:
+    try:
+        return _walk(call, training)
+    except Exception as error:
+        raise _explain(call, error) from error
+
+
+def _explain(call: _Call, error: Exception) -> TraceError:
+    advice = "pass example_inputs=... (a tensor, a tuple of arguments or a dict of keywords)"
+    if isinstance(error, NeedsValues) and call.on_meta:
+        advice = "its course depends on values, so it needs parameters that are not on meta"
+    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return TraceError(f"{type(call.model).__name__} could not be run as {call}: {reason}; {advice}")
+
+
+def _arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if example_inputs is None:
+        return guess_inputs(model)
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, Sequence):
+        return tuple(example_inputs), {}
+    raise TypeError(
+        "example_inputs is a tensor, a tuple of arguments or a dict of keyword arguments, not "
+        f"{type(example_inputs).__name__}"
+    )
+
+
+# --- one run ---------------------------------------------------------------------------------
+
+
+def _run(call: _Call, training: bool, execute: bool) -> Trace:
+    model, modules = call.model, call.modules
+    products = getattr(model, "graph_products", ())
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model, [module for _, module in modules], execute))
+        stack.enter_context(torch.set_grad_enabled(not execute))
+        stack.enter_context(_eager())
+        _set_mode(modules, training)
+        recorder = Recorder(modules, function_rules(), execute, products)
+        _isolate_registered(modules, recorder)
+        inputs = _enter(recorder, (call.args, call.kwargs))
+        outputs = _outputs(model, recorder, *inputs)
+    return _assemble(recorder, outputs)
+
+
+def _walk(call: _Call, training: bool) -> Trace:
+    """Runs the model for real and reads autograd's graph of it."""
+    model, modules = call.model, call.modules
+    if isinstance(model, torch.jit.ScriptModule):
+        model = _fresh_copy(model)
+        modules = list(model.named_modules())
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model, [module for _, module in modules], buffers=True))
+        stack.enter_context(_eager())
+        _set_mode(modules, training)
+        recorder = Recorder(modules, function_rules(), execute=True)
+        inputs = _enter(recorder, (call.args, call.kwargs))
+        stack.enter_context(differentiable(recorder, _tensors_of(inputs)))
+        output = unwrapped(model)(*inputs[0], **inputs[1])
+        outputs = read_backward(recorder, _tensors_of(output))
+    return _assemble(recorder, outputs)
+
+
+def _fresh_copy(model: torch.jit.ScriptModule) -> nn.Module:
+    """A copy that has not run: scripted code that has run hides its operations from autograd."""
+    content = io.BytesIO()
+    torch.jit.save(model, content)
+    content.seek(0)
+    return torch.jit.load(content)
+
+
+def _set_mode(modules: Modules, training: bool) -> None:
+    """Of all modules whose mode is an attribute; scripted ones keep theirs."""
+    for _, module in modules:
+        if "training" in module.__dict__:
+            module.__dict__["training"] = training
+
+
+def _outputs(
+    model: nn.Module, recorder: Recorder, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[int]:
+    """Runs the model and returns the records of what it returned."""
+    try:
+        with recorder:
+            output = unwrapped(model)(*args, **kwargs)
+    except NeedsValues:
+        # What is left, such as pasting predicted masks into an image, has no parameters.
+        if not recorder.all_used():
+            raise
+        return list(range(len(recorder.records.kinds)))
+    return [r for t in _tensors_of(output) if (r := recorder.record_of(t)) is not None]
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Compiled functions run as they were written."""
+    import sys
+
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _enter(recorder: Recorder, value: Any) -> Any:
+    """The inputs as the recorder knows them: without values, but for small integers."""
+    if isinstance(value, Tensor):
+        keeps_values = recorder.execute or (not value.is_floating_point() and not value.is_meta)
+        entered = value.detach().clone() if keeps_values else torch.empty_like(value, device="meta")
+        return recorder.tag(entered, recorder.input)
+    if isinstance(value, (tuple, list)):
+        items = [_enter(recorder, item) for item in value]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*items)
+        return type(value)(items)
+    if isinstance(value, dict):
+        return {key: _enter(recorder, item) for key, item in value.items()}
+    return value
+
+
+def _tensors_of(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    """All tensors in what a model returned."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth > 8:
+        return
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors_of(item, depth + 1)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _tensors_of(item, depth + 1)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for item in vars(value).values():
+            yield from _tensors_of(item, depth + 1)
+
+
+def _isolate_registered(modules: Sequence[tuple[str, nn.Module]], recorder: Recorder) -> None:
+    """Modules with a rule of their own run unobserved and become one layer."""
+    if not MODULES:
+        return
+    classes = tuple(MODULES)
+    for _, module in modules:
+        if isinstance(module, classes):
+            node_type = next(t for c, t in reversed(MODULES.items()) if isinstance(module, c))
+            module.__dict__["forward"] = _as_layer(recorder, module, node_type)
+
+
+def _as_layer(recorder: Recorder, module: nn.Module, node_type: str) -> Callable[..., Any]:
+    forward = module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        parents = recorder.records_in(args, kwargs)
+        recorder.opaque += 1
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            recorder.opaque -= 1
+        if recorder.opaque:
+            return output
+        return recorder.tag(output, _layer(recorder, module, node_type, parents))
+
+    return run
+
+
+def _layer(recorder: Recorder, module: nn.Module, node_type: str, parents: list[int]) -> int:
+    tensors = dict(module.named_parameters())
+    if not tensors:
+        return recorder.add(Kind.KEEP, parents, Node(node_type, node_type))
+    largest = max(tensors.values(), key=lambda p: p.numel())
+    weight, bias = tensors.get("weight", largest), tensors.get("bias")
+    if bias is weight:
+        bias = None
+    for tensor in tensors.values():
+        parameter = recorder.parameter_of(tensor)
+        if parameter is not None:
+            parameter.source = None
+    record = norm_record if node_type in ("bn", "ln") else layer_record
+    rest = [t for t in tensors.values() if t is not weight and t is not bias]
+    number = record(recorder, node_type, parents, weight, bias)
+    return recorder.merge([number, *recorder.records_in(rest)])
+
+
+# --- from records to a trace -------------------------------------------------------------------
+
+
+def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
+    _settle_sources(recorder)
+    records = recorder.records
+    kept, edges, live = contract(records.kinds, records.parents, [recorder.input, *outputs])
+    nodes = [records.nodes[record] for record in kept]
+    if not outputs or len(nodes) < 2:
+        raise RuntimeError("no output of the model depends on its parameters")
+    edges = _from_input(kept, edges, records.sourceless)
+    trained = any(p.tensor.requires_grad for p in recorder.parameters.values())
+    result = Trace([n for n in nodes if n is not None], edges)
+    _average_before_classifier(result)
+    _account(recorder.parameters.values(), live, result)
+    if trained:
+        _set_frozen_aside(recorder.parameters.values(), result)
+    return result
+
+
+def _settle_sources(recorder: Recorder) -> None:
+    """Parameters that entered computations directly: position tables, and what has no node."""
+    records = recorder.records
+    for parameter in recorder.parameters.values():
+        if parameter.source is None or parameter.node is not None:
+            continue
+        if parameter.role is None and is_position_table(parameter):
+            shape = tuple(parameter.tensor.shape)
+            records.kinds[parameter.source] = int(Kind.KEEP)
+            records.nodes[parameter.source] = Node("pos_enc", parameter.name, shape, parameter.name)
+            records.sourceless.add(parameter.source)
+            parameter.node = parameter.source
+
+
+def _from_input(
+    kept: NDArray[np.int64], edges: NDArray[np.int64], sourceless: set[int]
+) -> NDArray[np.int64]:
+    """Layers that read constants start at the input; position tables start nowhere."""
+    has_source = np.zeros(len(kept), dtype=bool)
+    has_source[edges[:, 1]] = True
+    orphans = [
+        (0, i) for i in range(1, len(kept)) if not has_source[i] and int(kept[i]) not in sourceless
+    ]
+    return np.concatenate([np.array(orphans, dtype=np.int64).reshape(-1, 2), edges])
+
+
+def _average_before_classifier(result: Trace) -> None:
+    """Puts a global average that ends the network before the classifying convolution.
+
+    So that the last two nodes are the classification layer, as in the published graphs; an
+    average and a 1x1 convolution commute.
+    """
+    nodes = result.nodes
+    last = len(nodes) - 1
+    if last < 3 or nodes[last].type != "glob_avg":
+        return
+    weight = last - 1 if nodes[last - 1].type == "conv" else last - 2
+    chain = list(range(weight, last))
+    if nodes[weight].type != "conv" or len(nodes[weight].shape or ()) != 4:
+        return
+    if len(chain) == 2 and nodes[last - 1].type != "bias":
+        return
+    between = result.edges[result.edges[:, 0] >= weight]
+    if sorted(map(tuple, between.tolist())) != [(i, i + 1) for i in chain]:
+        return
+    # The edges form a chain, so moving the average to its front leaves them as they are.
+    nodes[weight:] = [nodes[last], *nodes[weight:last]]
+
+
+def _account(parameters: Any, live: NDArray[np.bool_], result: Trace) -> None:
+    """Says of every parameter without a node what it is or why it has none."""
+    carried = {n.parameter for n in result.nodes} | {n.bias for n in result.nodes}
+    for parameter in parameters:
+        if parameter.name in carried:
+            continue
+        if parameter.source is not None and live[parameter.source]:
+            result.other[parameter.name] = _role(parameter)
+        else:
+            result.unused[parameter.name] = UNREACHED
+
+
+def _role(parameter: Parameter) -> str:
+    if parameter.role is not None:
+        return parameter.role
+    if isinstance(parameter.module, nn.PReLU):
+        return "slope"
+    if parameter.tensor.numel() == 1:
+        return "scalar"
+    name = parameter.name.rsplit(".", 1)[-1].lower()
+    for pattern, role in ROLES:
+        if re.search(pattern, name):
+            return role
+    return "scale" if is_norm(parameter.module) else "unknown"
+
+
+def _set_frozen_aside(parameters: Any, result: Trace) -> None:
+    """Frozen parameters among trained ones keep their nodes but are not to be predicted."""
+    frozen = {p.name for p in parameters if not p.tensor.requires_grad}
+    if not frozen:
+        return
+    for i, node in enumerate(result.nodes):
+        if node.parameter in frozen or node.bias in frozen:
+            result.nodes[i] = Node(
+                node.type,
+                node.name,
+                node.shape,
+                None if node.parameter in frozen else node.parameter,
+                None if node.bias in frozen else node.bias,
+            )
+    for name in frozen:
+        result.other.pop(name, None)
+        result.unused.setdefault(name, FROZEN)
+
+
+def count_types(nodes: Sequence[Node]) -> list[int]:
+    """How many nodes there are of each type, in the order of ``NODE_TYPES``."""
+    return np.bincount(
+        [NODE_TYPE_INDEX[node.type] for node in nodes], minlength=len(NODE_TYPE_INDEX)
+    ).tolist()
