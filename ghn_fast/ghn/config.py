@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 HYPERNETS = ("gatedgnn", "mlp", "graphormer")
-DECODERS = ("conv", "mlp")
+DECODERS = ("conv", "mlp", "low_rank")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class GHNConfig:
         num_classes: outputs of the classification layers it predicts.
         hypernet: ``"gatedgnn"``, ``"mlp"`` for the baseline that ignores the edges, or
             ``"graphormer"`` (GHN-3, whose configuration is a :class:`GHN3Config`).
-        decoder: ``"conv"``, or ``"mlp"`` (the baseline of arXiv 2110.13100, appendix).
+        decoder: ``"conv"``, ``"mlp"`` (the baseline of arXiv 2110.13100, appendix), or
+            ``"low_rank"`` (LoGAH, whose configuration is a :class:`LoGAHConfig`).
         weight_norm: normalise predicted parameters (arXiv 2110.13100, section 3.4).
         ve: virtual edges (section 3.3).
         layernorm: layer norm of the node embeddings before decoding.

@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 from ghn_fast.checkpoint import files
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.ghn.config import GHNConfig
-from ghn_fast.ghn.ghn3 import GHN3Config, make_ghn
+from ghn_fast.ghn.make import config_class, make_ghn
 from ghn_fast.ghn.model import GHN
-from ghn_fast.ghn.published import infer_config, is_ghn, published_config, published_name
+from ghn_fast.ghn.published import infer_config, is_ghn, published_config, published_state
 
 
 def load(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
@@ -103,7 +103,7 @@ def _load(path: Path) -> tuple[GHN, dict[str, Tensor]]:
     try:
         if not is_ghn(state):
             raise CheckpointError(_another_kind(state))
-        state = {published_name(name): tensor for name, tensor in state.items()}
+        state = published_state(state)
         inferred = infer_config(state)
         config = inferred if values is None else _config(values)
         _compare(config, inferred)
@@ -118,7 +118,7 @@ def _config(values: Any) -> GHNConfig:
     if not isinstance(values, Mapping):
         raise CheckpointError(f"the configuration is a {type(values).__name__}, not a dictionary")
     values = published_config(values)
-    kind = GHN3Config if values.get("hypernet") == "graphormer" else GHNConfig
+    kind = config_class(values)
     for field in fields(kind):
         value = values.get(field.name, field.default)
         wrong = type(value) is not type(field.default)
@@ -135,6 +135,8 @@ def _compare(config: GHNConfig, inferred: GHNConfig) -> None:
     stated, found = config.to_dict(), inferred.to_dict()
     # These leave no trace in the shapes.
     silent = {"weight_norm"} if config.hypernet == "gatedgnn" else {"weight_norm", "ve"}
+    if config.decoder == "low_rank":
+        silent |= {"max_shape", "num_classes"}
     differing = [
         f"{name} {stated.get(name)!r}, the tensors {found.get(name)!r}"
         for name in sorted({*stated, *found} - silent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,8 +38,9 @@ class GHN3Config(GHNConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.hypernet != "graphormer" or self.decoder != "conv" or not self.ve:
-            raise ValueError("a GHN-3 is a graphormer with virtual edges and a conv decoder")
+        decoder = type(self).decoder
+        if self.hypernet != "graphormer" or self.decoder != decoder or not self.ve:
+            raise ValueError(f"a GHN-3 is a graphormer with virtual edges and a {decoder} decoder")
         if self.layers < 1:
             raise ValueError(f"layers must be positive, not {self.layers}")
         if self.heads < 1 or self.hid % self.heads:
@@ -89,6 +90,9 @@ class GHN3(GHN):
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.trunc_normal_(module.weight, std=module.embedding_dim**-0.5)
+        self._shrink_decoder()
+
+    def _shrink_decoder(self) -> None:
         decoder = self.decoder
         for head in (self.decoder_1d.fc, decoder.conv, decoder.class_layer_predictor):
             last = cast(nn.Linear, head[-1])
@@ -120,18 +124,3 @@ def ghn3(size: str = "t", num_classes: int = 1000, **config: Any) -> GHN3:
     values = {"max_shape": (hid, hid, 16, 16), "hid": hid, "layers": layers, "heads": heads}
     chosen = GHN3Config.from_dict({**values, "num_classes": num_classes, **config})
     return GHN3(cast(GHN3Config, chosen))
-
-
-def make_config(values: Mapping[str, Any]) -> GHNConfig:
-    """The configuration of any GHN from its fields; a hypernet ``graphormer`` is a GHN-3's.
-
-    Raises:
-        ValueError: an unknown field, or a value that no GHN can have.
-    """
-    kind = GHN3Config if values.get("hypernet") == "graphormer" else GHNConfig
-    return kind.from_dict(values)
-
-
-def make_ghn(config: GHNConfig) -> GHN:
-    """The GHN of any configuration."""
-    return GHN3(config) if isinstance(config, GHN3Config) else GHN(config)

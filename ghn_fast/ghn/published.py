@@ -12,8 +12,12 @@ from torch import Tensor
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.ghn3 import GHN3Config
+from ghn_fast.ghn.logah import LoGAHConfig
 
-_EVERY_GHN = ("embed.weight", "shape_enc.embed_channel.weight", "bias_class.1.weight")
+_EVERY_GHN = ("embed.weight", "shape_enc.embed_channel.weight", "shape_enc.embed_spatial.weight")
+
+# LoGAH's files hold these and its decoder does not use them; a layer of one number stands for none.
+_UNUSED = re.compile(r"decoder\.(l1|seq\.1)\.|decoder_1d\.0\.")
 
 # ghn3 moves these into the first layer once a GHN is built; the published files have them outside.
 _MOVED = re.compile(r"gnn\.0\.(?=(centrality_embed_in|centrality_embed_out|input_dist_embed)\.)")
@@ -24,9 +28,12 @@ def is_ghn(state: Mapping[str, Tensor]) -> bool:
     return all(name in state for name in _EVERY_GHN)
 
 
-def published_name(name: str) -> str:
-    """A parameter's name in the published files."""
-    return _MOVED.sub("", name)
+def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a GHN has of a published state dict, by our names."""
+    unused = {name for name in state if _UNUSED.match(name)}
+    if "decoder_1d.0.weight" in unused:
+        unused |= {"bias_class.1.weight", "bias_class.1.bias"}
+    return {_MOVED.sub("", name): state[name] for name in state if name not in unused}
 
 
 def published_config(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,10 +50,23 @@ def published_config(values: Mapping[str, Any]) -> dict[str, Any]:
             values.pop("layers", None)
             values.pop("heads", None)
     defaults: dict[str, Any] = {"weight_norm": False, "ve": False, "layernorm": False}
+    if "lora" in values:
+        values, defaults = _logah_config(values, defaults)
     if graphormer:
         values["hypernet"] = "graphormer"
         values["ve"] = True
     return {**defaults, **values}
+
+
+def _logah_config(
+    values: dict[str, Any], defaults: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """With the defaults of LoGAH's constructor; without its decoder it is a GHN-3."""
+    own = ("lora_r", "max_ck_lora", "use_1d_decoder")
+    if values.pop("lora"):
+        low_rank = {"lora_r": 16, "max_ck_lora": 32, "use_1d_decoder": False, "num_classes": 10}
+        return {**values, "decoder": "low_rank"}, {**defaults, **low_rank, "hid": 128}
+    return {name: value for name, value in values.items() if name not in own}, defaults
 
 
 def infer_config(state: Mapping[str, Tensor]) -> GHNConfig:
@@ -71,6 +91,8 @@ def infer_config(state: Mapping[str, Tensor]) -> GHNConfig:
 
 def _infer(state: Mapping[str, Tensor]) -> GHNConfig:
     hid = state["embed.weight"].shape[1]
+    if "decoder.l2.weight" in state:
+        return _infer_logah(state)
     num_classes = state["bias_class.1.weight"].shape[0]
     decoder = "conv" if "decoder.conv.2.weight" in state else "mlp"
     values: dict[str, Any] = {
@@ -85,6 +107,22 @@ def _infer(state: Mapping[str, Tensor]) -> GHNConfig:
     if "gnn.fc.0.weight" in state:
         return GHNConfig(hypernet="mlp", **values)
     return GHN3Config(layers=_layers(state), heads=_heads(state), **values)
+
+
+def _infer_logah(state: Mapping[str, Tensor]) -> LoGAHConfig:
+    """Neither the largest channels nor, without a decoder of vectors, the classes show."""
+    rows, rank = state["decoder.l2.weight"].shape
+    has_vectors = "decoder_1d.fc.0.weight" in state
+    return LoGAHConfig(
+        hid=state["embed.weight"].shape[1],
+        layers=_layers(state),
+        heads=_heads(state),
+        layernorm="ln.weight" in state,
+        num_classes=state["bias_class.1.weight"].shape[0] if has_vectors else 10,
+        lora_r=rank,
+        max_ck_lora=rows,
+        use_1d_decoder=has_vectors,
+    )
 
 
 def _max_shape(

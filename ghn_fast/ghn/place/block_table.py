@@ -58,7 +58,7 @@ class BlockTable:
         tiles: of each parameter in ``targets``.
         targets: what is made from blocks.
         direct: groups that are not tiled from a block: tables of positions, kernels that are
-            interpolated, and parameters of more dimensions than a tile has.
+            interpolated, products of low rank, and parameters of more dimensions than a tile has.
     """
 
     nodes: dict[Source, Tensor]
@@ -112,7 +112,7 @@ def make_block_table(plan: Plan, config: GHNConfig, interpolates: bool = False) 
 
 
 def _is_direct(group: Group, config: GHNConfig, interpolates: bool) -> bool:
-    if group.rule == "pos_enc" or len(group.shape) > MAX_DIMS:
+    if config.decoder == "low_rank" or group.rule == "pos_enc" or len(group.shape) > MAX_DIMS:
         return True
     if not interpolates or group.rule in (*VECTOR_RULES, "class_weight", "class_bias"):
         return False

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from ghn_fast.nets import adjust_net
 from ghn_fast.ppuda.utils.metrics import AvgrageMeter, CrossEntropyLabelSmooth, accuracy, infer
 from ghn_fast.ppuda.utils.trainer import Trainer
-from ghn_fast.ppuda.utils.utils import capacity, default_device, rand_choice, set_seed
+from ghn_fast.ppuda.utils.utils import adjust_net, capacity, default_device, rand_choice, set_seed
 
 __all__ = [
     "AvgrageMeter",

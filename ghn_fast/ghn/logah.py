@@ -1,0 +1,137 @@
+"""LoGAH: a GHN-3 with a low-rank decoder (arXiv 2405.16287)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from ghn_fast.ghn.config import GHNConfig
+from ghn_fast.ghn.decode.decoder import Slices
+from ghn_fast.ghn.decode.low_rank import LowRankDecoder, rounded_channels, weight_and_bias
+from ghn_fast.ghn.ghn3 import GHN3, GHN3Config
+from ghn_fast.ghn.mlp import MLP
+from ghn_fast.ghn.place.tiling import along_channels, channel_axis, repeat
+
+# hid, layers, heads, rank and the side of the largest block of each size of the paper (table 1).
+SIZES = {
+    "tiny": (64, 3, 8, 32, 2048),
+    "small": (128, 5, 16, 90, 2048),
+    "base": (256, 5, 16, 128, 2048),
+    "large": (256, 12, 16, 256, 2560),
+}
+
+
+@dataclass(frozen=True)
+class LoGAHConfig(GHN3Config):
+    """Configuration of a LoGAH, with the names of the published checkpoints.
+
+    Attributes:
+        lora_r: rank of what is decoded, r.
+        max_ck_lora: rows of each factor, K; no weight has more channels times kernel size.
+        use_1d_decoder: vectors have a decoder of their own; else they are a column of a product.
+    """
+
+    max_shape: tuple[int, int, int, int] = (2048, 2048, 16, 16)
+    num_classes: int = 10
+    decoder: str = "low_rank"
+    lora_r: int = 32
+    max_ck_lora: int = 32768
+    use_1d_decoder: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora_r < 1 or self.max_ck_lora < 2 * self.lora_r:
+            raise ValueError(
+                f"lora_r must be positive and max_ck_lora at least twice as large, not "
+                f"{self.lora_r} and {self.max_ck_lora}"
+            )
+
+
+class LoGAH(GHN3):
+    """A LoGAH (arXiv 2405.16287).
+
+    Parameter names and mathematics are those of the published checkpoints, but for layers that
+    these hold and do not use.
+    """
+
+    config: LoGAHConfig
+    decoder: LowRankDecoder  # type: ignore[assignment]
+
+    def __init__(self, config: LoGAHConfig) -> None:
+        super().__init__(config)
+        hid = config.hid
+        if config.use_1d_decoder:
+            self.decoder_1d = MLP(hid, (2 * hid, hid), last_relu=False)
+            self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(hid // 2, config.num_classes))
+        else:
+            del self.decoder_1d, self.bias_class
+
+    def _make_decoder(self, config: GHNConfig) -> LowRankDecoder:  # type: ignore[override]
+        assert isinstance(config, LoGAHConfig)
+        return LowRankDecoder(config.hid, config.lora_r, config.max_ck_lora)
+
+    def _shrink_decoder(self) -> None:
+        """Nothing: weights are products of two small factors, and normalised."""
+
+    def decode(
+        self,
+        x: Tensor,
+        rule: str,
+        shape: Sequence[int],
+        slices: Slices | None = None,
+        fan_in: float | None = None,
+    ) -> Tensor:
+        """See :meth:`GHN.decode`. The classification layer has no head of its own."""
+        if rule == "class_weight":
+            rule = "weight"
+        elif len(shape) == 1 and not self.config.use_1d_decoder:
+            vectors = self._column(x, shape[channel_axis(shape)])[:, int(rule != "norm_weight")]
+            values = self._normalised(repeat(vectors, shape), rule)
+            return along_channels(values, shape)
+        return super().decode(x, rule, shape, slices, fan_in)
+
+    def _column(self, x: Tensor, channels: int) -> Tensor:
+        count = rounded_channels(channels, self.config.max_shape[0])
+        return weight_and_bias(self.decoder, x, min(count, self.config.max_ck_lora // 2))
+
+    def _kernels(self, x: Tensor, wanted: Sequence[int], slices: Slices | None) -> Tensor:
+        out, channels, height, width = wanted
+        most_out, most_in = self.config.max_shape[:2]
+        rows = self.config.max_ck_lora
+        size = (
+            min(out, most_out, rows // height),
+            # The channels of a table of positions have no other limit.
+            min(channels, most_in if out > 1 else channels, rows // width),
+        )
+        return self.decoder(x, (*size, height, width))
+
+
+def logah(size: str = "tiny", num_classes: int = 10, **config: Any) -> LoGAH:
+    """A LoGAH of a published size: ``"tiny"``, ``"small"``, ``"base"`` or ``"large"``.
+
+    They have 2.5, 21, 78 and 289 million parameters.
+
+    Raises:
+        ValueError: another size, or an unknown field of :class:`LoGAHConfig`.
+
+    Example:
+        >>> import ghn_fast.ghn
+        >>> sum(p.numel() for p in ghn_fast.ghn.logah("tiny").parameters()) // 10_000
+        254
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, not {size!r}")
+    hid, layers, heads, rank, side = SIZES[size]
+    values = {
+        "max_shape": (side, side, 16, 16),
+        "hid": hid,
+        "layers": layers,
+        "heads": heads,
+        "lora_r": rank,
+        "max_ck_lora": 16 * side,
+    }
+    chosen = LoGAHConfig.from_dict({**values, "num_classes": num_classes, **config})
+    return LoGAH(cast(LoGAHConfig, chosen))
