@@ -9,6 +9,7 @@ from ghn_fast import _core as _core
 from ghn_fast._version import __version__
 
 if TYPE_CHECKING:
+    from ghn_fast.calibration import calibrate_ as calibrate_
     from ghn_fast.checkpoint import from_pretrained as from_pretrained
     from ghn_fast.environment import show_config as show_config
     from ghn_fast.evaluation import evaluate as evaluate
@@ -37,6 +38,7 @@ _EXPORTS = {
     "Network": "ghn_fast.nets",
     "PredictionReport": "ghn_fast.prediction",
     "adjust_net": "ghn_fast.nets",
+    "calibrate_": "ghn_fast.calibration",
     "evaluate": "ghn_fast.evaluation",
     "from_pretrained": "ghn_fast.checkpoint",
     "ghn2": "ghn_fast.ghn",

@@ -81,7 +81,7 @@ def predict(
     """Predicts all parameters of a model, in place, in one forward pass of a GHN.
 
     Nothing but parameters changes. Batch-norm statistics are not parameters: evaluate the model
-    with batch statistics, or calibrate them (see :mod:`ghn_fast.evaluation`). Neither are the
+    with batch statistics, or calibrate them (:func:`ghn_fast.calibrate_`). Neither are the
     vectors by which spectral normalisation estimates a weight's norm: run the model in training
     mode a few times before it is evaluated.
 

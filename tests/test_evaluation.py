@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,41 @@ def test_top1_counts_correct_images_by_batch_statistics() -> None:
     assert top1(Brightness(), data, batch_size=4) == 75.0
     assert top1(Brightness(), data, batch_size=2) == 75.0
     assert top1(Brightness(), Images(data.images, torch.tensor([0, 1, 0, 1])), 2) == 100.0
+
+
+class Broken(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("as it does")
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_measuring_a_model_leaves_it_as_it_was(images: Images, raises: bool) -> None:
+    model = nn.Sequential(Brightness(), Broken() if raises else nn.Identity())
+    model[0].eval()
+    norm = model[0].norm
+    running = norm.running_mean
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError) if raises else nullcontext():
+        top1(model, images, batch_size=8)
+    assert model.training
+    assert not norm.training
+    assert norm.track_running_stats
+    assert norm.running_mean is running
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_evaluating_leaves_the_modes_of_a_ghn(images: Images) -> None:
+    ghn = ghn2(hid=8, max_shape=(16, 16, 7, 7)).train()
+    part = next(ghn.children())
+    part.eval()
+    evaluate(ghn, "test", images, num_nets=1, num_images=4, batch_size=4)
+    assert ghn.training
+    assert not part.training
+
+
+def test_what_is_no_ghn_is_refused(images: Images) -> None:
+    with pytest.raises(EvaluationError, match=r"Brightness.*top1"):
+        evaluate(Brightness(), "test", images)  # type: ignore[arg-type]
 
 
 def test_networks_are_those_of_the_split(ghn: GHN, images: Images) -> None:
@@ -175,14 +211,13 @@ def test_parts_of_other_processes_are_taken_over(images: Images, tmp_path: Path)
     assert EvaluationResult.load(path) == result
 
 
-def test_calibration_takes_the_mean_statistics(images: Images) -> None:
+def test_calibration_takes_the_statistics_of_all_images(images: Images) -> None:
     model = calibrate(Brightness(), images, batches=3, batch_size=8)
     pixels = images.batch(torch.arange(24))
     norm = model.norm
     assert isinstance(norm, nn.BatchNorm2d)
     torch.testing.assert_close(norm.running_mean, pixels.mean(dim=(0, 2, 3)))
-    batches = pixels.reshape(3, 8, *pixels.shape[1:])
-    torch.testing.assert_close(norm.running_var, batches.var(dim=(1, 3, 4)).mean(dim=0))
+    torch.testing.assert_close(norm.running_var, pixels.var(dim=(0, 2, 3)))
     assert norm.momentum == 0.1
     assert not model.training
     before = top1(model, images, 3, batch_statistics=False)

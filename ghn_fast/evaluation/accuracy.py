@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ghn_fast._system.device import images_to_device, to_device
+from ghn_fast._system.restored import restored
+from ghn_fast.calibration import calibrate_
 from ghn_fast.data import ImageSource
 
 BATCH_SIZE = 64
 CALIBRATION_BATCHES = 16
+Batch = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -22,18 +27,20 @@ def top1(
     """Percent of the images that are classified correctly.
 
     Batch normalisation uses the statistics of each batch, or with ``batch_statistics=False`` the
-    running ones that the model has.
+    running ones that the model has. The model is left as it was found, its mode and its running
+    statistics too.
     """
     device = next(model.parameters()).device
-    model.eval()
-    if batch_statistics:
-        use_batch_statistics(model)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    for start in range(0, len(data), batch_size):
-        chosen = torch.arange(start, min(start + batch_size, len(data)))
-        images = images_to_device(data.batch(chosen), device)
-        labels = to_device(data.labels[start : start + batch_size], device)
-        correct += (model(images).argmax(dim=1) == labels).sum()
+    with restored(model):
+        model.eval()
+        if batch_statistics:
+            use_batch_statistics(model)
+        for start in range(0, len(data), batch_size):
+            chosen = torch.arange(start, min(start + batch_size, len(data)))
+            images = images_to_device(data.batch(chosen), device)
+            labels = to_device(data.labels[start : start + batch_size], device)
+            correct += (model(images).argmax(dim=1) == labels).sum()
     return 100.0 * int(correct) / len(data)
 
 
@@ -46,33 +53,20 @@ def use_batch_statistics(model: nn.Module) -> nn.Module:
     return model
 
 
-@torch.no_grad()
 def calibrate(
     model: nn.Module,
     data: ImageSource,
     batches: int = CALIBRATION_BATCHES,
     batch_size: int = BATCH_SIZE,
 ) -> nn.Module:
-    """Gives batch normalisation the mean statistics of the first images; in place.
-
-    Everything else is left as it is, and in evaluation mode.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return model.eval()
-    device = next(model.parameters()).device
-    model.eval()
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        size = norm.num_features
-        norm.running_mean = torch.zeros(size, device=device)
-        norm.running_var = torch.ones(size, device=device)
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=device)
-        norm.track_running_stats, norm.momentum = True, None  # None: a plain mean of all batches
-        norm.train()
-    for start in range(0, min(batches * batch_size, len(data)), batch_size):
-        chosen = torch.arange(start, min(start + batch_size, len(data)))
-        model(images_to_device(data.batch(chosen), device))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    """:func:`ghn_fast.calibrate_` on the first images; leaves the model in evaluation mode."""
+    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        calibrate_(model, batches_in_order(data.first(batches * batch_size), batch_size))
     return model.eval()
+
+
+def batches_in_order(data: ImageSource, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
+    """All images once, normalised, and their labels."""
+    for start in range(0, len(data), batch_size):
+        chosen = torch.arange(start, min(start + batch_size, len(data)))
+        yield data.batch(chosen), data.labels[chosen]

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ghn_fast._system.processes import Processes
+from ghn_fast._system.restored import restored
 from ghn_fast.data import ImageSource
 from ghn_fast.evaluation.accuracy import BATCH_SIZE, calibrate, top1
 from ghn_fast.evaluation.baselines import train_network
@@ -88,6 +89,7 @@ def evaluate(
             results file of something else.
         ghn_fast.data.DataError: there are no images.
     """
+    _check_ghn(ghn)
     _check_choice("baseline", baseline, WAYS)
     _check_choice("norm", norm, NORMS)
     if baseline == "ghn" and ghn is None:
@@ -158,7 +160,16 @@ def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
         raise EvaluationError(f"{name} must be one of {', '.join(known)}, not {value!r}")
 
 
+def _check_ghn(ghn: object) -> None:
+    if ghn is not None and not isinstance(ghn, GHN):
+        raise EvaluationError(
+            f"a GHN is evaluated, by the networks that it predicts, not a {type(ghn).__name__}; "
+            "ghn_fast.evaluation.top1(model, images) measures a network"
+        )
+
+
 def _check_classes(ghn: GHN | None, images: ImageSource) -> None:
+    _check_ghn(ghn)
     if ghn is not None and ghn.config.num_classes != images.num_classes:
         raise EvaluationError(
             f"the GHN predicts networks of {ghn.config.num_classes} classes, and the images have "
@@ -250,12 +261,9 @@ def _evaluating(ghn: GHN | None) -> Iterator[None]:
     if ghn is None:
         yield
         return
-    training = ghn.training
-    ghn.eval()
-    try:
+    with restored(ghn):
+        ghn.eval()
         yield
-    finally:
-        ghn.train(training)
 
 
 Run = Callable[[int], NetworkResult]

@@ -1,0 +1,32 @@
+"""Models that are as they were found once something has been measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Puts every module's mode and every batch norm's settings back, whatever happens inside.
+
+    Statistics come back as the tensors that they were: what is written into them stays.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [(norm, _settings(norm)) for norm in model.modules() if isinstance(norm, _BatchNorm)]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for norm, (buffers, tracks, momentum) in norms:
+            norm._buffers.update(buffers)
+            norm.track_running_stats, norm.momentum = tracks, momentum
+
+
+def _settings(norm: _BatchNorm) -> tuple[dict[str, Any], bool, float | None]:
+    return dict(norm._buffers), norm.track_running_stats, norm.momentum
