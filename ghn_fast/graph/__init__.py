@@ -6,6 +6,14 @@ from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace.tracer import TraceError
-from ghn_fast.graph.types import NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX, NODE_TYPES
 
-__all__ = ["NODE_TYPES", "NODE_TYPE_INDEX", "Graph", "GraphBatch", "Node", "TraceError"]
+__all__ = [
+    "LANGUAGE_NODE_TYPES",
+    "NODE_TYPES",
+    "NODE_TYPE_INDEX",
+    "Graph",
+    "GraphBatch",
+    "Node",
+    "TraceError",
+]

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast.graph.node import Node
-from ghn_fast.graph.types import NODE_TYPE_INDEX
+from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPES
 from ghn_fast.ops.shortest_paths import MAX_DISTANCE, check_edges, shortest_paths
+
+_TYPE_INDEX = {name: index for index, name in enumerate(LANGUAGE_NODE_TYPES)}
 
 
 @dataclass(eq=False)
@@ -30,7 +32,8 @@ class Graph:
             the graph (class tokens, layer scales, ...), and what they are.
         net_args: what builds the network, for graphs of DeepNets-1M.
         index: position in its split, for graphs of DeepNets-1M.
-        node_types: (N,) int64, indices into ``NODE_TYPES``.
+        node_types: (N,) int64, indices into ``LANGUAGE_NODE_TYPES``, which begin with
+            ``NODE_TYPES``.
         distances: (N, N) uint8, shortest path lengths from 1 to ``max_distance``, else 0; computed
             when they are first asked for.
 
@@ -58,20 +61,27 @@ class Graph:
         check_edges(len(self.nodes), self.edges)
 
     @classmethod
-    def from_model(cls, model: nn.Module, example_inputs: Any = None) -> Graph:
+    def from_model(
+        cls,
+        model: nn.Module,
+        example_inputs: Any = None,
+        types: tuple[str, ...] = NODE_TYPES,
+    ) -> Graph:
         """The graph of a model, which is left exactly as it was.
 
         Args:
             model: any module that can be called.
             example_inputs: what to call it with: a tensor, a tuple of arguments or a dict of
                 keyword arguments. Without it the input is worked out from the model.
+            types: of its nodes, ``NODE_TYPES`` or ``LANGUAGE_NODE_TYPES``; a GHN says which it
+                knows (:attr:`ghn_fast.GHN.node_types`).
 
         Raises:
             ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         """
         from ghn_fast.graph.trace import trace
 
-        traced = trace(model, example_inputs)
+        traced = trace(model, example_inputs, types)
         return cls(
             nodes=tuple(traced.nodes),
             edges=torch.from_numpy(traced.edges),
@@ -146,8 +156,8 @@ def _foreign(name: str) -> ValueError:
 
 def _type_indices(nodes: Sequence[Node]) -> list[int]:
     try:
-        return [NODE_TYPE_INDEX[node.type] for node in nodes]
+        return [_TYPE_INDEX[node.type] for node in nodes]
     except KeyError as error:
         raise ValueError(
-            f"unknown node type {error.args[0]!r}; known types: {', '.join(NODE_TYPE_INDEX)}"
+            f"unknown node type {error.args[0]!r}; known types: {', '.join(_TYPE_INDEX)}"
         ) from None

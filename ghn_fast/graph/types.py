@@ -21,4 +21,8 @@ NODE_TYPES: tuple[str, ...] = (
 )
 """In the order of the published checkpoints' node embedding."""
 
+LANGUAGE_NODE_TYPES: tuple[str, ...] = (*NODE_TYPES, "rmsnorm", "rot_emb", "gate")
+"""Of LoGAH's graphs of language models (arXiv 2405.16287), which tell more than those above: an RMS
+norm from a layer norm, the rotation of rotary embeddings, and the product in a gated MLP."""
+
 NODE_TYPE_INDEX: dict[str, int] = {name: index for index, name in enumerate(NODE_TYPES)}

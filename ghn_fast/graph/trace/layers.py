@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ def weight_record(rec: Recorder, node_type: str, weight: Tensor, parents: Sequen
         other.role = other.role or "weight_gain"
     if main.node is not None:
         # Shared weights have one node, where they are first used.
+        if node_type == "conv" and "gate" in rec.types:
+            _retype(rec, main.node, "conv")  # LoGAH's graphs tell that a tied table is the head
         return rec.merge([*parents, main.node, *_sources(rec, others)])
     main.node = rec.add(
         Kind.KEEP,
@@ -44,6 +47,12 @@ def weight_record(rec: Recorder, node_type: str, weight: Tensor, parents: Sequen
         Node(node_type, main.name, tuple(main.tensor.shape), main.name),
     )
     return main.node
+
+
+def _retype(rec: Recorder, number: int, node_type: str) -> None:
+    node = rec.records.nodes[number]
+    assert node is not None
+    rec.records.nodes[number] = replace(node, type=node_type)
 
 
 def bias_record(rec: Recorder, bias: Tensor, weight: int) -> int:
@@ -162,7 +171,8 @@ def normalisation(node_type: str, names: Sequence[str]) -> Handler:
         if rec.opaque or only_parameters(rec, x):
             return rec.generic(func, args, kwargs)
         number = norm_record(
-            rec, node_type, rec.records_in(x), values.get("weight"), values.get("bias")
+            *(rec, rec.known_type(node_type), rec.records_in(x)),
+            *(values.get("weight"), values.get("bias")),
         )
         return rec.emit(number, func, args, kwargs, x, lambda: x.shape)
 
@@ -192,9 +202,8 @@ def norm_bias(rec: Recorder, bias: Tensor, weight: int) -> int:
             parameter.role = parameter.role or "norm_bias"
         return rec.merge([weight, *rec.records_in(bias)])
     parameter.folded = weight
-    rec.records.nodes[weight] = Node(
-        node.type, node.name, node.shape, node.parameter, parameter.name
-    )
+    node_type = "ln" if node.type == "rmsnorm" else node.type
+    rec.records.nodes[weight] = replace(node, type=node_type, bias=parameter.name)
     return weight
 
 

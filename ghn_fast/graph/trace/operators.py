@@ -21,7 +21,7 @@ from ghn_fast.graph.trace.layers import (
     position_record,
     weight_record,
 )
-from ghn_fast.graph.trace.nodeless import binary, binary_result
+from ghn_fast.graph.trace.nodeless import binary, binary_result, unary
 from ghn_fast.graph.trace.recorder import (
     Args,
     Func,
@@ -251,7 +251,7 @@ def sum_record(
             parents = rec.records_in(*operands)
         elif _biases(rec, parameter, number):
             return bias_record(rec, parameter.tensor, number)
-    return rec.add(Kind.JOIN, parents, Node(node_type, node_type))
+    return _join(rec, node_type, parents)
 
 
 def _biases(rec: Recorder, parameter: Parameter, number: int) -> bool:
@@ -290,14 +290,40 @@ def scale_record(
             weight, other = operands[index], parents[1 - index]
             behind = rec.parameters_behind(weight)
             if len(behind) == 1 and behind[0].tensor.dim() == 1 and is_norm(behind[0].module):
-                return weight_record(rec, "ln", weight, [other])
+                return weight_record(rec, rec.known_type("rmsnorm"), weight, [other])
             return rec.merge(parents)
     for x, gate in ((0, 1), (1, 0)):
         average = _average_of(rec, operands[x], parents[x], operands[gate], parents[gate])
         if average is not None:
             rec.records.kinds[average] = int(Kind.CONTRACT)
             return rec.product(parents, Node(node_type, node_type))
+    if "gate" in rec.types:
+        return rec.add(Kind.JOIN, parents, Node("gate", "gate"))
     return rec.merge(parents)
+
+
+def negation(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """In graphs of language models the negation that a rotary embedding turns pairs by."""
+    x = args[0] if args else kwargs["input"]
+    parents = rec.records_in(x)
+    if "rot_emb" not in rec.types or not parents or rec.is_static(parents[0]):
+        return unary(rec, func, args, kwargs)
+    number = rec.add(Kind.KEEP, parents, Node("rot_emb", "rot_emb"))
+    return rec.emit(number, func, args, kwargs, x, lambda: x.shape)
+
+
+def _join(rec: Recorder, node_type: str, parents: list[int]) -> int:
+    """A sum or concatenation, but of a rotary embedding's negation and what it negates."""
+    records = rec.records
+    turned = {
+        parent
+        for number in parents
+        if (node := records.nodes[number]) is not None and node.type == "rot_emb"
+        for parent in records.parents[number]
+    }
+    if turned:
+        return rec.merge([number for number in parents if number not in turned])
+    return rec.add(Kind.JOIN, parents, Node(node_type, node_type))
 
 
 def _average_of(
@@ -323,7 +349,7 @@ def concatenation(node_type: str) -> Handler:
         if all(rec.is_static(number) for number in parents):
             number = rec.merge(parents)
         else:
-            number = rec.add(Kind.JOIN, parents, Node(node_type, node_type))
+            number = _join(rec, node_type, parents)
         if dim is None:
             dim = kwargs.get("axis", 0)
         like = next(t for t in tensors if rec.record_of(t) is not None)

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ghn_fast.graph.node import Node
+from ghn_fast.graph.types import NODE_TYPES
 
 _CONSTANT = -1
+_PUBLISHED = {"rmsnorm": "ln"}
 _numbers = count()
 _CPU = torch.device("cpu")
 LARGE = 1 << 20
@@ -107,6 +109,7 @@ class Recorder(TorchFunctionMode):
         execute: run every operation for real instead of working out shapes. For models whose
             course depends on the values of activations.
         products: for each gate and attention, in order of execution, whether it is a node.
+        types: that nodes may have.
     """
 
     def __init__(
@@ -115,10 +118,12 @@ class Recorder(TorchFunctionMode):
         handlers: dict[Callable[..., Any], Handler],
         execute: bool = False,
         products: Iterable[bool] = (),
+        types: Sequence[str] = NODE_TYPES,
     ) -> None:
         super().__init__()
         self.handlers = handlers
         self.execute = execute
+        self.types = types
         self.records = Records()
         self.parameters: dict[int, Parameter] = {}
         self.opaque = 0
@@ -162,6 +167,10 @@ class Recorder(TorchFunctionMode):
         """The record of a value that depends on several others in a way no rule names."""
         unique = tuple(dict.fromkeys(parents))
         return unique[0] if len(unique) == 1 else self.add(Kind.CONTRACT, unique)
+
+    def known_type(self, node_type: str) -> str:
+        """The node type, or what stands for it where nodes may not have it."""
+        return node_type if node_type in self.types else _PUBLISHED.get(node_type, node_type)
 
     def flag(self, parents: Iterable[int], mark: str) -> int:
         """A contracted record that other rules look for."""

@@ -62,7 +62,7 @@ LAYERS: tuple[Row, ...] = (
     (layers.normalisation("ln", _INSTANCE_NORM), [F.instance_norm]),
     (layers.normalisation("ln", _LAYER_NORM), [F.layer_norm]),
     (layers.normalisation("ln", _GROUP_NORM), [F.group_norm]),
-    (layers.normalisation("ln", _RMS_NORM), [F.rms_norm]),
+    (layers.normalisation("rmsnorm", _RMS_NORM), [F.rms_norm]),
     (layers.embedding("pos_enc"), [F.embedding]),
     # contracted, but their parameters are known by what they are
     (layers.recurrent, [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]),
@@ -95,6 +95,8 @@ OPERATIONS: tuple[Row, ...] = (
 )
 
 CONTRACTED: tuple[Row, ...] = (
+    # rot_emb, in graphs of language models
+    (operators.negation, _tensor("neg")),
     (
         nodeless.unary,
         _tensor(
@@ -103,7 +105,7 @@ CONTRACTED: tuple[Row, ...] = (
             *("hardtanh", "hardtanh_", "tanh", "tanh_", "softplus", "softsign", "logsigmoid"),
             *("prelu", "dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d"),
             *("alpha_dropout", "feature_alpha_dropout", "clone", "contiguous", "log_softmax"),
-            *("exp", "log", "sqrt", "rsqrt", "neg", "abs", "clamp", "clamp_", "clip", "sin"),
+            *("exp", "log", "sqrt", "rsqrt", "abs", "clamp", "clamp_", "clip", "sin"),
             *("cos", "square", "normalize", "hardshrink", "threshold", "rrelu", "floor"),
             *("local_response_norm", "roll", "flip", "channel_shuffle", "native_channel_shuffle"),
         ),

@@ -25,7 +25,7 @@ from ghn_fast.graph.trace.layers import is_norm, is_position_table, layer_record
 from ghn_fast.graph.trace.preserve import preserved
 from ghn_fast.graph.trace.recorder import Hidden, Kind, NeedsValues, Parameter, Recorder
 from ghn_fast.graph.trace.rules import MODULES, ROLES, function_rules
-from ghn_fast.graph.types import NODE_TYPE_INDEX
+from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX, NODE_TYPES
 
 UNREACHED = "does not reach the output"
 FROZEN = "requires_grad is False while other parameters are trained"
@@ -53,7 +53,9 @@ class Trace:
     other: dict[str, str] = field(default_factory=dict)
 
 
-def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
+def trace(
+    model: nn.Module, example_inputs: Any = None, types: tuple[str, ...] = NODE_TYPES
+) -> Trace:
     """Runs a model once without arithmetic and returns its graph.
 
     The model is left as it was: mode, buffers, attributes, hooks, gradients and random state.
@@ -65,6 +67,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
         model: any module that can be called, on any device and in any floating point type.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; worked out
             from the model if None (:func:`ghn_fast.graph.trace.inputs.guess_inputs`).
+        types: that nodes may have.
 
     Raises:
         TraceError: the model has no parameters, is not built yet, or could not be run.
@@ -73,7 +76,7 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Trace:
     with uncollected(), torch.inference_mode(False):
         modules = list(model.named_modules())
         _check_parameters(model, modules)
-        call = _Call(model, modules, *_arguments(model, example_inputs))
+        call = _Call(model, modules, *_arguments(model, example_inputs), types)
         result = _attempt(call, training=False)
         if UNREACHED in result.unused.values() and _depends_on_mode(modules):
             result = _with_training_parts(call, result)
@@ -91,6 +94,7 @@ class _Call:
     modules: Modules
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    types: tuple[str, ...]
 
     @property
     def on_meta(self) -> bool:
@@ -210,7 +214,7 @@ def _run(call: _Call, training: bool, execute: bool) -> Trace:
         stack.enter_context(torch.set_grad_enabled(not execute))
         stack.enter_context(_eager())
         _set_mode(modules, training)
-        recorder = Recorder(modules, function_rules(), execute, products)
+        recorder = Recorder(modules, function_rules(), execute, products, call.types)
         _isolate_registered(modules, recorder)
         inputs = _enter(recorder, (call.args, call.kwargs))
         outputs = _outputs(model, recorder, *inputs)
@@ -227,7 +231,7 @@ def _walk(call: _Call, training: bool) -> Trace:
         stack.enter_context(preserved(model, [module for _, module in modules], buffers=True))
         stack.enter_context(_eager())
         _set_mode(modules, training)
-        recorder = Recorder(modules, function_rules(), execute=True)
+        recorder = Recorder(modules, function_rules(), execute=True, types=call.types)
         inputs = _enter(recorder, (call.args, call.kwargs))
         stack.enter_context(differentiable(recorder, _tensors_of(inputs)))
         output = unwrapped(model)(*inputs[0], **inputs[1])
@@ -370,6 +374,8 @@ def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
     trained = any(p.tensor.requires_grad for p in recorder.parameters.values())
     result = Trace([n for n in nodes if n is not None], edges)
     _average_before_classifier(result)
+    if recorder.types == LANGUAGE_NODE_TYPES:
+        _set_head_aside(result)
     _account(recorder.parameters.values(), live, result)
     if trained:
         _set_frozen_aside(recorder.parameters.values(), result)
@@ -435,6 +441,18 @@ def _account(parameters: Any, live: NDArray[np.bool_], result: Trace) -> None:
             result.other[parameter.name] = _role(parameter)
         else:
             result.unused[parameter.name] = UNREACHED
+
+
+def _set_head_aside(result: Trace) -> None:
+    """As in LoGAH's graphs, an output layer without bias after a layer norm hangs on the input.
+
+    After an RMS norm it follows the norm, as it should; checkpoints were trained on both.
+    """
+    last = len(result.nodes) - 1
+    sources = result.edges[result.edges[:, 1] == last, 0]
+    if result.nodes[last].type == "conv" and [result.nodes[s].type for s in sources] == ["ln"]:
+        result.edges[result.edges[:, 1] == last, 0] = 0
+        result.edges = np.unique(result.edges, axis=0)
 
 
 def _role(parameter: Parameter) -> str:
