@@ -94,6 +94,21 @@ def test_what_is_no_ghn_is_refused(images: Images) -> None:
         evaluate(Brightness(), "test", images)  # type: ignore[arg-type]
 
 
+def test_a_short_last_batch_is_taken_into_the_one_before() -> None:
+    pixels = torch.tensor([0, 10, 200, 230, 240], dtype=torch.uint8).view(5, 1, 1, 1)
+    data = Images(pixels.repeat(1, 3, 1, 1), torch.tensor([0, 1, 0, 1, 1]))
+    seen = []
+
+    class Sizes(Brightness):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return super().forward(images)
+
+    assert top1(Sizes(), data, batch_size=2) == 100.0
+    calibrate(Sizes(), data, batches=2, batch_size=4)
+    assert seen == [2, 3, 5]
+
+
 def test_networks_are_those_of_the_split(ghn: GHN, images: Images) -> None:
     result = evaluate(ghn, "test", images, num_nets=2, num_images=8, batch_size=4)
     assert [network.index for network in result.networks] == [0, 1]

@@ -9,6 +9,7 @@ processes. One all-reduce per step, after the only backward pass through the GHN
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,30 @@ class Processes:
     def any(self, value: bool) -> bool:
         """Whether it is true in any process."""
         return any(self.gather(value))
+
+    def broadcast(self, model: nn.Module) -> None:
+        """Gives all processes the first one's parameters and buffers, in place."""
+        if self.size == 1:
+            return
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.copy_(_from_first(tensor))
+
+    def check_equal(self, model: nn.Module) -> None:
+        """Compares a digest of the parameters and buffers of all processes.
+
+        Raises:
+            RuntimeError: they differ. What gradients were added up after they began to is worth
+                nothing, as each is of another model.
+        """
+        digests = self.gather(_digest(model)) if self.size > 1 else [b""]
+        differing = [str(rank) for rank, found in enumerate(digests) if found != digests[0]]
+        if differing:
+            raise RuntimeError(
+                f"the model of the processes {', '.join(differing)} differs from that of the "
+                "first: give all of them the same (Processes.broadcast), or go on from a "
+                "checkpoint"
+            )
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Adds up the gradients of all processes, in place.
@@ -196,6 +221,23 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         values += tensor.numel()
     if bucket:
         yield bucket
+
+
+def _digest(model: nn.Module) -> bytes:
+    """Of all bits of the parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()
+
+
+def _from_first(tensor: Tensor) -> Tensor:
+    """The first process's; gloo sends from the CPU."""
+    sent = tensor.detach().contiguous().clone()
+    sent = sent.cpu() if dist.get_backend() == "gloo" else sent
+    dist.broadcast(sent, src=0)
+    return sent.to(tensor.device)
 
 
 def _sum(tensor: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ghn_fast._system.random import seed_of_32_bits
+
 CIFAR10_MEAN = (0.49139968, 0.48215827, 0.44653124)
 CIFAR10_STD = (0.24703233, 0.24348505, 0.26158768)
 """Channel statistics that the published CIFAR-10 checkpoints were trained with."""
@@ -209,5 +211,6 @@ class ImageStream:
 
     def _generator(self, purpose: int, index: int) -> torch.Generator:
         """Generators of different purposes or indices must not share their streams."""
-        mixed = (self.seed * 0x9E3779B97F4A7C15 + 2 * index + purpose) % 2**63
+        seed = seed_of_32_bits(self.seed)
+        mixed = (seed * 0x9E3779B97F4A7C15 + 2 * index + purpose) % 2**32
         return torch.Generator().manual_seed(mixed)

@@ -27,8 +27,8 @@ def top1(
     """Percent of the images that are classified correctly.
 
     Batch normalisation uses the statistics of each batch, or with ``batch_statistics=False`` the
-    running ones that the model has. The model is left as it was found, its mode and its running
-    statistics too.
+    running ones that the model has. Batches are those of :func:`batches_in_order`. The model is
+    left as it was found, its mode and its running statistics too.
     """
     device = next(model.parameters()).device
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -36,11 +36,9 @@ def top1(
         model.eval()
         if batch_statistics:
             use_batch_statistics(model)
-        for start in range(0, len(data), batch_size):
-            chosen = torch.arange(start, min(start + batch_size, len(data)))
-            images = images_to_device(data.batch(chosen), device)
-            labels = to_device(data.labels[start : start + batch_size], device)
-            correct += (model(images).argmax(dim=1) == labels).sum()
+        for images, labels in batches_in_order(data, batch_size):
+            outputs = model(images_to_device(images, device))
+            correct += (outputs.argmax(dim=1) == to_device(labels, device)).sum()
     return 100.0 * int(correct) / len(data)
 
 
@@ -66,7 +64,13 @@ def calibrate(
 
 
 def batches_in_order(data: ImageSource, batch_size: int = BATCH_SIZE) -> Iterator[Batch]:
-    """All images once, normalised, and their labels."""
-    for start in range(0, len(data), batch_size):
-        chosen = torch.arange(start, min(start + batch_size, len(data)))
+    """All images once, normalised, and their labels.
+
+    A last batch that would be shorter is taken into the one before: a network that knows each
+    batch's own statistics alone sees images otherwise among fewer of them, and a single image has
+    no statistics.
+    """
+    whole = max(len(data) // batch_size, 1)
+    ends = [batch_size * number for number in range(1, whole)]
+    for chosen in torch.arange(len(data)).tensor_split(ends):
         yield data.batch(chosen), data.labels[chosen]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from ghn_fast._system.processes import Processes
+from ghn_fast._system.random import seeded
 from ghn_fast._system.restored import restored
 from ghn_fast.data import ImageSource
 from ghn_fast.evaluation.accuracy import BATCH_SIZE, calibrate, top1
@@ -146,8 +146,7 @@ def evaluate_resnet50(
 
     chosen = _images(images, num_images)
     _check_classes(ghn, chosen)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = adjust_net(resnet50(num_classes=chosen.num_classes))
     if ghn is not None:
         with _evaluating(ghn):
@@ -231,7 +230,7 @@ class _Job:
 def _predicted_network(ghn: GHN, net_args: dict[str, Any], is_large: bool) -> nn.Module:
     num_classes = ghn.config.num_classes
     if isinstance(net_args["genotype"], str):
-        with _RANDOM:
+        with seeded(0):
             model = build_net(net_args, num_classes, is_large)
         return _predict(ghn, model)
     ghost = build_ghost(net_args, num_classes, is_large)
@@ -239,13 +238,8 @@ def _predicted_network(ghn: GHN, net_args: dict[str, Any], is_large: bool) -> nn
     return _predict(ghn, ghost.to_empty(device=_device(ghn)), graph)
 
 
-_RANDOM = threading.Lock()
-"""PyTorch initialises from a generator that all threads share."""
-
-
 def _random_network(net_args: dict[str, Any], images: ImageSource, seed: int) -> nn.Module:
-    with _RANDOM, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return build_net(net_args, images.num_classes, images.is_large)
 
 

@@ -81,23 +81,28 @@ class GraphBatch:
         return iter(self.graphs)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GraphBatch:
-        """Moves node types and distances; the counts stay on the CPU, where they are read.
+        """A batch with node types and distances on a device, itself where they are there.
 
-        To a GPU they are copied without waiting for it, whatever ``non_blocking`` says.
+        The counts stay on the CPU, where they are read. To a GPU the others are copied without
+        waiting for it, whatever ``non_blocking`` says.
         """
         device = torch.device(device)
-        if device.type == "cuda":
-            self.node_types = to_device(self.node_types, device)
-            self.distances = to_device(self.distances, device)
-        else:
-            self.node_types = self.node_types.to(device, non_blocking=non_blocking)
-            self.distances = self.distances.to(device, non_blocking=non_blocking)
-        return self
+
+        def move(tensor: Tensor) -> Tensor:
+            if device.type == "cuda":
+                return to_device(tensor, device)
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return self._with(move(self.node_types), move(self.distances))
 
     def pin_memory(self) -> GraphBatch:
-        self.node_types = self.node_types.pin_memory()
-        self.distances = self.distances.pin_memory()
-        return self
+        """A batch with node types and distances in memory that a GPU copies from directly."""
+        return self._with(self.node_types.pin_memory(), self.distances.pin_memory())
+
+    def _with(self, node_types: Tensor, distances: Tensor) -> GraphBatch:
+        if node_types is self.node_types and distances is self.distances:
+            return self
+        return GraphBatch.from_arrays(self.graphs, self.num_nodes, node_types, distances)
 
 
 def _distances(graphs: Sequence[Graph], device: torch.device) -> Sequence[Tensor]:

@@ -6,8 +6,9 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +29,8 @@ class StepResult:
     Attributes:
         loss: mean cross-entropy over the networks that counted; nan where none did.
         top1: their mean training accuracy, from 0 to 1.
-        losses: of each network, process by process in order; not finite for those left out.
+        losses: of each network, process by process, in the order in which each was given its own;
+            not finite for those left out.
         errors: {position of a network in ``losses``: why it was left out}.
         gradient_norm: of the GHN before clipping.
         limited: how many networks had their gradient shortened to ``network_clip``.
@@ -68,7 +70,7 @@ class _Summary:
 class _Outcome(_Summary):
     """A network's gradients, and its measurements while they may still be on their way.
 
-    ``measured`` is (3,) float32: loss, top-1 and norm of the gradients, on the network's device.
+    ``measured`` is (3,): loss, top-1 and norm of the gradients, on the network's device.
     """
 
     gradients: list[Tensor | None] = field(default_factory=list)
@@ -112,8 +114,9 @@ def train_step(
 
     Args:
         ghn: in training mode.
-        models: networks, for example from :func:`ghn_fast.nets.build_ghost`. Afterwards they have
-            their own parameters again, so that keeping them costs no more than before.
+        models: networks, for example from :func:`ghn_fast.nets.build_ghost`. Afterwards, and after
+            an error, they have their own parameters again, so that keeping them costs no more than
+            before.
         graphs: of the networks.
         images: (B, 3, H, W), as the networks take them, or one such batch for each network; for
             speed channels last on a CPU, but not on a GPU
@@ -137,7 +140,8 @@ def train_step(
             up: the same step with the GHN's memory of one part, but that ``network_clip`` compares
             the networks of a part.
         processes: that share the step, each with networks of its own; the gradient is that of the
-            mean loss over all networks of all processes. All of them have to call this function.
+            mean loss over all networks of all processes. All of them have to call this function,
+            with the same GHN (:meth:`Processes.broadcast`).
 
     Raises:
         ValueError: the GHN is not in training mode, or there is another number of batches of
@@ -145,14 +149,12 @@ def train_step(
     """
     if not ghn.training:
         raise ValueError("the GHN is in evaluation mode; call ghn.train() first")
+    x, y = (_for_each(tensors, len(models)) for tensors in (images, labels))
     result = StepResult()
     optimizer.zero_grad(set_to_none=True)
     clock = _Clock(result.seconds)
-    own = [dict(module._parameters) for model in models for module in model.modules()]
-    summaries: list[_Summary] = []
+    summaries: list[list[_Summary]] = [[] for _ in range(processes.size)]
     is_whole = True
-
-    x, y = (_for_each(tensors, len(models)) for tensors in (images, labels))
 
     def run(position: int, leaves: Sequence[Tensor]) -> _Outcome:
         batch = x[position], y[position]
@@ -160,40 +162,52 @@ def train_step(
             models[position], leaves, *batch, label_smoothing, predicted_decay, autocast
         )
 
-    for part in _parts(len(models), accumulate):
-        chosen = [models[position] for position in part]
-        leaves, failure = _predict(ghn, chosen, graphs, part)
-        clock.lap("predict")
-        if leaves is not None:
-            outcomes = list((map if workers is None else workers.map)(run, part, leaves.by_model))
+    with _own_parameters(models):
+        for part in _parts(len(models), accumulate):
+            chosen = [models[position] for position in part]
+            leaves, failure = _predict(ghn, chosen, graphs, part)
+            clock.lap("predict")
+            if leaves is not None:
+                outcomes = _run_all(run, part, leaves.by_model, workers)
+            else:
+                outcomes = [_Outcome(float("nan"), error=failure) for _ in part]
+            _read(outcomes)
+            clock.lap("networks")
+            together = processes.gather([outcome.summary() for outcome in outcomes])
+            for summary, found in zip(summaries, together, strict=True):
+                summary += found
+            clock.lap("exchange")
+            if normalise_networks:
+                _normalise_networks(outcomes)
+            else:
+                all_found = [summary for found in together for summary in found]
+                result.limited += _limit_networks(outcomes, all_found, network_clip)
+            is_whole &= _backward(ghn, leaves, outcomes)
+            clock.lap("backward")
+        _collect(result, [summary for found in summaries for summary in found])
+        good = len(result.losses) - len(result.errors)
+        if not all(processes.gather(is_whole)):
+            result.skipped = "memory ran out in the GHN's backward pass"
+        elif good == 0:
+            result.skipped = "no network has a finite loss and gradient"
         else:
-            outcomes = [_Outcome(float("nan"), error=failure) for _ in part]
-        _read(outcomes)
-        clock.lap("networks")
-        together = [s for own in processes.gather([o.summary() for o in outcomes]) for s in own]
-        summaries += together
-        clock.lap("exchange")
-        if normalise_networks:
-            _normalise_networks(outcomes)
-        else:
-            result.limited += _limit_networks(outcomes, together, network_clip)
-        is_whole &= _backward(ghn, leaves, outcomes)
-        clock.lap("backward")
-    _collect(result, summaries)
-    good = len(result.losses) - len(result.errors)
-    if not all(processes.gather(is_whole)):
-        result.skipped = "memory ran out in the GHN's backward pass"
-    elif good == 0:
-        result.skipped = "no network has a finite loss and gradient"
-    else:
-        processes.sum_gradients(ghn)
-        clock.lap("exchange")
-        _update(result, ghn, optimizer, grad_clip, scale=1 / good)
-    modules = (module for model in models for module in model.modules())
-    for module, parameters in zip(modules, own, strict=True):
-        module._parameters.update(parameters)
+            processes.sum_gradients(ghn)
+            clock.lap("exchange")
+            _update(result, ghn, optimizer, grad_clip, scale=1 / good)
     clock.lap("update")
     return result
+
+
+@contextmanager
+def _own_parameters(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Afterwards, whatever happens, the models have the parameters that they had before."""
+    modules = [module for model in models for module in model.modules()]
+    own = [dict(module._parameters) for module in modules]
+    try:
+        yield
+    finally:
+        for module, parameters in zip(modules, own, strict=True):
+            module._parameters.update(parameters)
 
 
 class _Clock:
@@ -238,6 +252,24 @@ def _for_each(tensors: Tensor | Sequence[Tensor], networks: int) -> Sequence[Ten
     return tensors
 
 
+def _run_all(
+    run: Callable[[int, Sequence[Tensor]], _Outcome],
+    part: range,
+    leaves: Sequence[Sequence[Tensor]],
+    workers: ThreadPoolExecutor | None,
+) -> list[_Outcome]:
+    """Runs the networks of a part; after an error no worker is left with one of them."""
+    if workers is None:
+        return list(map(run, part, leaves))
+    runs = [workers.submit(run, *each) for each in zip(part, leaves, strict=True)]
+    try:
+        return [future.result() for future in runs]
+    finally:
+        for future in runs:
+            future.cancel()
+        wait(runs)
+
+
 @flushed_denormals()
 def _run_network(
     model: nn.Module,
@@ -251,7 +283,8 @@ def _run_network(
     """Loss and gradients of one network; its parameters are free for the next step afterwards."""
     try:
         with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
-            logits = model(images).float()
+            logits = model(images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         loss.backward()
     except (RuntimeError, MemoryError) as error:
@@ -261,7 +294,7 @@ def _run_network(
     if predicted_decay > 0:
         _add_decay(leaves, predicted_decay)
     gradients = [leaf.grad for leaf in leaves]
-    top1 = (logits.argmax(dim=1) == labels).float().mean()
+    top1 = (logits.argmax(dim=1) == labels).to(loss.dtype).mean()
     measured = torch.stack((loss.detach(), top1, _norm(gradients)))
     return _Outcome(float("nan"), images=len(images), gradients=gradients, measured=measured)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from ghn_fast._system.device import images_to_device, to_device
 from ghn_fast._system.files import remove_leftovers, replace
 from ghn_fast._system.processes import Processes, choose_device
+from ghn_fast._system.random import seeded
 from ghn_fast.checkpoint import from_pretrained, save
 from ghn_fast.data import ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
@@ -108,8 +109,7 @@ class Trainer:
         self.validation = validation
         self.processes = Processes.current()
         self.device = choose_device(config.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             self.ghn = _make_ghn(config, train.num_classes).to(self.device)
         self.average = copy.deepcopy(self.ghn).eval()
         self.optimizer = _make_optimizer(config, self.ghn)
@@ -131,6 +131,8 @@ class Trainer:
         self._started = time.perf_counter()
         self.longest = {"step": 0.0, "save": 0.0, "validate": 0.0}
         self._resume()
+        for model in (self.ghn, self.average):
+            self.processes.broadcast(model)
 
     @property
     def progress(self) -> float:
@@ -330,7 +332,9 @@ class Trainer:
 
         Raises:
             OSError: they could not be written. The ones before are still there.
+            RuntimeError: the GHNs of the processes differ (in all of them). Nothing is written.
         """
+        self.processes.check_equal(self.ghn)
         if not self.processes.is_first:
             return
         state = {

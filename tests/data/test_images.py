@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -36,6 +38,14 @@ def test_normalise_gives_the_published_statistics() -> None:
 def test_normalised_images_are_channels_last(generator: torch.Generator) -> None:
     images = normalise(random_pixels(2, generator))
     assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_bit_of_a_seed_counts() -> None:
+    """PyTorch's generator drops all but the lowest 32."""
+    batches = [ImageStream(numbered_images(64), 8, seed).batch(0) for seed in (0, 2**32, 2**40)]
+    for (images, labels), (others, other_labels) in itertools.combinations(batches, 2):
+        assert not torch.equal(labels, other_labels)
+        assert not torch.equal(images, others)
 
 
 def test_augment_gives_crops_of_the_padded_image(generator: torch.Generator) -> None:

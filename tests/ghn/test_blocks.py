@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -175,6 +176,17 @@ def test_plans_are_kept_for_equal_architectures() -> None:
     table(3)
     assert len(cache) == 2
     assert table(0) is not first
+
+
+def test_what_is_kept_cannot_be_changed() -> None:
+    ghn, net = ghn2(), Net([("conv", (8, 3, 3, 3)), ("bn", (8,))])
+    plan = ghn.write(GraphBatch([net.graph()]), [Uses.of(net)])
+    with pytest.raises(TypeError):
+        plan.others[0]["0.weight"] = "weight"  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        plan.groups[0].targets.clear()  # type: ignore[attr-defined]
+    with pytest.raises(FrozenInstanceError):
+        plan.groups[0].rule = "bias"  # type: ignore[misc]
 
 
 def test_equal_graphs_of_models_that_use_their_weights_differently() -> None:

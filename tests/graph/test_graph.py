@@ -40,6 +40,17 @@ def test_batch_layout() -> None:
     assert batch[1] is graphs[1]
 
 
+def test_a_batch_on_another_device_is_another_batch() -> None:
+    batch = GraphBatch([small_classifier()])
+    moved = batch.to("meta")
+    assert moved.node_types.is_meta
+    assert moved.distances.is_meta
+    assert moved.num_nodes.is_cpu
+    assert batch.node_types.is_cpu
+    assert batch.distances.is_cpu
+    assert batch.to("cpu") is batch
+
+
 def test_empty_batch() -> None:
     with pytest.raises(ValueError, match="at least one graph"):
         GraphBatch([])

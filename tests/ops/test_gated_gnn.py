@@ -432,17 +432,32 @@ def test_bad_backends() -> None:
 def equal_on_triton(case: Case, tolerance: float = 1e-5) -> None:
     """Result and gradients in float32 are those of the reference in float64.
 
-    A sum whose terms cancel has no digits left in float32, whoever adds it up: there the error may
-    be four times that of the reference in float32.
+    A sum whose terms cancel has no digits left in float32, whoever adds it up, and on another
+    processor other ones are lost. How far that may go is measured, by what the exact values do
+    where all inputs are a little wrong.
     """
+    case = case.to(torch.float32)
     exact = gradients(case.to(torch.float64, requires_grad=True), "reference")
-    rounded = gradients(case.to(torch.float32, requires_grad=True), "reference")
+    moved = [gradients(disturbed(case, seed), "reference") for seed in range(4)]
     got = gradients(case.on(DEVICE).to(torch.float32, requires_grad=True), "triton")
-    for value, expected, float32 in zip(got, exact, rounded, strict=True):
+    for number, (value, expected) in enumerate(zip(got, exact, strict=True)):
         assert value.dtype == torch.float32
         error = (value.cpu() - expected).abs().max()
-        inevitable = (float32 - expected).abs().max()
+        inevitable = max((others[number] - expected).abs().max() for others in moved)
         assert error <= max(tolerance * expected.abs().max(), 4 * inevitable)
+
+
+def disturbed(case: Case, seed: int) -> Case:
+    """Float64, with each input as far from its value as float32's rounding may take it."""
+    g = torch.Generator().manual_seed(seed)
+    eps = torch.finfo(torch.float32).eps
+
+    def disturb(tensor: Tensor) -> Tensor:
+        signs = torch.randint(0, 2, tensor.shape, generator=g) * 2 - 1
+        return tensor.double() * (1 + eps * signs)
+
+    x, *weights = (disturb(tensor).requires_grad_() for tensor in case.leaves)
+    return replace(case, x=x, weights=weights)
 
 
 @needs_triton
@@ -454,7 +469,7 @@ def equal_on_triton(case: Case, tolerance: float = 1e-5) -> None:
     width_ve=st.none() | st.integers(1, 20),
 )
 @example(seed=115801327, sizes=[1, 2], hid=16, width=1, width_ve=None)  # a gradient cancels
-@settings(max_examples=5, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 def test_triton_equals_reference(
     seed: int, sizes: list[int], hid: int, width: int, width_ve: int | None
 ) -> None:

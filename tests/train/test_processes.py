@@ -9,22 +9,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ghn_fast._system.processes import _all_devices, _backend, shares
+from ghn_fast.ghn import GHN, ghn2
+from ghn_fast.graph import GraphBatch
 from ghn_fast.train import (
     NetworkStream,
     Processes,
     TrainConfig,
     choose_device,
     read_log,
+    train_step,
 )
 from tests.train.test_trainer import TINY, make_trainer, state_of, train_lines
 
+ROOT = Path(__file__).parents[2]
 CHILD = """
 import sys
 sys.path.append(sys.argv[2])
@@ -34,7 +39,6 @@ config = TrainConfig.load(sys.argv[3])
 with process_group(choose_device(config.device)):
     make_trainer(Path(sys.argv[1]), config).fit()
 """
-# A small learning rate: Adam makes gradients that are nothing but rounding as long as the others.
 SHARED_STEP = replace(
     TINY,
     device="cpu",
@@ -53,13 +57,16 @@ def write_config(folder: Path, config: TrainConfig) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "child.py").write_text(CHILD)
     config.save(folder / "child.json")
-    root = Path(__file__).parents[2]
-    return [str(folder / "child.py"), str(folder), str(root), str(folder / "child.json")]
+    return [str(folder / "child.py"), str(folder), str(ROOT), str(folder / "child.json")]
 
 
 def torchrun(folder: Path, config: TrainConfig, processes: int) -> None:
+    launch(processes, write_config(folder, config), folder)
+
+
+def launch(processes: int, arguments: list[str], folder: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc-per-node", str(processes), *write_config(folder, config)]
+    command = [*launcher, "--nproc-per-node", str(processes), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -75,8 +82,10 @@ def test_two_processes_learn_as_one(two_processes: Path, tmp_path: Path) -> None
     make_trainer(tmp_path, replace(SHARED_STEP, meta_batch=4)).fit()
     two, one = train_lines(two_processes), train_lines(tmp_path)
     assert [line["networks"] for line in two] == [4, 8, 12, 16]
-    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-4)
-    assert [a["loss"] for a in two] == pytest.approx([b["loss"] for b in one], rel=3e-4)
+    # Of the first step: later ones grow what is rounded otherwise.
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-3)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4)
+    assert two[0]["limited_networks"] == one[0]["limited_networks"]
     validations = [
         [
             line["networks"]
@@ -86,7 +95,6 @@ def test_two_processes_learn_as_one(two_processes: Path, tmp_path: Path) -> None
         for folder in (two_processes, tmp_path)
     ]
     assert validations == [[2], [2]]
-    assert [a["limited_networks"] for a in two] == [b["limited_networks"] for b in one]
 
 
 def test_one_process_goes_on_with_what_two_began(two_processes: Path) -> None:
@@ -99,13 +107,88 @@ def test_one_process_goes_on_with_what_two_began(two_processes: Path) -> None:
 
 
 def test_accumulated_parts_learn_as_one(tmp_path: Path) -> None:
+    """Their first step; that its gradients are equal is tested in float64 (test_step.py)."""
     runs = {"whole": {"meta_batch": 4}, "parts": {"meta_batch": 1, "accumulate": 4}}
-    config = replace(SHARED_STEP, steps=3, network_clip=0.0, validate_every=0)
+    config = replace(SHARED_STEP, steps=1, network_clip=0.0, validate_every=0)
+    predicted = []
     for name, changes in runs.items():
-        make_trainer(tmp_path / name, replace(config, **changes)).fit()
-    whole, parts = (state_of(tmp_path / name)["ghn"] for name in runs)
-    for name, tensor in whole.items():
-        torch.testing.assert_close(parts[name], tensor, rtol=0, atol=5e-5)
+        trainer = make_trainer(tmp_path / name, replace(config, **changes))
+        predict = trainer.ghn.attach_leaves
+        calls: list[int] = []
+
+        def attach(models: Any, graphs: Any, predict: Any = predict, calls: Any = calls) -> Any:
+            calls.append(len(models))
+            return predict(models, graphs)
+
+        trainer.ghn.attach_leaves = attach  # type: ignore[method-assign]
+        trainer.fit()
+        predicted.append(calls)
+    assert predicted == [[4], [1, 1, 1, 1]]
+    whole, parts = (train_lines(tmp_path / name)[0] for name in runs)
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-4)
+    assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-3)
+
+
+STEP = """
+import sys
+sys.path.append(sys.argv[2])
+import torch
+from ghn_fast.ghn import ghn2
+from ghn_fast.train import Processes, choose_device, process_group
+from tests.train.test_processes import double_gradients
+with process_group(choose_device("cpu")) as processes:
+    torch.manual_seed(processes.rank)  # replicas that differ, until they are made equal
+    ghn = ghn2(hid=8, max_shape=(16, 16, 7, 7)).train().double()
+    try:
+        processes.check_equal(ghn)
+        raise SystemExit("replicas that differ were not seen")
+    except RuntimeError as error:
+        assert "the processes 1 differs" in str(error), error
+    processes.broadcast(ghn)
+    processes.check_equal(ghn)
+    torch.save(double_gradients(ghn, processes), f"{sys.argv[1]}/{processes.rank}.pt")
+"""
+
+
+def double_gradients(ghn: GHN, processes: Processes) -> list[Tensor | None]:
+    """Of one step of four networks in float64, that the processes share."""
+    config = replace(SHARED_STEP, meta_batch=4 // processes.size)
+    drawn, _ = NetworkStream(config, 10, processes=processes).draw(0)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64, generator=generator)
+    models, graphs = [n.model for n in drawn], GraphBatch([n.graph for n in drawn])
+    optimizer = torch.optim.SGD(ghn.parameters(), lr=0.0)
+    options = {"network_clip": 1.2, "processes": processes}
+    result = train_step(ghn, models, graphs, images, torch.arange(4), optimizer, **options)
+    assert result.updated
+    assert result.limited >= 1
+    return [parameter.grad for parameter in ghn.parameters()]
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
+    (tmp_path / "step.py").write_text(STEP)
+    launch(2, [str(tmp_path / "step.py"), str(tmp_path), str(ROOT)], tmp_path)
+    torch.manual_seed(0)
+    ghn = ghn2(hid=8, max_shape=(16, 16, 7, 7)).train().double()
+    alone = double_gradients(ghn, Processes())
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for together, one in zip(shared, alone, strict=True):
+            assert (together is None) == (one is None)
+            torch.testing.assert_close(together, one, rtol=1e-8, atol=1e-12)
+
+
+def test_replicas_that_differ_are_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.save()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, b"another"])
+    trainer.processes = Processes(0, 2)
+    with pytest.raises(RuntimeError, match="the processes 1 differs from that of the first"):
+        trainer.save()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
 def test_sigterm_to_one_stops_both(tmp_path: Path) -> None:

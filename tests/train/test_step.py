@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.graph import GraphBatch
-from ghn_fast.train import NetworkStream, TrainConfig, train_step
+from ghn_fast.train import NetworkStream, Processes, TrainConfig, train_step
 from ghn_fast.train.networks import Drawn
 
 CONFIG = TrainConfig(meta_batch=3, widths=(16,), max_work=20)
@@ -82,6 +84,38 @@ def test_gradient_is_that_of_the_mean_loss(
     assert result.updated
     for got, want in zip(gradients(ghn), gradients(wanted), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+
+
+def test_parts_give_the_gradient_of_the_whole(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    """In float64, where rounding does not decide."""
+    images, labels = batch
+    results = []
+    for accumulate in (1, 3):
+        ghn = make_ghn().double()
+        options = {"grad_clip": 0.0, "accumulate": accumulate}
+        step = train_step(ghn, *parts(networks), images.double(), labels, sgd(ghn), **options)
+        results.append((step.losses, gradients(ghn)))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-12)
+    for whole, added in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(added, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_labels_are_smoothed(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    losses, models = [], [network.model for network in networks]
+
+    def measure(model: nn.Module, arguments: object, logits: Tensor) -> None:
+        losses.append(F.cross_entropy(logits.detach(), batch[1], label_smoothing=0.3).item())
+
+    hooks = [model.register_forward_hook(measure) for model in models]
+    ghn = make_ghn()
+    smooth = train_step(ghn, *parts(networks), *batch, sgd(ghn), label_smoothing=0.3)
+    for hook in hooks:
+        hook.remove()
+    assert smooth.losses == pytest.approx(losses, rel=1e-6)
+    sharp = train_step(make_ghn(), *parts(networks), *batch, sgd(make_ghn()))
+    assert smooth.loss != pytest.approx(sharp.loss, rel=1e-3)
 
 
 def test_decay_of_predicted_parameters(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
@@ -273,6 +307,48 @@ def test_models_get_their_own_parameters_back(
     assert train_step(ghn, models, graphs, *batch, sgd(ghn)).updated
     for model, before in zip(models, own, strict=True):
         assert all(parameter is before[name] for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_models_are_whole_after_an_error(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor], workers: int | None
+) -> None:
+    """Also those that other threads were running when the first failed."""
+    ghn = make_ghn()
+    models, graphs = parts(networks)
+    own = [dict(model.named_parameters()) for model in models]
+    labels = [torch.full_like(batch[1], 10), batch[1], batch[1]]
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(workers)) if workers else None
+        with pytest.raises(IndexError):
+            train_step(ghn, models, graphs, [batch[0]] * 3, labels, sgd(ghn), workers=pool)
+        for model, before in zip(models, own, strict=True):
+            assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    kept = (parameter for before in own for parameter in before.values() if parameter.is_leaf)
+    assert all(parameter.grad is None for parameter in kept)
+
+
+class Second(Processes):
+    """The second of two processes, of which the first does the same but for the names."""
+
+    def gather(self, value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            return [value, value]
+        return [[replace(summary, error=None) for summary in value], value]
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        pass
+
+
+def test_positions_are_those_of_losses(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    """Process by process, also where the networks of a process come in parts."""
+    ghn = make_ghn()
+    spoiled = [networks[0], networks[1], poison(networks[2])]
+    options = {"accumulate": 3, "processes": Second(1, 2)}
+    result = train_step(ghn, *parts(spoiled), *batch, sgd(ghn), **options)
+    assert result.losses[:2] == result.losses[3:5]
+    assert [loss != loss for loss in result.losses] == [False, False, True] * 2
+    assert result.errors == {5: "the loss is nan"}
 
 
 def out_of_memory(*arguments: object, **options: object) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Target(NamedTuple):
     parameter: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Group:
     """Parameters of one shape that are decoded, tiled and normalised together.
 
@@ -49,16 +50,18 @@ class Group:
     rule: str
     shape: tuple[int, ...]
     fan_in: float | None = None
-    targets: list[Target] = field(default_factory=list)
+    targets: Sequence[Target] = ()
 
     @property
     def nodes(self) -> list[int]:
         return [target.node for target in self.targets]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """All groups of a batch, and for each graph the parameters that are in none.
+
+    Plans are kept for the next model of the same architecture, so nothing of them can be changed.
 
     Attributes:
         groups: every parameter that is decoded from a node is in one of them.
@@ -67,9 +70,9 @@ class Plan:
         skipped: for each graph {parameter name: why it is not predicted}.
     """
 
-    groups: list[Group]
-    others: list[dict[str, str]]
-    skipped: list[dict[str, str]]
+    groups: Sequence[Group]
+    others: Sequence[Mapping[str, str]]
+    skipped: Sequence[Mapping[str, str]]
 
     def rules(self, graph: int) -> dict[str, str]:
         """{parameter name: rule} of what is decoded for one graph, in the order of its nodes."""
@@ -170,18 +173,19 @@ def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan
         config: of the GHN.
         uses: how the graphs' models use their parameters.
     """
-    groups: dict[tuple[str, tuple[int, ...], float | None], Group] = {}
+    groups: dict[tuple[str, tuple[int, ...], float | None], list[Target]] = {}
     others, skipped = [], []
     offsets = batch.offsets.tolist()
     for index, graph in enumerate(batch):
         decoded, without, left = _sort(graph, config, uses[index])
-        others.append(without)
-        skipped.append(left)
+        others.append(MappingProxyType(without))
+        skipped.append(MappingProxyType(left))
         for position, rule, shape, parameter in decoded:
             fan_in = uses[index].fan_in.get(parameter)
-            group = groups.setdefault((rule, shape, fan_in), Group(rule, shape, fan_in))
-            group.targets.append(Target(index, offsets[index] + position, parameter))
-    return Plan(list(groups.values()), others, skipped)
+            targets = groups.setdefault((rule, shape, fan_in), [])
+            targets.append(Target(index, offsets[index] + position, parameter))
+    made = tuple(Group(*kind, tuple(targets)) for kind, targets in groups.items())
+    return Plan(made, tuple(others), tuple(skipped))
 
 
 _Decoded = list[tuple[int, str, tuple[int, ...], str]]
