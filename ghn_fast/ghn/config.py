@@ -26,6 +26,9 @@ class GHNConfig:
         ve: virtual edges (section 3.3).
         layernorm: layer norm of the node embeddings before decoding.
         hid: width of the node embeddings, a multiple of 4.
+        flat_kernels: a linear layer over flattened maps of C x h x w is decoded as what it
+            computes, a convolution with a kernel (out, C, h, w). The published GHNs decode a
+            matrix (out, C * h * w), whose blocks repeat without regard to the maps.
 
     Raises:
         ValueError: a value that no GHN can have.
@@ -39,6 +42,7 @@ class GHNConfig:
     ve: bool = True
     layernorm: bool = True
     hid: int = 32
+    flat_kernels: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_shape", tuple(int(size) for size in self.max_shape))
@@ -69,4 +73,8 @@ class GHNConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The fields; the published checkpoints and their readers know no ``flat_kernels``."""
+        values = asdict(self)
+        if not self.flat_kernels:
+            del values["flat_kernels"]
+        return values

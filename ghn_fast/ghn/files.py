@@ -134,7 +134,9 @@ def _compare(config: GHNConfig, inferred: GHNConfig) -> None:
     """Before the GHN is built: a configuration may ask for any size, tensors have theirs."""
     stated, found = config.to_dict(), inferred.to_dict()
     # These leave no trace in the shapes.
-    silent = {"weight_norm"} if config.hypernet == "gatedgnn" else {"weight_norm", "ve"}
+    silent = {"weight_norm", "flat_kernels"}
+    if config.hypernet != "gatedgnn":
+        silent.add("ve")
     if config.decoder == "low_rank":
         silent |= {"max_shape", "num_classes"}
     differing = [

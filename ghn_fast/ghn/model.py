@@ -24,7 +24,17 @@ from ghn_fast.ghn.place.block_table import (
 )
 from ghn_fast.ghn.place.fill import fill
 from ghn_fast.ghn.place.leaves import Leaves
-from ghn_fast.ghn.place.plan import Group, Plan, Target, Uses, class_rules, misfit, plan_for
+from ghn_fast.ghn.place.plan import (
+    Group,
+    Plan,
+    Target,
+    Uses,
+    as_stored,
+    class_rules,
+    decoded_nodes,
+    misfit,
+    plan_for,
+)
 from ghn_fast.ghn.place.tiling import (
     along_channels,
     channel_axis,
@@ -119,9 +129,9 @@ class GHN(Pretrained, nn.Module):
         """Puts predicted tensors, which carry gradients, in the places of the parameters."""
         embeddings = self.node_embeddings(batch)
         predicted = tile(self.blocks(embeddings, table), table.tiles)
-        attach(uses, table.targets, predicted)
+        attach(uses, table.targets, as_stored(table.targets, predicted))
         for group, tensors in self._decode_groups(embeddings, table.direct):
-            attach(uses, group.targets, list(tensors))
+            attach(uses, group.targets, as_stored(group.targets, tensors))
 
     def attach_leaves(
         self,
@@ -168,11 +178,11 @@ class GHN(Pretrained, nn.Module):
         """
         plan, table = _plans.get(batch, self.config, uses, self.interpolates)
         embeddings = self.node_embeddings(batch)
-        parameters = [uses[t.graph].parameters[t.parameter] for t in table.targets]
+        parameters = [t.view(uses[t.graph].parameters[t.parameter]) for t in table.targets]
         tile_into(self.blocks(embeddings, table), table.tiles, parameters)
         for group, tensors in self._decode_groups(embeddings, table.direct):
             for target, tensor in zip(group.targets, tensors, strict=True):
-                uses[target.graph].parameters[target.parameter].copy_(tensor)
+                uses[target.graph].parameters[target.parameter].copy_(target.stored(tensor))
         return plan
 
     def blocks(self, embeddings: Tensor, table: BlockTable) -> list[Tensor]:
@@ -310,9 +320,10 @@ class GHN(Pretrained, nn.Module):
         A classification layer that is not predicted because it has another number of classes is
         encoded with the number the GHN knows, so that the rest of the network is not disturbed.
         """
+        encoded = decoded_nodes(graph, self.config)
         if misfit(graph, self.config) is None:
-            return graph.nodes
-        nodes = list(graph.nodes)
+            return encoded
+        nodes = list(encoded)
         for position in class_rules(graph, self.config):
             node = nodes[position]
             assert node.shape is not None

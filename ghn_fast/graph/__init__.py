@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.graph.graph import Graph
+from ghn_fast.graph.layout import Layout, Storage
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace.tracer import TraceError
 from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX, NODE_TYPES
@@ -14,6 +15,8 @@ __all__ = [
     "NODE_TYPE_INDEX",
     "Graph",
     "GraphBatch",
+    "Layout",
     "Node",
+    "Storage",
     "TraceError",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from ghn_fast.graph.layout import Layout, Storage
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,9 @@ class Node:
             pooling; None for the other operations.
         parameter: the name in ``model.named_parameters()``; None for operations.
         bias: for normalisation layers, the bias that is predicted together with the weight.
+        kernel: for linear layers over flattened maps, how the weight is the kernel (out,
+            channels, height, width) of a convolution over the map.
+        storage: of the parameter, where it is stored in another shape than ``shape``.
     """
 
     type: str
@@ -23,3 +28,19 @@ class Node:
     shape: tuple[int, ...] | None = None
     parameter: str | None = None
     bias: str | None = None
+    kernel: Layout | None = None
+    storage: Storage | None = None
+
+    @property
+    def is_viewed(self) -> bool:
+        """Whether the parameter may be decoded in another shape than it is stored in."""
+        return self.kernel is not None or self.storage is not None
+
+    def over_map(self) -> Node:
+        """The node of the convolution that a linear layer over flattened maps is; others as
+        they are."""
+        if self.kernel is None or self.shape is None:
+            return self
+        storage = self.storage or Storage(self.shape, ())
+        storage = Storage(storage.shape, (*storage.layouts, self.kernel))
+        return replace(self, shape=self.kernel.shape(self.shape), kernel=None, storage=storage)

@@ -19,6 +19,7 @@ PRECISIONS = ("float32", "bfloat16")
 _CIFAR10_EPOCH = 703
 """Batches of 64 in the 45,000 training images that are left without those for validation."""
 _PUBLISHED: dict[str, Any] = {
+    "ghn": {},
     "steps": 300 * _CIFAR10_EPOCH,
     "max_minutes": None,
     "meta_batch": 8,
@@ -92,7 +93,7 @@ class TrainConfig:
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` (the GPU of the process's
             local rank) or ``cuda:N``.
         init: a GHN to start from, as :func:`ghn_fast.from_pretrained` takes it; it must have the
-            settings ``ghn``. None starts from random weights.
+            settings ``ghn``, but for ``flat_kernels``. None starts from random weights.
         seed: of the initial weights, the networks and the images.
         steps: of the optimiser; where None the run lasts ``max_minutes``, and the learning rate
             follows the share of them that has passed (such a run cannot be repeated exactly).
@@ -155,7 +156,7 @@ class TrainConfig:
         tensorboard: write event files as well (needs the package tensorboard).
     """
 
-    ghn: dict[str, Any] = field(default_factory=dict)
+    ghn: dict[str, Any] = field(default_factory=lambda: {"flat_kernels": True})
     data: str | None = None
     image_size: int = 32
     device: str = "auto"

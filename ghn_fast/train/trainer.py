@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import signal
 import time
@@ -417,8 +418,10 @@ def _make_ghn(config: TrainConfig, num_classes: int) -> GHN:
     if config.init is None:
         return make_ghn(settings).train()
     ghn = from_pretrained(config.init)
-    if ghn.config != settings:
+    # How weights of linear layers over maps are decoded may change: tensors are the same.
+    if dataclasses.replace(ghn.config, flat_kernels=settings.flat_kernels) != settings:
         raise ConfigError(f"{config.init} is a GHN of {ghn.config}, not of {settings}")
+    ghn.config = settings
     return ghn.train()
 
 

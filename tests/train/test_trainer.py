@@ -355,6 +355,8 @@ def test_starts_from_a_trained_ghn(tmp_path: Path) -> None:
         assert torch.equal(tensor, start.state_dict()[name])
     with pytest.raises(ConfigError, match="is a GHN of GHNConfig"):
         make_trainer(tmp_path / "other", replace(config, ghn={}))
+    flat = replace(config, ghn={**TINY.ghn, "flat_kernels": True})
+    assert make_trainer(tmp_path / "flat", flat).ghn.config.flat_kernels
 
 
 def test_trains_a_ghn3(tmp_path: Path) -> None:

@@ -196,4 +196,5 @@ class PlanCache:
 def _key(graph: Graph, uses: Uses) -> tuple[object, ...]:
     """All that a plan follows from, but the GHN's configuration."""
     others = (tuple(names.items()) for names in (graph.other, graph.unused))
-    return graph.digest(), *others, *uses.key()
+    stored = tuple((node.kernel, node.storage) for node in graph.nodes if node.is_viewed)
+    return graph.digest(), stored, *others, *uses.key()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ghn_fast.ghn.place.block_table import BlockTable
-from ghn_fast.ghn.place.plan import Group
+from ghn_fast.ghn.place.plan import Group, as_stored
 from ghn_fast.ops.tile import tile_, tile_backward
+
+AnyTensor = TypeVar("AnyTensor", Tensor, Tensor | None)
 
 _ALIGNMENT = 16
 """elements; every parameter starts at a cache line"""
@@ -42,7 +45,7 @@ class Leaves:
     ) -> None:
         self._blocks = blocks
         self._tiles = table.tiles
-        self._direct = [tensor for _, tensors in direct for tensor in tensors]
+        self._direct = [t for group, tensors in direct for t in as_stored(group.targets, tensors)]
         self.targets = [*table.targets, *(t for group, _ in direct for t in group.targets)]
         self.tensors = self._tiled() + [tensor.detach() for tensor in self._direct]
         self.by_model: list[list[Tensor]] = [[] for _ in range(num_models)]
@@ -53,13 +56,21 @@ class Leaves:
     def _tiled(self) -> list[Tensor]:
         if not self._blocks:
             return []
-        shapes = [torch.Size(tile.shape) for tile in self._tiles.tiles]
+        pairs = zip(self.targets, self._tiles.tiles, strict=False)
+        shapes = [torch.Size(t.storage.shape if t.storage else tile.shape) for t, tile in pairs]
         sizes = [-(-shape.numel() // _ALIGNMENT) * _ALIGNMENT for shape in shapes]
         whole = self._blocks[0].new_empty(sum(sizes))
         parts = zip(whole.split(sizes), shapes, strict=True)
         parameters = [part[: shape.numel()].view(shape) for part, shape in parts]
-        tile_(self._blocks, self._tiles, parameters)
+        tile_(self._blocks, self._tiles, self._as_decoded(parameters))
         return parameters
+
+    def _as_decoded(self, tensors: Sequence[AnyTensor]) -> list[AnyTensor]:
+        """Parameters that are tiled, or their gradients, in the shapes of the tiles."""
+        return [
+            tensor if tensor is None else target.view(tensor)
+            for target, tensor in zip(self.targets, tensors, strict=False)
+        ]
 
     def backward(self) -> None:
         """Adds to the GHN's gradients what follows from the ``grad`` of the tensors (None: zero).
@@ -67,7 +78,8 @@ class Leaves:
         Can be called once, as :meth:`torch.Tensor.backward`.
         """
         grads = [tensor.grad for tensor in self.tensors]
-        tiled, direct = grads[: len(self._tiles)], grads[len(self._tiles) :]
+        tiled = self._as_decoded(grads[: len(self._tiles)])
+        direct = grads[len(self._tiles) :]
         pairs = list(
             zip(self._blocks, tile_backward(self._blocks, self._tiles, tiled), strict=True)
         )

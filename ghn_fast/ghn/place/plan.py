@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from ghn_fast.ghn.config import GHNConfig
-from ghn_fast.graph import Graph, GraphBatch, Node
+from ghn_fast.graph import Graph, GraphBatch, Node, Storage
 
 NORM_TYPES = ("bn", "ln")
 
 
 class Target(NamedTuple):
-    """One parameter of one model, and the node it is decoded from."""
+    """One parameter of one model, and the node it is decoded from.
+
+    Attributes:
+        storage: where the parameter is stored in another shape than it is decoded in.
+    """
 
     graph: int
     node: int
     parameter: str
+    storage: Storage | None = None
+
+    def view(self, stored: Tensor) -> Tensor:
+        """The parameter's elements in the shape that is decoded, the same memory."""
+        return stored if self.storage is None else self.storage.view(stored)
+
+    def stored(self, decoded: Tensor) -> Tensor:
+        """What was decoded, in the shape of the parameter."""
+        return decoded if self.storage is None else self.storage.stored(decoded)
+
+
+def as_stored(targets: Sequence[Target], decoded: Iterable[Tensor]) -> list[Tensor]:
+    """What was decoded for each target, in the shape of its parameter."""
+    return [target.stored(tensor) for target, tensor in zip(targets, decoded, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,7 @@ class Group:
             - ``norm_weight``, ``norm_bias``, ``bias``: vectors; where they have several
               dimensions, along the first that is larger than one;
             - ``class_weight``, ``class_bias``: of the classification layer.
-        shape: of each parameter.
+        shape: of each parameter, as it is decoded.
         fan_in: of a weight, where it does not follow from the shape.
         targets: where the predicted tensors go; ``node`` counts through the whole batch.
     """
@@ -180,16 +198,16 @@ def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan
         decoded, without, left = _sort(graph, config, uses[index])
         others.append(MappingProxyType(without))
         skipped.append(MappingProxyType(left))
-        for position, rule, shape, parameter in decoded:
+        for position, rule, shape, parameter, storage in decoded:
             fan_in = uses[index].fan_in.get(parameter)
             targets = groups.setdefault((rule, shape, fan_in), [])
-            targets.append(Target(index, offsets[index] + position, parameter))
+            targets.append(Target(index, offsets[index] + position, parameter, storage))
     made = tuple(Group(*kind, tuple(targets)) for kind, targets in groups.items())
     return Plan(made, tuple(others), tuple(skipped))
 
 
-_Decoded = list[tuple[int, str, tuple[int, ...], str]]
-"""(node, rule, shape, parameter name) of parameters that are decoded."""
+_Decoded = list[tuple[int, str, tuple[int, ...], str, Storage | None]]
+"""(node, rule, shape, parameter name, storage) of parameters that are decoded."""
 
 
 def _sort(
@@ -200,7 +218,7 @@ def _sort(
     decoded: _Decoded = []
     others, skipped = dict(graph.other), dict(graph.unused)
     classifier, reason = class_rules(graph, config), misfit(graph, config)
-    for position, node in enumerate(graph.nodes):
+    for position, node in enumerate(decoded_nodes(graph, config)):
         if node.shape is None:
             continue
         kind = _kind(node, config, uses)
@@ -212,17 +230,24 @@ def _sort(
             others[node.parameter] = kind
         else:
             rule = classifier.get(position) or _rule(node, uses)
-            decoded.append((position, rule, node.shape, node.parameter))
+            decoded.append((position, rule, node.shape, node.parameter, node.storage))
         if node.bias is None:
             continue
         if kind is None and uses.shape(node.bias) in (None, node.shape):
-            decoded.append((position, "norm_bias", node.shape, node.bias))
+            decoded.append((position, "norm_bias", node.shape, node.bias, None))
         else:
             others[node.bias] = "norm_bias"
     for name, dtype in uses.complex.items():
         others.pop(name, None)
         skipped[name] = f"{str(dtype).removeprefix('torch.')} values; a GHN predicts real ones"
     return [entry for entry in decoded if entry[3] not in uses.complex], others, skipped
+
+
+def decoded_nodes(graph: Graph, config: GHNConfig) -> Sequence[Node]:
+    """The nodes of a graph with the shapes in which a GHN decodes their parameters."""
+    if not config.flat_kernels or all(node.kernel is None for node in graph.nodes):
+        return graph.nodes
+    return [node.over_map() for node in graph.nodes]
 
 
 def class_rules(graph: Graph, config: GHNConfig) -> dict[int, str]:

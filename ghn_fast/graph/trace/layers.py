@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ghn_fast.graph.layout import Layout
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace import shapes
+from ghn_fast.graph.trace.flattened import over_map
 from ghn_fast.graph.trace.recorder import (
     Args,
     Func,
@@ -27,8 +29,17 @@ from ghn_fast.graph.trace.recorder import (
 )
 
 
-def weight_record(rec: Recorder, node_type: str, weight: Tensor, parents: Sequence[int]) -> int:
-    """The record of a layer's weight applied to values made by ``parents``."""
+def weight_record(
+    rec: Recorder,
+    node_type: str,
+    weight: Tensor,
+    parents: Sequence[int],
+    kernel: Layout | None = None,
+) -> int:
+    """The record of a layer's weight applied to values made by ``parents``.
+
+    ``kernel`` is that of :class:`Node`, for a weight of the parameter's own shape.
+    """
     behind = rec.parameters_behind(weight)
     if not behind:
         # A constant kernel, or one that is computed from activations.
@@ -44,7 +55,10 @@ def weight_record(rec: Recorder, node_type: str, weight: Tensor, parents: Sequen
     main.node = rec.add(
         Kind.KEEP,
         [*parents, *_sources(rec, others)],
-        Node(node_type, main.name, tuple(main.tensor.shape), main.name),
+        Node(
+            *(node_type, main.name, tuple(main.tensor.shape), main.name),
+            kernel=kernel if weight.shape == main.tensor.shape else None,
+        ),
     )
     return main.node
 
@@ -77,15 +91,20 @@ def _sources(rec: Recorder, parameters: Sequence[Parameter]) -> list[int]:
 
 
 def layer_record(
-    rec: Recorder, node_type: str, parents: Sequence[int], weight: Any, bias: Any
+    rec: Recorder,
+    node_type: str,
+    parents: Sequence[int],
+    weight: Any,
+    bias: Any,
+    kernel: Layout | None = None,
 ) -> int:
-    """The record of a layer's output."""
+    """The record of a layer's output; ``kernel`` as for :func:`weight_record`."""
     if bias is None:
-        return weight_record(rec, node_type, weight, parents)
+        return weight_record(rec, node_type, weight, parents, kernel)
     again = rec.parameter_of(weight), rec.parameter_of(bias)
     if all(parameter is not None and parameter.node is not None for parameter in again):
         return rec.merge([*parents, *rec.records_in(bias)])
-    return bias_record(rec, bias, weight_record(rec, node_type, weight, parents))
+    return bias_record(rec, bias, weight_record(rec, node_type, weight, parents, kernel))
 
 
 def only_parameters(rec: Recorder, x: Tensor) -> bool:
@@ -129,7 +148,8 @@ def linear(node_type: str) -> Handler:
         x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
         if rec.opaque or only_parameters(rec, x):
             return rec.generic(func, args, kwargs)
-        number = layer_record(rec, node_type, rec.records_in(x), weight, bias)
+        kernel = over_map(rec, x)
+        number = layer_record(rec, node_type, rec.records_in(x), weight, bias, kernel)
         return rec.emit(number, func, args, kwargs, x, shapes.linear, x, weight)
 
     return handle

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ghn_fast.graph.trace import shapes
+from ghn_fast.graph.trace.flattened import note_flattening
 from ghn_fast.graph.trace.recorder import LARGE, Args, Func, Kwargs, NeedsValues, Recorder, bind
 
 _META = torch.device("meta")
@@ -33,9 +34,17 @@ def unary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
 
 
 def reshape(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
-    """A view where the layout allows it, else what a copy would give."""
+    """``reshape``, ``view`` and ``flatten``; maps that are flattened are noted."""
     x = args[0] if args else kwargs["input"]
+    result = _reshaped(rec, func, args, kwargs, x)
+    return result if rec.opaque or result is x else note_flattening(rec, x, result)
+
+
+def _reshaped(rec: Recorder, func: Func, args: Args, kwargs: Kwargs, x: Tensor) -> Any:
+    """A view where the layout allows it, else what a copy would give."""
     number = rec.record_of(x)
+    if func.__name__ != "reshape":
+        return rec.generic(func, args, kwargs)
     if number is None or rec.execute or not x.is_meta or x.is_contiguous() or x.numel() == 0:
         return rec.generic(func, args, kwargs)
     given: Any = args[1] if len(args) == 2 and not isinstance(args[1], int) else args[1:]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ghn_fast.graph.layout import Layout
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.types import NODE_TYPES
 
@@ -76,6 +77,7 @@ class Records:
     Attributes:
         nodes: for records that may become nodes, what they become.
         flags: marks that rules leave for other rules, such as "average" and "softmax".
+        maps: for flattened maps, how a linear layer's weight is a convolution's over the map.
         static: depends on parameters only, not on an input.
         sourceless: a node that has no edge from the input, such as a position table.
     """
@@ -85,6 +87,7 @@ class Records:
     nodes: list[Node | None] = field(default_factory=list)
     static: list[bool] = field(default_factory=list)
     flags: dict[int, str] = field(default_factory=dict)
+    maps: dict[int, Layout] = field(default_factory=dict)
     sourceless: set[int] = field(default_factory=set)
 
 

@@ -110,7 +110,7 @@ CONTRACTED: tuple[Row, ...] = (
             *("local_response_norm", "roll", "flip", "channel_shuffle", "native_channel_shuffle"),
         ),
     ),
-    (nodeless.reshape, _tensor("reshape")),
+    (nodeless.reshape, _tensor("reshape", "view", "flatten")),
     (nodeless.binary, _tensor("sub", "sub_", "div", "div_", "true_divide")),
     (nodeless.to, _tensor("to", "type_as", "cpu", "cuda", *nodeless._DTYPE_METHODS)),
     (nodeless.get_item, [Tensor.__getitem__]),

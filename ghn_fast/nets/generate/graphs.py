@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from ghn_fast._core import core
 from ghn_fast._system.collection import uncollected
 from ghn_fast.graph.graph import Graph
+from ghn_fast.graph.layout import Layout
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.space.genotypes import Genotype, from_dict
@@ -53,11 +55,12 @@ def graph_of(
             arguments, num_classes, is_imagenet_input
         )
         kinds = [NODE_TYPES[number] for number in types.tolist()]
+        nodes = [
+            Node(kind, name or kind, shape, name, bias)
+            for kind, name, shape, bias in zip(kinds, names, shapes, biases, strict=True)
+        ]
         return Graph(
-            nodes=tuple(
-                Node(kind, name or kind, shape, name, bias)
-                for kind, name, shape, bias in zip(kinds, names, shapes, biases, strict=True)
-            ),
+            nodes=with_flat_head(nodes, net_args, is_imagenet_input),
             edges=torch.from_numpy(edges),
             unused=dict.fromkeys(unused, UNREACHED),
             net_args=dict(net_args),
@@ -72,10 +75,31 @@ def reference_graph_of(
     writer = _Writer(net_args, num_classes, is_imagenet_input)
     writer.write()
     return Graph(
-        nodes=tuple(writer.nodes),
+        nodes=with_flat_head(writer.nodes, net_args, is_imagenet_input),
         edges=torch.tensor(writer.edges, dtype=torch.int64),
         unused=writer.unused,
         net_args=dict(net_args),
+    )
+
+
+def flat_size(net_args: Mapping[str, Any], is_imagenet_input: bool) -> int:
+    """Height and width of the maps that a network with ``glob_avg=False`` flattens."""
+    pooled = net_args.get("stem_type", 0) == 1 or net_args.get("stem_pool", False)
+    return (14 if is_imagenet_input else 8) // (2 if pooled else 1)
+
+
+def with_flat_head(
+    nodes: Sequence[Node], net_args: Mapping[str, Any], is_imagenet_input: bool
+) -> tuple[Node, ...]:
+    """The nodes of a network, with the note of what its first linear layer is over flattened
+    maps (:attr:`Node.kernel`)."""
+    if net_args.get("glob_avg", True):
+        return tuple(nodes)
+    size = flat_size(net_args, is_imagenet_input)
+    kernel = Layout(((-1,), (-1, size, size)), ((0,), (1,), (2,), (3,)))
+    return tuple(
+        replace(node, kernel=kernel) if node.parameter == "classifier.0.weight" else node
+        for node in nodes
     )
 
 
@@ -318,8 +342,7 @@ class _Writer:
         if self.args.get("glob_avg", True):
             value = self._operation("glob_avg", value)
         else:
-            pooled = self.args.get("stem_type", 0) == 1 or self.args.get("stem_pool", False)
-            channels *= ((14 if self.large else 8) // (2 if pooled else 1)) ** 2
+            channels *= flat_size(self.args, self.large) ** 2
         hidden = max(self.args.get("fc_layers", 1), 1) - 1
         for layer in range(hidden):
             fc_dim = self.args["fc_dim"]

@@ -15,6 +15,7 @@ from torch import nn
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.types import NODE_TYPE_INDEX
+from ghn_fast.nets.generate.graphs import with_flat_head
 from ghn_fast.nets.generate.sampler import evaluation_width, training_widths
 from ghn_fast.nets.space.genotypes import from_dict
 from ghn_fast.nets.space.network import build_ghost
@@ -125,7 +126,8 @@ class PublishedNets:
         adjacency, rows = self._read(index)
         network = build_ghost(net_args, num_classes, large_images)
         parameters = dict(network.named_parameters())
-        nodes = tuple(self._node(index, row, parameters) for row in rows.tolist())
+        stored = [self._node(index, row, parameters) for row in rows.tolist()]
+        nodes = with_flat_head(stored, net_args, large_images)
         edges = np.argwhere(adjacency == 1)
         if (edges[:, 0] >= edges[:, 1]).any():
             raise self._error(index, "its nodes are not in topological order")

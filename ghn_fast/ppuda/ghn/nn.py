@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ghn_fast.checkpoint import CheckpointError, from_pretrained, known_names
 from ghn_fast.ghn import GHN as CoreGHN
 from ghn_fast.ghn import GHN3, GHNConfig
-from ghn_fast.ghn.place.plan import Target, class_rules, make_plan
+from ghn_fast.ghn.place.plan import Target, class_rules, decoded_nodes, make_plan
 from ghn_fast.graph import Graph as CoreGraph
 from ghn_fast.graph import GraphBatch as CoreBatch
 from ghn_fast.graph import Node
@@ -55,8 +55,8 @@ class GHN(CoreGHN):
     """A `ghn_fast.GHN` with the constructor, `load` and call of the public code.
 
     Args:
-        max_shape, num_classes, hypernet, decoder, weight_norm, ve, layernorm, hid: fields of
-            :class:`ghn_fast.GHNConfig`; the defaults are those of a GHN-1, as there.
+        max_shape, num_classes, hypernet, decoder, weight_norm, ve, layernorm, hid, flat_kernels:
+            fields of :class:`ghn_fast.GHNConfig`; the defaults are those of a GHN-1, as there.
         debug_level: what a prediction in evaluation mode prints: 0 nothing, 1 a summary, 2 also
             how many parameters have a gradient, 3 also the statistics of each.
     """
@@ -72,6 +72,7 @@ class GHN(CoreGHN):
         layernorm: bool = False,
         hid: int = 32,
         debug_level: int = 0,
+        flat_kernels: bool = False,
     ) -> None:
         out, into, height, width = max_shape
         super().__init__(
@@ -84,6 +85,7 @@ class GHN(CoreGHN):
                 ve=ve,
                 layernorm=layernorm,
                 hid=hid,
+                flat_kernels=flat_kernels,
             )
         )
         self.debug_level = debug_level
@@ -238,7 +240,7 @@ class GHN(CoreGHN):
 
     def _encoded_nodes(self, graph: CoreGraph) -> Sequence[Node]:
         """The nodes as they are: `_without_classifier` has changed what is to be changed."""
-        return graph.nodes
+        return decoded_nodes(graph, self.config)
 
     def _report(self, nets: Sequence[nn.Module], batch: CoreBatch, seconds: float) -> None:
         plan = make_plan(batch, self.config, nets)

@@ -1,0 +1,88 @@
+"""How the dimensions of a stored weight serve its layer: as outputs, inputs and a kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """From a tensor as it is stored to the same elements as (out, in, \\*kernel), and back.
+
+    A linear layer over flattened maps of 512 x 7 x 7 is stored (out, 512 * 7 * 7) and computes
+    what a convolution (out, 512, 7, 7) does::
+
+        over_map = Layout(((-1,), (-1, 7, 7)), ((0,), (1,), (2,), (3,)))
+        over_map.view(linear.weight)  # (out, 512, 7, 7), the same memory
+
+    Attributes:
+        sizes: for each stored dimension the sizes that it is split into, one of them -1.
+        order: for each dimension of the use the dimensions, counted after splitting, that it is
+            made of.
+    """
+
+    sizes: tuple[tuple[int, ...], ...]
+    order: tuple[tuple[int, ...], ...]
+
+    def shape(self, stored: Sequence[int]) -> tuple[int, ...]:
+        """(out, in, \\*kernel) of a weight that is stored in this shape.
+
+        Raises:
+            ValueError: a dimension cannot be split so.
+        """
+        split = self._split(stored)
+        return tuple(math.prod(split[dim] for dim in dims) for dims in self.order)
+
+    def view(self, stored: Tensor) -> Tensor:
+        """The stored tensor's elements as (out, in, \\*kernel), the same memory."""
+        split = stored.view(self._split(stored.shape))
+        return split.permute(*chain(*self.order)).view(self.shape(stored.shape))
+
+    def stored(self, values: Tensor, shape: Sequence[int]) -> Tensor:
+        """Values (out, in, \\*kernel) in the order and the shape in which they are stored."""
+        split, flat = self._split(shape), list(chain(*self.order))
+        places = [flat.index(dim) for dim in range(len(flat))]
+        return values.reshape([split[dim] for dim in flat]).permute(places).reshape(tuple(shape))
+
+    def _split(self, stored: Sequence[int]) -> list[int]:
+        if len(stored) != len(self.sizes):
+            raise ValueError(f"a weight of {len(self.sizes)} dimensions is stored {tuple(stored)}")
+        return [size for pair in zip(stored, self.sizes, strict=True) for size in _parts(*pair)]
+
+
+def _parts(size: int, parts: Sequence[int]) -> list[int]:
+    known = math.prod(part for part in parts if part != -1)
+    if size % known:
+        raise ValueError(f"{size} elements cannot be split into {tuple(parts)}")
+    return [size // known if part == -1 else part for part in parts]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a weight's elements lie: its stored shape, and the layouts that lead to its use.
+
+    Attributes:
+        shape: as stored.
+        layouts: applied one after the other.
+    """
+
+    shape: tuple[int, ...]
+    layouts: tuple[Layout, ...]
+
+    def view(self, stored: Tensor) -> Tensor:
+        """The stored tensor's elements as (out, in, \\*kernel), the same memory."""
+        for layout in self.layouts:
+            stored = layout.view(stored)
+        return stored
+
+    def stored(self, values: Tensor) -> Tensor:
+        """Values (out, in, \\*kernel) as they are stored; differentiable."""
+        shapes = accumulate(self.layouts, lambda s, layout: layout.shape(s), initial=self.shape)
+        for layout, shape in reversed(list(zip(self.layouts, shapes, strict=False))):
+            values = layout.stored(values, shape)
+        return values
