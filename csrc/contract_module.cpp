@@ -1,6 +1,7 @@
 #include "contract_module.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/typing.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -17,13 +18,16 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
 
-py::array_t<std::int64_t> as_array(const std::vector<std::int64_t>& values) {
-  return py::array_t<std::int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
+using Indices = py::array_t<std::int64_t>;
+
+Indices as_array(const std::vector<std::int64_t>& values) {
+  return Indices(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
 // Returns (nodes, edges as a flat list of pairs, live).
-py::tuple contract_arrays(const Array<std::uint8_t>& kinds, const Array<std::int64_t>& offsets,
-                          const Array<std::int64_t>& operands, const Array<std::int64_t>& outputs) {
+py::typing::Tuple<Indices, Indices, py::array_t<std::uint8_t>> contract_arrays(
+    const Array<std::uint8_t>& kinds, const Array<std::int64_t>& offsets,
+    const Array<std::int64_t>& operands, const Array<std::int64_t>& outputs) {
   if (kinds.ndim() != 1 || offsets.ndim() != 1 || operands.ndim() != 1 || outputs.ndim() != 1) {
     throw std::invalid_argument("all arrays must have one dimension");
   }

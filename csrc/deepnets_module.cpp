@@ -2,6 +2,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <algorithm>
 #include <array>
@@ -25,6 +26,13 @@ constexpr std::array<const char*, kNumOps> kOpNames = {
     "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5", "conv_1x1",     "conv_7x1_1x7",
     "conv_3x3",     "conv_5x5",     "conv_7x7",     "msa",          "cse",
 };
+
+// The arguments of Network, as a dictionary.
+using Arguments = py::typing::Dict<py::str, py::object>;
+template <class T>
+using Optional = py::typing::Optional<T>;
+using Int64s = py::array_t<std::int64_t>;
+using Int32s = py::array_t<std::int32_t>;
 
 using NamedEdges = std::vector<std::pair<std::string, int>>;
 
@@ -66,9 +74,9 @@ std::vector<int> states_of(const CellType& cell) {
 }
 
 // The arguments of Network, with the genotype as (normal, normal_concat, reduce, reduce_concat).
-py::dict as_arguments(const Net& net) {
+Arguments as_arguments(const Net& net) {
   const Genotype& genotype = net.genotype;
-  py::dict result;
+  Arguments result;
   result["genotype"] = py::make_tuple(named_edges(genotype.normal), states_of(genotype.normal),
                                       named_edges(genotype.reduce), states_of(genotype.reduce));
   result["C"] = net.width;
@@ -86,11 +94,11 @@ py::dict as_arguments(const Net& net) {
 }
 
 template <class T>
-void read(const py::dict& arguments, const char* name, T& value) {
+void read(const Arguments& arguments, const char* name, T& value) {
   if (arguments.contains(name)) value = arguments[name].cast<T>();
 }
 
-Net as_net(const py::dict& arguments) {
+Net as_net(const Arguments& arguments) {
   using Fields = std::tuple<NamedEdges, std::vector<int>, NamedEdges, std::vector<int>>;
   const auto [normal, normal_concat, reduce, reduce_concat] = arguments["genotype"].cast<Fields>();
   Net net;
@@ -120,7 +128,12 @@ py::array_t<T> new_array(std::vector<py::ssize_t> shape) {
 
 // (types (N,), edges (E, 2), names, shapes, biases, unused); names and shapes hold None for
 // operations without, biases None for nodes that are no normalisation.
-py::tuple graph(const py::dict& arguments, int num_classes, bool large_images) {
+using GraphFields =
+    py::typing::Tuple<py::array_t<std::uint8_t>, Int64s, py::typing::List<Optional<py::str>>,
+                      py::typing::List<Optional<py::typing::Tuple<py::int_, py::ellipsis>>>,
+                      py::typing::List<Optional<py::str>>, py::typing::List<py::str>>;
+
+GraphFields graph(const Arguments& arguments, int num_classes, bool large_images) {
   const NetGraph made = build_graph(as_net(arguments), num_classes, large_images);
   const auto count = static_cast<py::ssize_t>(made.nodes.size());
   auto types = new_array<std::uint8_t>({count});
@@ -176,9 +189,12 @@ py::array_t<std::int64_t> sizes_of(const Offsets& offsets) {
 // int32 (zero where there is none), num_edges (B,) int64, edges (sum E, 2) int32, distances
 // (sum N^2,) uint8, and the rows of the published files (sum N, 3) uint16, none of them if not
 // asked for.
-py::tuple batch(const std::string& split, std::uint64_t seed,
-                const std::vector<std::uint64_t>& indices, int num_classes, bool large_images,
-                int max_distance, bool with_rows, int num_threads) {
+using BatchArrays = py::typing::Tuple<Int64s, py::array_t<std::uint8_t>, Int32s, Int64s, Int32s,
+                                      py::array_t<std::uint8_t>, py::array_t<std::uint16_t>>;
+
+BatchArrays batch(const std::string& split, std::uint64_t seed,
+                  const std::vector<std::uint64_t>& indices, int num_classes, bool large_images,
+                  int max_distance, bool with_rows, int num_threads) {
   if (max_distance < 1 || max_distance > 254) {
     throw std::invalid_argument("max_distance must be from 1 to 254");
   }
@@ -229,9 +245,10 @@ py::tuple batch(const std::string& split, std::uint64_t seed,
 }
 
 // Of networks of a split: the number of parameters, multiply-adds and the depth, each (B,) int64.
-py::tuple measures(const std::string& split, std::uint64_t seed,
-                   const std::vector<std::uint64_t>& indices, int num_classes, bool large_images,
-                   int num_threads) {
+py::typing::Tuple<Int64s, Int64s, Int64s> measures(const std::string& split, std::uint64_t seed,
+                                                   const std::vector<std::uint64_t>& indices,
+                                                   int num_classes, bool large_images,
+                                                   int num_threads) {
   const auto count = static_cast<py::ssize_t>(indices.size());
   auto parameters = new_array<std::int64_t>({count});
   auto multiply_adds = new_array<std::int64_t>({count});
@@ -262,7 +279,7 @@ void bind(py::module_& m) {
       py::arg("split"), py::arg("seed"), py::arg("index"), py::arg("large_images"));
   m.def(
       "deepnets_count_parameters",
-      [](const py::dict& arguments, int num_classes, bool large_images) {
+      [](const Arguments& arguments, int num_classes, bool large_images) {
         return count_parameters(as_net(arguments), num_classes, large_images);
       },
       py::arg("net_args"), py::arg("num_classes"), py::arg("large_images"));
@@ -270,7 +287,7 @@ void bind(py::module_& m) {
         py::arg("large_images"));
   m.def(
       "deepnets_count_multiply_adds",
-      [](const py::dict& arguments, int num_classes, bool large_images) {
+      [](const Arguments& arguments, int num_classes, bool large_images) {
         return count_multiply_adds(as_net(arguments), num_classes, large_images);
       },
       py::arg("net_args"), py::arg("num_classes"), py::arg("large_images"));

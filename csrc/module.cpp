@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -114,6 +115,16 @@ void gated_gnn_backward(const GatedGnnSizes& sizes, Address distances,
                                   written_weights, num_threads);
 }
 
+template <class T>
+void bind_gated_gnn_of(py::module_& m, const std::string& type) {
+  m.def(("gated_gnn_forward_" + type).c_str(), &gated_gnn_forward<T>, py::arg("sizes"),
+        py::arg("distances"), py::arg("weights"), py::arg("x"), py::arg("out"), py::arg("saved"),
+        py::arg("num_threads"));
+  m.def(("gated_gnn_backward_" + type).c_str(), &gated_gnn_backward<T>, py::arg("sizes"),
+        py::arg("distances"), py::arg("weights"), py::arg("saved"), py::arg("grad_out"),
+        py::arg("grad_x"), py::arg("grad_weights"), py::arg("num_threads"));
+}
+
 void bind_gated_gnn(py::module_& m) {
   py::class_<GatedGnnSizes>(m, "GatedGnnSizes")
       .def(
@@ -122,14 +133,12 @@ void bind_gated_gnn(py::module_& m) {
           py::arg("rounds"));
   m.def("gated_gnn_saved_size", &ghn_fast::gated_gnn_saved_size, py::arg("num_nodes"),
         py::arg("hid"), py::arg("width"), py::arg("width_ve"), py::arg("rounds"));
-  m.def("gated_gnn_forward_float", &gated_gnn_forward<float>);
-  m.def("gated_gnn_forward_double", &gated_gnn_forward<double>);
-  m.def("gated_gnn_backward_float", &gated_gnn_backward<float>);
-  m.def("gated_gnn_backward_double", &gated_gnn_backward<double>);
+  bind_gated_gnn_of<float>(m, "float");
+  bind_gated_gnn_of<double>(m, "double");
 }
 
-#ifdef GHN_FAST_WITH_CUDA
 // Addresses in device memory, as torch.Tensor.data_ptr() gives them, and the stream's handle.
+#ifdef GHN_FAST_WITH_CUDA
 void shortest_paths_cuda(std::uintptr_t node_offsets, std::uintptr_t matrix_offsets,
                          std::uintptr_t successor_offsets, std::uintptr_t successors,
                          int num_graphs, std::int64_t most_nodes, int max_distance,
@@ -145,7 +154,24 @@ void shortest_paths_cuda(std::uintptr_t node_offsets, std::uintptr_t matrix_offs
                                 reinterpret_cast<std::uint8_t*>(distances),
                                 reinterpret_cast<void*>(stream));
 }
+constexpr bool kCuda = true;
+#else
+void shortest_paths_cuda(std::uintptr_t, std::uintptr_t, std::uintptr_t, std::uintptr_t, int,
+                         std::int64_t, int, std::uintptr_t, std::uintptr_t) {
+  throw std::runtime_error("ghn_fast was built without a CUDA compiler");
+}
+constexpr bool kCuda = false;
 #endif
+
+void bind_shortest_paths(py::module_& m) {
+  m.def("shortest_paths", &shortest_paths, py::arg("num_nodes"), py::arg("edges"),
+        py::arg("num_edges"), py::arg("max_distance"), py::arg("distances"),
+        py::arg("num_threads"));
+  m.def("shortest_paths_cuda", &shortest_paths_cuda, py::arg("node_offsets"),
+        py::arg("matrix_offsets"), py::arg("successor_offsets"), py::arg("successors"),
+        py::arg("num_graphs"), py::arg("most_nodes"), py::arg("max_distance"), py::arg("distances"),
+        py::arg("stream"));
+}
 
 // A tensor: its address, then its sizes and strides, in five dimensions.
 using TensorInfo = std::array<std::int64_t, 1 + 2 * ghn_fast::kTileDims>;
@@ -200,21 +226,20 @@ void tile_backward(const std::vector<TensorInfo>& blocks,
   ghn_fast::tile_backward<T>(jobs.data(), count, num_threads);
 }
 
-void bind_tile(py::module_& m) {
-  m.def("tile_float", &tile<float>);
-  m.def("tile_double", &tile<double>);
-  m.def("tile_backward_float", &tile_backward<float>);
-  m.def("tile_backward_double", &tile_backward<double>);
+template <class T>
+void bind_tile(py::module_& m, const std::string& type) {
+  m.def(("tile_" + type).c_str(), &tile<T>, py::arg("blocks"), py::arg("parameters"),
+        py::arg("types"), py::arg("rules"), py::arg("scales"), py::arg("num_threads"));
+  m.def(("tile_backward_" + type).c_str(), &tile_backward<T>, py::arg("blocks"),
+        py::arg("block_gradients"), py::arg("parameter_gradients"), py::arg("adds"),
+        py::arg("rules"), py::arg("scales"), py::arg("num_threads"));
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled core of ghn_fast.";
-  m.def("shortest_paths", &shortest_paths);
-#ifdef GHN_FAST_WITH_CUDA
-  m.def("shortest_paths_cuda", &shortest_paths_cuda);
-#endif
+  m.attr("cuda") = kCuda;
 #ifdef _OPENMP
   m.attr("openmp") = true;
 #else
@@ -224,7 +249,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return ghn_fast::isa_name(ghn_fast::isa()); });
   m.def("use_isa", &ghn_fast::use_isa, py::arg("name"));
   ghn_fast::bind_contract(m);
+  bind_shortest_paths(m);
   bind_gated_gnn(m);
-  bind_tile(m);
+  bind_tile<float>(m, "float");
+  bind_tile<double>(m, "double");
   ghn_fast::deepnets::bind(m);
 }

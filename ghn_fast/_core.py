@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 try:
     from ghn_fast import _C
 except ImportError as error:
@@ -13,6 +11,6 @@ except ImportError as error:
         f"the import failed with: {error}"
     ) from error
 
-core: Any = _C
+core = _C
 
 __all__ = ["core"]

@@ -1,4 +1,7 @@
-"""Image data sets and batches of them."""
+"""Image data sets and batches of them.
+
+Knows files and tensors; nothing of networks or of what images are for.
+"""
 
 from __future__ import annotations
 

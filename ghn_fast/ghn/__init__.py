@@ -1,4 +1,8 @@
-"""Graph HyperNetworks: from graphs to parameters."""
+"""Graph HyperNetworks: from graphs to parameters.
+
+Knows graphs, checkpoints and operations; nothing of images, accuracy or training, and no
+DeepNets-1M.
+"""
 
 from __future__ import annotations
 

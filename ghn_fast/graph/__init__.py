@@ -1,4 +1,7 @@
-"""Models as graphs: nodes, edges, shortest paths and batches."""
+"""Models as graphs: nodes, edges, shortest paths and batches.
+
+Knows models and operations; nothing of parameters that are predicted, or of GHNs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The DeepNets-1M design space: networks, their sampling, and fitting others to small images."""
+"""The DeepNets-1M design space: networks, their sampling, and fitting others to small images.
+
+Knows graphs; nothing of GHNs, images or training.
+"""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def _works(backend: str, x: Tensor) -> bool:
     if backend == "triton":
         return x.dtype in TRITON_DTYPES and triton_runs_on(x.device)
     if backend == "cpp":
-        return x.dtype in _CPP_FUNCTIONS and x.device.type == "cpu"
+        return x.dtype in _CPP_FORWARD and x.device.type == "cpu"
     return True
 
 
@@ -249,8 +249,15 @@ def _rank_within(levels: np.ndarray) -> np.ndarray:
     return rank - first
 
 
-# By the dtype: how the core's functions for it end.
-_CPP_FUNCTIONS = {torch.float32: "float", torch.float64: "double"}
+# The core's functions by dtype.
+_CPP_FORWARD = {
+    torch.float32: core.gated_gnn_forward_float,
+    torch.float64: core.gated_gnn_forward_double,
+}
+_CPP_BACKWARD = {
+    torch.float32: core.gated_gnn_backward_float,
+    torch.float64: core.gated_gnn_backward_double,
+}
 
 
 @torch.library.custom_op(
@@ -281,8 +288,7 @@ def _op(
         return out, kept
     out = torch.empty_like(x)
     saved = x.new_empty(_saved_size(x, weights, rounds) if save else 0)
-    forward = getattr(core, f"gated_gnn_forward_{_CPP_FUNCTIONS[x.dtype]}")
-    forward(
+    _CPP_FORWARD[x.dtype](
         _sizes(num_nodes, weights, rounds),
         distances.data_ptr(),
         [w.data_ptr() for w in weights],
@@ -317,8 +323,7 @@ def _backward_op(
         return [grad_x, *grad_weights]
     distances = distances.contiguous()
     grads = [torch.empty_like(grad), *(torch.empty_like(w) for w in weights)]
-    backward = getattr(core, f"gated_gnn_backward_{_CPP_FUNCTIONS[grad.dtype]}")
-    backward(
+    _CPP_BACKWARD[grad.dtype](
         _sizes(num_nodes, weights, rounds),
         distances.data_ptr(),
         [w.data_ptr() for w in weights],
@@ -362,7 +367,7 @@ def _(
     return [grad.new_empty(grad.shape), *(w.new_empty(w.shape) for w in weights)]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     _, distances, num_nodes, weights, rounds, save, backend = inputs
     if not save:
         raise RuntimeError("ghn_fast::gated_gnn must be called with save=True to be differentiated")
@@ -371,7 +376,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, list[Tensor]])
     ctx.rounds, ctx.backend, ctx.num_weights = rounds, backend, len(weights)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, _: list[Tensor | None]) -> tuple:
+def _differentiate(ctx: Any, grad: Tensor | None, _: list[Tensor | None]) -> tuple[Any, ...]:
     distances, num_nodes, *rest = ctx.saved_tensors
     weights, saved = rest[: ctx.num_weights], rest[ctx.num_weights :]
     if grad is None:
@@ -388,7 +393,7 @@ def _widths(weights: list[Tensor]) -> tuple[int, int]:
     return len(weights[0]), len(weights[8]) if len(weights) > 8 else 0
 
 
-def _sizes(num_nodes: Tensor, weights: list[Tensor], rounds: int) -> Any:
+def _sizes(num_nodes: Tensor, weights: list[Tensor], rounds: int) -> core.GatedGnnSizes:
     return core.GatedGnnSizes(num_nodes.tolist(), len(weights[3]), *_widths(weights), rounds)
 
 
@@ -435,7 +440,9 @@ def _check(
             _check_weights(name, weights, [(h1, hid), (h1,), (hid, h1), (hid,)], x)
 
 
-def _check_weights(name: str, weights: Sequence[Tensor], shapes: list[tuple], x: Tensor) -> None:
+def _check_weights(
+    name: str, weights: Sequence[Tensor], shapes: list[tuple[int, ...]], x: Tensor
+) -> None:
     if [tuple(w.shape) for w in weights] != shapes:
         raise ValueError(
             f"{name} must have shapes {shapes}, not {[tuple(w.shape) for w in weights]}"

@@ -107,7 +107,7 @@ def _matrices(distances: Tensor, num_nodes: Sequence[int]) -> list[Tensor]:
 
 def runs_on_cuda() -> bool:
     """Whether the core was built with a CUDA compiler."""
-    return hasattr(core, "shortest_paths_cuda")
+    return core.cuda
 
 
 def check_edges(num_nodes: int, edges: Tensor) -> None:

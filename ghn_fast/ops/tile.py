@@ -238,8 +238,9 @@ def _normalise(values: Tensor, rule: str, scale: float) -> Tensor:
     return values * scale
 
 
-# By the dtype of blocks: how the core's functions for it end.
-_CPP_FUNCTIONS = {torch.float32: "float", torch.float64: "double"}
+# The core's functions by the dtype of blocks.
+_CPP_FORWARD = {torch.float32: core.tile_float, torch.float64: core.tile_double}
+_CPP_BACKWARD = {torch.float32: core.tile_backward_float, torch.float64: core.tile_backward_double}
 
 # By the dtype of parameters: the core's number of it.
 _CPP_TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -273,7 +274,7 @@ def _fill(
         kernels = triton_kernels("tile")
         kernels.fill(sources, targets, types, table.rules, table.scales, like.dtype, like.device)
         return
-    fill = getattr(core, f"tile_{_CPP_FUNCTIONS[blocks[0].dtype]}")
+    fill = _CPP_FORWARD[blocks[0].dtype]
     fill(sources, targets, types, table.rules, table.scales, torch.get_num_threads())
 
 
@@ -377,8 +378,7 @@ def _backward(
     dense = [None if g is None else g.to(dtype).contiguous() for g in grads]
     blocks = [r if v is None else v for r, v in zip(results, values, strict=True)]
     sources, targets = _block_infos(blocks, table), _block_infos(results, table)
-    backward = getattr(core, f"tile_backward_{_CPP_FUNCTIONS[dtype]}")
-    backward(
+    _CPP_BACKWARD[dtype](
         [sources[i] for i in order],
         [targets[i] for i in order],
         [[0 if (g := dense[i]) is None else g.data_ptr(), *table.layouts[i]] for i in order],
@@ -463,7 +463,7 @@ def _(
     return _new_blocks(dims, sizes, strides, like)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     blocks, entries, scales, _, backend = inputs
     table = TileTable.from_entries(entries, scales)
     # Values of blocks that are only scaled do not matter: they need not be kept.
@@ -474,7 +474,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     ctx.shapes = [_BlockShape.of(b) for b in blocks]
 
 
-def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple:
+def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     like, *kept = ctx.saved_tensors
     values: list[Tensor | None] = [None] * len(ctx.shapes)
     for index, value in zip(ctx.kept, kept, strict=True):
@@ -513,7 +513,7 @@ def _works(backend: str, blocks: Sequence[Tensor], devices: set[torch.device]) -
     if backend == "triton":
         right = all(b.dtype in TRITON_DTYPES for b in blocks) and len(devices) == 1
         return right and all(triton_runs_on(device) for device in devices)
-    right = all(b.dtype in _CPP_FUNCTIONS for b in blocks)
+    right = all(b.dtype in _CPP_FORWARD for b in blocks)
     return right and all(device.type == "cpu" for device in devices)
 
 

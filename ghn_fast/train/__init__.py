@@ -1,4 +1,7 @@
-"""Training GHNs."""
+"""Training GHNs.
+
+Knows everything below it; nothing of the command line, and nothing is trained elsewhere.
+"""
 
 from __future__ import annotations
 

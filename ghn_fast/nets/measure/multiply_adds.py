@@ -28,8 +28,7 @@ def count_multiply_adds(
         ValueError: no path leads from the input to the output.
     """
     arguments = {**net_args, "genotype": from_dict(net_args["genotype"])}
-    count: int = core.deepnets_count_multiply_adds(arguments, num_classes, is_imagenet_input)
-    return count
+    return core.deepnets_count_multiply_adds(arguments, num_classes, is_imagenet_input)
 
 
 def reference_multiply_adds(

@@ -1,4 +1,7 @@
-"""``ppuda.utils``: fitting, measuring and training networks."""
+"""``ppuda.utils``: fitting, measuring and training networks.
+
+Names and arguments only, and the loop that ppuda trains single networks with.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,4 @@
-"""``ppuda.vision``: images."""
+"""``ppuda.vision``: images.
+
+Names and arguments only; what they do is done in :mod:`ghn_fast.data`.
+"""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ghn_fast.data import Images, augment, load_cifar10, normalise
-from ghn_fast.data.cifar10 import CLASSES, DataError, find_cifar10
+from ghn_fast.data import DataError, Images, augment, load_cifar10, normalise
+from ghn_fast.data.cifar10 import CLASSES, find_cifar10
 
 __all__ = ["image_loader"]
 
