@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ghn_fast.ghn import ghn2 as ghn2
     from ghn_fast.graph import Graph as Graph
     from ghn_fast.graph import GraphBatch as GraphBatch
+    from ghn_fast.head import HeadReport as HeadReport
+    from ghn_fast.head import fit_head_ as fit_head_
     from ghn_fast.nets import DeepNets1M as DeepNets1M
     from ghn_fast.nets import Genotype as Genotype
     from ghn_fast.nets import Network as Network
@@ -39,6 +41,8 @@ _EXPORTS = {
     "PredictionReport": "ghn_fast.prediction",
     "adjust_net": "ghn_fast.nets",
     "calibrate_": "ghn_fast.calibration",
+    "HeadReport": "ghn_fast.head",
+    "fit_head_": "ghn_fast.head",
     "evaluate": "ghn_fast.evaluation",
     "from_pretrained": "ghn_fast.checkpoint",
     "ghn2": "ghn_fast.ghn",

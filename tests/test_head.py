@@ -1,0 +1,323 @@
+"""The output layer in closed form: ridge regression, of any size, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import ghn_fast
+from ghn_fast import head as head_module
+from ghn_fast.head import best_scale, output_layer
+
+WIDTH = 12
+
+
+class Classifier(nn.Module):
+    """Features that depend on the mode, so that a fit in training mode would differ."""
+
+    def __init__(self, classes: int = 4, bias: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(6, WIDTH), nn.BatchNorm1d(WIDTH), nn.Dropout(0.5))
+        self.fc = nn.Linear(WIDTH, classes, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.tanh(self.body(x)))
+
+
+def _data(count: int = 200, classes: int = 4, noise: float = 0.7) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(classes, (count,), generator=generator)
+    centres = torch.randn(classes, 6, generator=generator)
+    return centres[labels] + noise * torch.randn(count, 6, generator=generator), labels
+
+
+def _batches(inputs: Tensor, labels: Tensor, size: int = 32) -> list[Any]:
+    return list(zip(inputs.split(size), labels.split(size), strict=True))
+
+
+def _features(model: Classifier, inputs: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        found: np.ndarray = torch.tanh(model.eval().body(inputs)).double().numpy()
+    return found
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("ridge", [0.5, 30.0, None])
+def test_equals_ridge_of_scikit_learn(bias: bool, ridge: float | None) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    model = Classifier(bias=bias).double()
+    inputs, labels = _data()
+    inputs = inputs.double()
+    report = ghn_fast.fit_head_(model, _batches(inputs, labels), ridge=ridge, balance=False)
+    features = _features(model, inputs)
+    reference = linear_model.Ridge(alpha=report.ridge, fit_intercept=bias)
+    reference.fit(features, np.eye(4)[labels.numpy()])
+    weight = model.fc.weight.detach().numpy() / report.scale
+    np.testing.assert_allclose(weight, reference.coef_, atol=1e-5)
+    if bias:
+        own = model.fc.bias.detach().numpy() / report.scale
+        expected = reference.intercept_ - reference.intercept_.mean()
+        np.testing.assert_allclose(own, expected, atol=1e-5)
+    assert ridge is None or report.ridge == ridge
+
+
+def test_balanced_is_plain_with_as_many_pictures_of_each_class() -> None:
+    inputs, _ = _data(80)
+    labels = torch.arange(80) % 4
+    one, other = Classifier(), Classifier()
+    ghn_fast.fit_head_(one, _batches(inputs, labels), ridge=2.0, held_out=0)
+    ghn_fast.fit_head_(other, _batches(inputs, labels), ridge=2.0, held_out=0, balance=False)
+    torch.testing.assert_close(one.fc.weight, other.fc.weight)
+
+
+def test_rare_classes_are_not_given_up() -> None:
+    inputs, labels = _data(4000, noise=1.5)
+    rare = (labels != 0) & (torch.arange(4000) % 40 > 0)
+    scarce = _batches(inputs[~rare], labels[~rare])
+    accuracy = {}
+    for balance in (True, False):
+        model = Classifier()
+        ghn_fast.fit_head_(model, scarce, balance=balance)
+        predicted = model.eval()(inputs).argmax(1)
+        accuracy[balance] = np.mean(
+            [float((predicted == c)[labels == c].float().mean()) for c in range(4)]
+        )
+    assert accuracy[True] > accuracy[False] + 0.1
+
+
+def test_order_and_batches_do_not_matter() -> None:
+    inputs, labels = _data()
+    one, other = Classifier(), Classifier()
+    ghn_fast.fit_head_(one, _batches(inputs, labels), ridge=1.0, held_out=0)
+    ghn_fast.fit_head_(other, _batches(inputs.flip(0), labels.flip(0), 7), ridge=1.0, held_out=0)
+    torch.testing.assert_close(one.fc.weight, other.fc.weight)
+
+
+def test_softmax_is_calibrated_and_accuracy_is_that_of_new_pictures() -> None:
+    inputs, labels = _data(3000)
+    model = Classifier()
+    report = ghn_fast.fit_head_(model, _batches(inputs[:2000], labels[:2000]), balance=False)
+    with torch.no_grad():
+        probability = model.eval()(inputs[2000:]).softmax(1)
+    new = labels[2000:]
+    accuracy = 100 * float((probability.argmax(1) == new).double().mean())
+    assert report.held_out == pytest.approx(400, abs=4)
+    assert report.accuracy == pytest.approx(accuracy, abs=5)
+    assert 100 * float(probability.max(1).values.mean()) == pytest.approx(accuracy, abs=4)
+    assert report.loss == pytest.approx(float(nn.functional.nll_loss(probability.log(), new)), 0.2)
+
+
+def test_best_scale_is_where_the_cross_entropy_is_smallest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 5, generator=generator, dtype=torch.float64)
+    labels = (3 * logits + torch.randn(500, 5, generator=generator)).argmax(1)
+    weights = torch.full((500,), 1 / 500, dtype=torch.float64)
+    scale = best_scale(logits, labels, weights)
+
+    def loss(factor: float) -> float:
+        return float(nn.functional.cross_entropy(factor * scale * logits, labels))
+
+    assert loss(1) < min(loss(0.98), loss(1.02))
+
+
+def test_only_the_head_changes() -> None:
+    model = Classifier()
+    model.body.eval()
+    before = copy.deepcopy(model.state_dict())
+    weight = model.fc.weight
+    ghn_fast.fit_head_(model, _batches(*_data()))
+    assert model.training
+    assert not model.body.training
+    assert model.fc.weight is weight
+    assert not model.fc._forward_hooks
+    after = model.state_dict()
+    assert {name for name in after if not torch.equal(after[name], before[name])} == {
+        "fc.weight",
+        "fc.bias",
+    }
+
+
+def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "MOST_HELD_OUT", 32)
+    inputs, labels = _data(2000)
+    given: list[weakref.ref[Tensor]] = []
+
+    def loader() -> Iterator[tuple[Tensor, Tensor]]:
+        for part, own in _batches(inputs, labels, 50):
+            made = part.clone()
+            given.append(weakref.ref(made))
+            yield made, own
+            del made
+            assert sum(reference() is not None for reference in given) <= 2
+
+    model = Classifier()
+    report = ghn_fast.fit_head_(model, loader(), balance=False)
+    assert (report.pictures, report.held_out) == (2000, 32)
+    kept = head_module._HeldOut(head_module._Head(model, "fc"), 0.2, torch.device("cpu"))
+    assert len(kept.labels) == 32
+
+
+def test_held_out_ones_are_of_all_classes_even_if_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "MOST_HELD_OUT", 64)
+    inputs, labels = _data(1000)
+    order = labels.argsort(stable=True)
+    report = ghn_fast.fit_head_(Classifier(), _batches(inputs[order], labels[order]))
+    assert report.held_out == 64
+    assert report.balanced_accuracy > 60
+
+
+def test_a_thousand_classes() -> None:
+    classes = 1000
+    model = Classifier(classes)
+    generator = torch.Generator().manual_seed(0)
+    centres = 3 * torch.randn(classes, 6, generator=generator)
+    labels = torch.arange(6 * classes) % classes
+    inputs = centres[labels] + 0.01 * torch.randn(len(labels), 6, generator=generator)
+    report = ghn_fast.fit_head_(model, _batches(inputs, labels, 500))
+    assert report.classes == 1000
+    assert report.accuracy > 5  # 50 times chance, by 12 features
+
+
+def test_classes_without_pictures_are_never_predicted() -> None:
+    inputs, labels = _data()
+    model = Classifier(6)
+    report = ghn_fast.fit_head_(model, _batches(inputs, 1 + labels))
+    assert report.absent == (0, 5)
+    probability = model.eval()(inputs).detach().softmax(1)
+    assert float(probability[:, [0, 5]].max()) < 1e-3
+    assert "chance is 25.0 %" in str(report)
+
+
+def test_dictionaries_and_outputs_that_are_objects() -> None:
+    class Named(Classifier):
+        def forward(self, pixel_values: Tensor) -> Any:
+            return {"logits": super().forward(pixel_values)}
+
+    inputs, labels = _data()
+    batches = [{"pixel_values": x, "labels": y} for x, y in _batches(inputs, labels)]
+    report = ghn_fast.fit_head_(Named(), batches, layer="fc")
+    assert report.accuracy > 60
+
+
+def _squeezing() -> nn.Sequential:
+    """Ends as SqueezeNet does."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 3, 1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+    )
+
+
+def test_convolution_whose_output_is_cut_off_below_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    images = torch.randn(90, 3, 8, 8, generator=generator)
+    images[torch.arange(90), labels] += 0.5
+    model = _squeezing()
+    report = ghn_fast.fit_head_(model, _batches(images, labels))
+    assert report.layer == "3"
+    accuracy = (model.eval()(images).argmax(1) == labels).float().mean()
+    assert report.accuracy > 80
+    assert accuracy > 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("resnet18", "fc"),
+        ("squeezenet1_1", "classifier.1"),
+        ("mobilenet_v2", "classifier.1"),
+        ("googlenet", "fc"),
+    ],
+)
+def test_output_layers_of_torchvision(name: str, layer: str) -> None:
+    from torchvision import models
+
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    model = models.get_model(name, num_classes=7, **extra).eval()
+    assert output_layer(model, torch.randn(1, 3, 64, 64)) == layer
+
+
+class _TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.one(x), self.other(x)
+
+
+class _Sum(nn.Module):
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return pair[0] + pair[1]
+
+
+def test_first_of_several_outputs_is_the_classifier() -> None:
+    model = _TwoHeads()
+    assert ghn_fast.fit_head_(model, _batches(*_data())).layer == "one"
+
+
+class _Scaled(nn.Module):
+    """Divides by the classes' own numbers after the layer: another class becomes largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * torch.tensor([1.0, -1.0, 1.0, -1.0])
+
+
+def _weight_normed() -> nn.Module:
+    model = Classifier()
+    weight_norm(model.fc)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(_TwoHeads(), _Sum()), "0.one, 0.other"),
+        (_weight_normed, "computed from other"),
+        (_Scaled, "what the model does after"),
+        (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.LSTM(8, 4)), "layer"),
+    ],
+)
+def test_models_that_have_no_such_layer(make: Any, message: str) -> None:
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        ghn_fast.fit_head_(model, _batches(*_data()))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "empty"),
+        ([torch.zeros(4, 6)], "no labels"),
+        ([(torch.zeros(4, 6), torch.zeros(4))], "whole numbers"),
+        ([(torch.zeros(4, 6), torch.zeros(4, 2, dtype=torch.int64))], "whole numbers"),
+        ([(torch.zeros(4, 6), torch.tensor([0, 1, 2, 9]))], "num_classes=10"),
+        ([(torch.zeros(4, 6), torch.tensor([0, 1, 2, -1]))], "from -1"),
+        ([(torch.full((4, 6), torch.inf), torch.tensor([0, 1, 2, 3]))], "calibrate_"),
+        ([(torch.zeros(4, 6), torch.tensor([0, 1, 2, 3]))], "same features"),
+        ([(torch.randn(4, 6), torch.tensor([0, 1, 2, 3]))], "too few"),
+    ],
+)
+def test_what_cannot_be_fitted_leaves_the_model(batches: Any, message: str) -> None:
+    model = Classifier()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        ghn_fast.fit_head_(model, batches)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
