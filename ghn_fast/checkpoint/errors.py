@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ghn_fast._system.errors import FileError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(FileError):
     """A checkpoint is missing, damaged, of another kind, or holds what must not be loaded."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast.checkpoint import files
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.ghn.config import GHNConfig
@@ -18,12 +19,16 @@ from ghn_fast.ghn.make import config_class, make_ghn
 from ghn_fast.ghn.model import GHN
 from ghn_fast.ghn.published import infer_config, is_ghn, published_config, published_state
 
+_LARGEST_SIZE = 1_000_000
+"""Of a configuration: not every one leaves a trace in the shapes of the tensors."""
 
-def load(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
+
+def load(path: str | Path, check_finite: bool = True) -> tuple[GHNConfig, dict[str, Tensor]]:
     """Reads a checkpoint of this package, of ppuda or of ghn3.
 
     Args:
         path: a file, or a folder that ``save_pretrained`` wrote.
+        check_finite: refuse parameters with values that are not finite.
 
     Returns:
         The configuration and the parameters in float32, on the CPU, with the names and shapes of
@@ -31,13 +36,16 @@ def load(path: str | Path) -> tuple[GHNConfig, dict[str, Tensor]]:
 
     Raises:
         CheckpointError: the file is missing, truncated, of another kind, written by a newer
-            version, asks to run something, or its tensors do not fit its configuration.
+            version, asks to run something, its tensors do not fit its configuration, or they
+            have values that are not finite.
     """
-    ghn, state = _load(files.checkpoint_file(path))
+    ghn, state = _load(files.checkpoint_file(path), check_finite)
     return ghn.config, state
 
 
-def load_ghn(path: str | Path, device: torch.device | str | None = None) -> GHN:
+def load_ghn(
+    path: str | Path, device: torch.device | str | None = None, check_finite: bool = True
+) -> GHN:
     """The GHN of a checkpoint, in evaluation mode.
 
     Needs the memory of its parameters once: they are not initialised before they are loaded.
@@ -45,7 +53,7 @@ def load_ghn(path: str | Path, device: torch.device | str | None = None) -> GHN:
     Raises:
         CheckpointError: see :func:`load`.
     """
-    ghn, state = _load(files.checkpoint_file(path))
+    ghn, state = _load(files.checkpoint_file(path), check_finite)
     ghn.load_state_dict(state, assign=True)
     return ghn.to(device or "cpu").eval()
 
@@ -97,37 +105,34 @@ def save(
     files.save(ghn.state_dict(), ghn.config.to_dict(), path, metadata, dtype)
 
 
-def _load(path: Path) -> tuple[GHN, dict[str, Tensor]]:
+def _load(path: Path, check_finite: bool) -> tuple[GHN, dict[str, Tensor]]:
     """The GHN, still empty, and what fits into it."""
-    values, state = files.load(path)
-    try:
+    values, tensors = files.load(path)
+    with failures(path, CheckpointError):
+        state = published_state(tensors)
         if not is_ghn(state):
-            raise CheckpointError(_another_kind(state))
-        state = published_state(state)
+            raise FileError(_another_kind(tensors))
+        del tensors
         inferred = infer_config(state)
         config = inferred if values is None else _config(values)
         _compare(config, inferred)
         ghn = empty_ghn(config)
-        return ghn, _fitted(ghn, state)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        return ghn, _fitted(ghn, state, check_finite)
 
 
 def _config(values: Any) -> GHNConfig:
     """The configuration of a file, each value of the type that it must have."""
-    if not isinstance(values, Mapping):
-        raise CheckpointError(f"the configuration is a {type(values).__name__}, not a dictionary")
+    if type(values) is not dict or any(type(name) is not str for name in values):
+        raise FileError(f"the configuration is {shown(values)}, not a dictionary of names")
     values = published_config(values)
     kind = config_class(values)
     for field in fields(kind):
         value = values.get(field.name, field.default)
-        wrong = type(value) is not type(field.default)
-        if wrong and not (field.name == "max_shape" and isinstance(value, list)):
-            raise CheckpointError(f"the configuration's {field.name} is {value!r}")
-    try:
-        return kind.from_dict(values)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(str(error)) from None
+        sizes = value if field.name == "max_shape" and type(value) in (list, tuple) else ()
+        wrong = sizes == () and type(value) is not type(field.default)
+        if wrong or any(type(size) is not int for size in sizes):
+            raise FileError(f"the configuration's {field.name} is {_stated(value)}")
+    return kind.from_dict(values)
 
 
 def _compare(config: GHNConfig, inferred: GHNConfig) -> None:
@@ -140,20 +145,27 @@ def _compare(config: GHNConfig, inferred: GHNConfig) -> None:
     if config.decoder == "low_rank":
         silent |= {"max_shape", "num_classes"}
     differing = [
-        f"{name} {stated.get(name)!r}, the tensors {found.get(name)!r}"
+        f"{name} {_stated(stated.get(name))}, the tensors {_stated(found.get(name))}"
         for name in sorted({*stated, *found} - silent)
         if stated.get(name) != found.get(name)
     ]
     if differing:
-        raise CheckpointError(f"the configuration says {'; '.join(differing)}")
+        raise FileError(f"the configuration says {'; '.join(differing)}")
+    if max(*config.max_shape, config.num_classes) > _LARGEST_SIZE:
+        raise FileError("the configuration has a larger max_shape or num_classes than any GHN")
 
 
-def _fitted(ghn: GHN, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _stated(value: Any) -> str:
+    short = type(value) in (list, tuple) and len(value) <= 4
+    return f"({', '.join(map(shown, value))})" if short else shown(value)
+
+
+def _fitted(ghn: GHN, state: dict[str, Tensor], check_finite: bool) -> dict[str, Tensor]:
     """The state dict with the shapes and the dtype of the GHN's own."""
     wanted = {name: tuple(value.shape) for name, value in ghn.state_dict().items()}
     missing, unknown = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     if missing or unknown:
-        raise CheckpointError(
+        raise FileError(
             "the tensors do not fit the configuration: "
             + "; ".join(
                 f"{what} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
@@ -165,17 +177,21 @@ def _fitted(ghn: GHN, state: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, shape in wanted.items():
         # Each is let go of before the next is cast, so that casting needs little memory.
         fitted[name] = _fit(name, state.pop(name), shape)
+        if check_finite and not torch.stack(fitted[name].aminmax()).isfinite().all():
+            raise FileError(
+                f"{name} has values that are not finite; with check_finite=False it is loaded"
+            )
     return fitted
 
 
 def _fit(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     # 1x1 convolutions in one public code are linear layers in the other.
     if _squeezed(tuple(value.shape)) != _squeezed(shape):
-        raise CheckpointError(
+        raise FileError(
             f"{name} has shape {tuple(value.shape)}; its configuration asks for {shape}"
         )
     if not value.is_floating_point():
-        raise CheckpointError(f"{name} is of {value.dtype}, not of a floating type")
+        raise FileError(f"{name} is of {value.dtype}, not of a floating type")
     return value.detach().reshape(shape).to(torch.float32).contiguous()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ghn_fast._system.errors import failures
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.ghn.files import load_ghn, save
 from ghn_fast.ghn.model import GHN
@@ -33,7 +34,8 @@ _GHN3_ALIASES = {
     "ghn3-xlarge": "ghn3-xl",
     **{file: name for name, file in _GHN3_FILES.items()},
 }
-_REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+(?:/[\w.-]+)*))?")
+_REPOSITORY = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w-][\w.-]*(?:/[\w-][\w.-]*)*))?")
+_LONGEST_NAME = 300
 _FILE_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".pkl", ".joblib", ".ckpt", ".gz", ".z")
 
 
@@ -46,6 +48,7 @@ def from_pretrained(
     cache_dir: str | Path | None = None,
     force_download: bool = False,
     local_files_only: bool = False,
+    check_finite: bool = True,
 ) -> GHN:
     """A trained GHN, in evaluation mode.
 
@@ -58,6 +61,7 @@ def from_pretrained(
         revision, token, cache_dir, force_download, local_files_only: for a Hugging Face
             repository, as in :func:`huggingface_hub.hf_hub_download`. What is in the cache is
             found without a network.
+        check_finite: refuse parameters with values that are not finite.
 
     Raises:
         CheckpointError: nothing has that name (with the nearest that exist), it cannot be
@@ -67,10 +71,12 @@ def from_pretrained(
     weights = _weights_folder() / f"{name}.safetensors"
     if name in shipped():
         with resources.as_file(weights) as path:
-            return load_ghn(path, device)
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return load_ghn(path, device)
+            return load_ghn(path, device, check_finite)
+    with failures(name, CheckpointError):
+        path = Path(name_or_path).expanduser()
+        exists = path.exists()
+    if exists:
+        return load_ghn(path, device, check_finite)
     repository, file = _repository(name)
     download = {
         "revision": revision,
@@ -79,7 +85,7 @@ def from_pretrained(
         "force_download": force_download,
         "local_files_only": local_files_only,
     }
-    return load_ghn(_download(repository, file, download), device)
+    return load_ghn(_download(repository, file, download), device, check_finite)
 
 
 def shipped() -> list[str]:
@@ -152,7 +158,10 @@ def _weights_folder() -> Any:
 
 
 def _repository(name: str) -> tuple[str, str]:
-    """The Hugging Face repository and the file in it that a name stands for."""
+    """The Hugging Face repository and the file in it that a name stands for.
+
+    No part of the file's name begins with a dot: it would lead out of the repository's folder.
+    """
     published = _GHN3_FILES.get(_GHN3_ALIASES.get(name, name))
     if published is not None:
         return _GHN3_REPOSITORY, published
@@ -164,6 +173,8 @@ def _repository(name: str) -> tuple[str, str]:
 
 
 def _unknown(name: str) -> str:
+    if len(name) > _LONGEST_NAME:
+        return f"there is no GHN {name!r}: it is too long to be one's name"
     path = Path(name).expanduser()
     if path.suffix in _FILE_ENDINGS and path.parent.is_dir():
         candidates = [str(entry) for entry in path.parent.iterdir() if entry.is_file()]
@@ -178,7 +189,6 @@ def _download(repository: str, file: str, options: Mapping[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import (
         EntryNotFoundError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
@@ -198,7 +208,7 @@ def _download(repository: str, file: str, options: Mapping[str, Any]) -> Path:
         raise CheckpointError(
             f"there is no {where} on the Hugging Face Hub, or it is private and needs a token"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of the network, of which there are several libraries
         raise CheckpointError(f"cannot download {where}: {error}") from error
 
 

@@ -22,6 +22,12 @@ _UNUSED = re.compile(r"decoder\.(l1|seq\.1)\.|decoder_1d\.0\.")
 # ghn3 moves these into the first layer once a GHN is built; the published files have them outside.
 _MOVED = re.compile(r"gnn\.0\.(?=(centrality_embed_in|centrality_embed_out|input_dist_embed)\.)")
 
+# What torch.compile, data parallelism and FSDP put into the names of what they wrap.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+_MOST_LAYERS = 1000
+
 
 def is_ghn(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has what every GHN has."""
@@ -29,7 +35,15 @@ def is_ghn(state: Mapping[str, Tensor]) -> bool:
 
 
 def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a GHN has of a published state dict, by our names."""
+    """What a GHN has of a published state dict, by our names.
+
+    Raises:
+        CheckpointError: two of its names are one without what wrappers add to them.
+    """
+    own = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
+    if len(own) < len(state):
+        raise CheckpointError("it has a parameter under two names")
+    state = own
     unused = {name for name in state if _UNUSED.match(name)}
     if "decoder_1d.0.weight" in unused:
         unused |= {"bias_class.1.weight", "bias_class.1.bias"}
@@ -79,6 +93,9 @@ def infer_config(state: Mapping[str, Tensor]) -> GHNConfig:
         CheckpointError: no GHN has such shapes.
     """
     for name, tensor in state.items():
+        # Without values a tensor may have any shape, and so ask for any size.
+        if tensor.numel() == 0:
+            raise CheckpointError(f"{name} has no values")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{name} is larger than its data")
     try:
@@ -141,7 +158,10 @@ def _max_shape(
 
 
 def _layers(state: Mapping[str, Tensor]) -> int:
-    return len({name for name in state if re.fullmatch(r"gnn\.\d+\.ln1\.weight", name)})
+    layers = sum(1 for name in state if re.fullmatch(r"gnn\.\d+\.ln1\.weight", name))
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"it has {layers} layers")
+    return layers
 
 
 def _heads(state: Mapping[str, Tensor]) -> int:

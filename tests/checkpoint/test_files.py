@@ -166,7 +166,7 @@ def small_state() -> dict[str, torch.Tensor]:
         ({"ghn_fast.config": '{"width": 3}'}, "unknown GHN configuration: width"),
         ({"ghn_fast.config": '{"hid": "8"}'}, "configuration's hid is '8'"),
         ({"ghn_fast.config": '{"hid": 7}'}, "hid must be a positive multiple of 4"),
-        ({"ghn_fast.config": '{"max_shape": [1, "a", 3, 3]}'}, "invalid literal"),
+        ({"ghn_fast.config": '{"max_shape": [1, "a", 3, 3]}'}, r"max_shape is \(1, 'a', 3, 3\)"),
     ],
 )
 def test_bad_header(tmp_path: Path, header: dict[str, str], message: str) -> None:
@@ -380,5 +380,7 @@ def test_a_larger_tensor_than_its_data(tmp_path: Path) -> None:
     state = small_state()
     state["decoder.fc.0.weight"] = torch.ones(1, 8).expand(32 * 10**6, 8)
     joblib.dump(state, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"decoder\.fc\.0\.weight is larger than its data"):
+    with pytest.raises(
+        CheckpointError, match=r"a tensor of 256000000 values is larger than its data"
+    ):
         load(tmp_path / "x.pt")

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import argparse
 import collections
 import gzip
 import os
+import pathlib
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_view_beyond_the_storage(tmp_path: Path) -> None:
     before, after = b"K\x00K\x04\x85", b"K\x00K\xc8\x85"
     assert content.count(before) == 1
     path.write_bytes(content.replace(before, after))
-    with pytest.raises(CheckpointError, match="out of bounds"):
+    with pytest.raises(CheckpointError, match="a tensor of 200 values is larger than its data"):
         load_tensor_pickle(path)
 
 
@@ -207,11 +207,11 @@ def opcodes(*parts: bytes) -> bytes:
         (opcodes(b"\x8c\x05posix", b"\x8c\x06system", b"\x93", b"\x8c\x02id\x85R"), "posix.system"),
         (opcodes(b"(\x8c\x02idiposix\nsystem\n"), "instruction b'i'"),
         (opcodes(b"(cposix\nsystem\n\x8c\x02ido"), "posix.system"),
-        (opcodes(b"ctorch\nFloatStorage\n)\x81"), r"instruction b'\\x81'"),
+        (opcodes(b"ctorch\nFloatStorage\n)\x81"), "it calls a dtype"),
         (opcodes(b"ctorch\nload\n"), "torch.load"),
-        (opcodes(b"ctorch.storage\n_load_from_bytes\n\x8c\x02id\x85R"), "a tensor are a str"),
+        (opcodes(b"ctorch.storage\n_load_from_bytes\n\x8c\x02id\x85R"), "a tensor are 'id'"),
         (opcodes(b"\x82\x01"), r"instruction b'\\x82'"),
-        (opcodes(b"\x8c\x02id)R"), "calls a str"),
+        (opcodes(b"\x8c\x02id)R"), "calls 'id'"),
         (opcodes(b"B\x20\x00\x00\x00" + bytes(32)), "bytes that are no tensor's data"),
         (opcodes(b"j\x05\x00\x00\x00"), "damaged"),
         (opcodes(b"u"), "damaged"),
@@ -239,7 +239,7 @@ def test_attack_inside_of_a_storage(tmp_path: Path) -> None:
     ("content", "name"),
     [
         ({"a": np.zeros(3)}, r"joblib\.numpy_pickle\.NumpyArrayWrapper"),
-        ({"args": argparse.Namespace(a=1)}, r"argparse\.Namespace"),
+        ({"args": pathlib.PurePosixPath("a")}, r"pathlib\.PurePosixPath"),
         (nn.Linear(2, 2), r"torch\.nn\.modules\.linear\.Linear"),
     ],
 )
