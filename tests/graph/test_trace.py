@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghn_fast.graph.trace import rules
-from ghn_fast.graph.trace.tracer import FROZEN, UNREACHED, Trace, TraceError, trace
+from ghn_fast.graph.trace.tracer import Trace, TraceError, trace
+from ghn_fast.graph.trace.unused import FROZEN, NOT_TAKEN, UNREACHED
 from tests.graphs import SmallClassifier, small_classifier
 
 
@@ -480,7 +481,7 @@ def test_control_flow_on_activations_runs_for_real() -> None:
     model.bn = nn.BatchNorm2d(3)
     result = trace(model, IMAGE)
     assert edges(result) == chain("input", "a.weight", "a.bias", "c.weight", "c.bias")
-    assert result.unused["b.weight"] == UNREACHED
+    assert result.unused["b.weight"] == NOT_TAKEN
 
 
 def test_values_of_integer_inputs_are_known() -> None:

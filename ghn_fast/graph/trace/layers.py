@@ -113,9 +113,31 @@ def only_parameters(rec: Recorder, x: Tensor) -> bool:
 
 
 _CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_ATEN = (
+    *("input", "weight", "bias", "stride", "padding", "dilation", "transposed"),
+    *("output_padding", "groups"),
+)
 _CONV_TRANSPOSE = (
     *("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
 )
+
+
+def any_convolution(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """``aten.convolution``, which all convolutions become when they are taken apart."""
+    values = dict(zip(_CONV_ATEN, args, strict=False)) | kwargs
+    if rec.opaque or only_parameters(rec, values["input"]):
+        return rec.generic(func, args, kwargs)
+    return rec.tag(rec.run(func, args, kwargs), _convolution_record(rec, values))
+
+
+def _convolution_record(rec: Recorder, values: dict[str, Any]) -> int:
+    node_type = "conv"
+    if values.get("groups", 1) > 1:
+        dilation = values.get("dilation", 1)
+        dilated = min(dilation if isinstance(dilation, Sequence) else (dilation,)) > 1
+        node_type = "dil_conv" if dilated else "sep_conv"
+    x, weight, bias = values["input"], values["weight"], values.get("bias")
+    return layer_record(rec, node_type, rec.records_in(x), weight, bias)
 
 
 def convolution(transposed: bool = False) -> Handler:
@@ -125,17 +147,13 @@ def convolution(transposed: bool = False) -> Handler:
 
     def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
         values = dict(zip(names, args, strict=False)) | kwargs
-        x, weight = values.pop("input"), values["weight"]
+        x = values["input"]
         if rec.opaque or only_parameters(rec, x):
             return rec.generic(func, args, kwargs)
-        node_type = "conv"
-        if values.get("groups", 1) > 1:
-            dilation = values.get("dilation", 1)
-            dilated = min(dilation if isinstance(dilation, Sequence) else (dilation,)) > 1
-            node_type = "dil_conv" if dilated else "sep_conv"
-        number = layer_record(rec, node_type, rec.records_in(x), weight, values.get("bias"))
+        number = _convolution_record(rec, values)
         if rec.execute:
             return rec.tag(rec.run(func, args, kwargs), number)
+        del values["input"]
         return rec.fresh(shape(x, **values), number, x.dtype)
 
     return handle
@@ -199,6 +217,20 @@ def normalisation(node_type: str, names: Sequence[str]) -> Handler:
     return handle
 
 
+def taken_apart_normalisation(node_type: str, names: Sequence[str]) -> Handler:
+    """``aten.native_layer_norm`` and its kin, which also return statistics."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        values = dict(zip(names, args, strict=False)) | kwargs
+        x, weight, bias = values["input"], values.get("weight"), values.get("bias")
+        if rec.opaque or only_parameters(rec, x):
+            return rec.generic(func, args, kwargs)
+        number = norm_record(rec, node_type, rec.records_in(x), weight, bias)
+        return rec.tag(rec.run(func, args, kwargs), number)
+
+    return handle
+
+
 def norm_record(
     rec: Recorder, node_type: str, parents: Sequence[int], weight: Any, bias: Any
 ) -> int:
@@ -227,11 +259,12 @@ def norm_bias(rec: Recorder, bias: Tensor, weight: int) -> int:
     return weight
 
 
-def embedding(node_type: str) -> Handler:
+def embedding(node_type: str, names: Sequence[str] = ("input", "weight")) -> Handler:
     """``torch.nn.functional.embedding``: rows of a table."""
 
     def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
-        index, weight = bind(("input", "weight"), args, kwargs)
+        values = dict(zip(names, bind(names, args, kwargs), strict=True))
+        index, weight = values["input"], values["weight"]
         if rec.opaque:
             return rec.generic(func, args, kwargs)
         number = weight_record(rec, node_type, weight, rec.records_in(index))
@@ -274,7 +307,7 @@ def multi_head_attention(node_type: str) -> Handler:
         number = rec.merge(projected)
         if a["in_proj_bias"] is not None:
             number = bias_record(rec, a["in_proj_bias"], number)
-        for name in ("bias_k", "bias_v"):
+        for name in ("bias_k", "bias_v", "attn_mask", "key_padding_mask"):
             number = rec.merge([number, *rec.records_in(a.get(name))])
         need_weights = a.get("need_weights", True)
         if need_weights:
@@ -296,30 +329,6 @@ def _weights_shape(a: dict[str, Any]) -> tuple[int, ...]:
     batch = () if query.dim() == 2 else (query.shape[1],)
     heads = () if a.get("average_attn_weights", True) else (a["num_heads"],)
     return (*batch, *heads, query.shape[0], source)
-
-
-_RNN_STATES = {"lstm": 2, "gru": 1, "rnn_tanh": 1, "rnn_relu": 1}
-
-
-def recurrent(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
-    """``torch.lstm`` and its kin: their weights are no layer of the published definition."""
-    packed = isinstance(args[3], (list, tuple))
-    if rec.execute or rec.opaque or packed:
-        return rec.generic(func, args, kwargs)
-    x, states, weights, _, layers, _, _, bidirectional, batch_first = args[:9]
-    for parameter in (rec.parameter_of(weight) for weight in weights):
-        if parameter is not None:
-            parameter.role = "recurrent_weight" if parameter.tensor.dim() > 1 else "recurrent_bias"
-    number = rec.merge(rec.records_in(args))
-    directions = 2 if bidirectional else 1
-    gates = {"lstm": 4, "gru": 3}.get(func.__name__, 1)
-    hidden = weights[0].shape[0] // gates
-    first = states[0] if isinstance(states, (list, tuple)) else states
-    width = first.shape[-1]
-    out = rec.fresh((*x.shape[:-1], directions * width), number, x.dtype)
-    batch = () if x.dim() == 2 else (x.shape[0 if batch_first else 1],)
-    sizes = [width, hidden][: _RNN_STATES[func.__name__]]
-    return out, *(rec.fresh((layers * directions, *batch, size), number, x.dtype) for size in sizes)
 
 
 _POSITION = re.compile(r"(^|[._])(abs(olute)?_)?(\w+_)?pos(ition(al|s)?)?($|[._\d]|_?e(mb|nc))")

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from ghn_fast.graph.trace import shapes
 from ghn_fast.graph.trace.flattened import note_flattening
-from ghn_fast.graph.trace.recorder import LARGE, Args, Func, Kwargs, NeedsValues, Recorder, bind
+from ghn_fast.graph.trace.recorder import (
+    LARGE,
+    Args,
+    Func,
+    Kwargs,
+    NeedsValues,
+    Recorder,
+    bind,
+    in_place,
+    name_of,
+)
 
 _META = torch.device("meta")
 
@@ -26,7 +36,7 @@ def unary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     parents = rec.records_in(args[1:], kwargs)
     if parents:
         number = rec.merge([number, *parents])
-    if func.__name__.endswith("_") or kwargs.get("inplace"):
+    if in_place(func) or kwargs.get("inplace"):
         if parents:
             rec.mutate(x, number)
         return x
@@ -43,7 +53,7 @@ def reshape(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
 def _reshaped(rec: Recorder, func: Func, args: Args, kwargs: Kwargs, x: Tensor) -> Any:
     """A view where the layout allows it, else what a copy would give."""
     number = rec.record_of(x)
-    if func.__name__ != "reshape":
+    if name_of(func) != "reshape":
         return rec.generic(func, args, kwargs)
     if number is None or rec.execute or not x.is_meta or x.is_contiguous() or x.numel() == 0:
         return rec.generic(func, args, kwargs)
@@ -61,7 +71,7 @@ def binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     parents = rec.records_in(a, b)
     if parents:
         return binary_result(rec, func, args, kwargs, a, b, rec.merge(parents))
-    made = isinstance(a, Tensor) and isinstance(b, Tensor) and not _in_place(func)
+    made = isinstance(a, Tensor) and isinstance(b, Tensor) and not in_place(func)
     if made and not rec.execute and math.prod(shapes.broadcast(a.shape, b.shape)) > LARGE:
         return rec.large_constant(func, args, kwargs)
     return rec.generic(func, args, kwargs)
@@ -72,13 +82,13 @@ def binary_result(
 ) -> Any:
     both = isinstance(a, Tensor) and isinstance(b, Tensor)
     first = a if isinstance(a, Tensor) else b
-    in_place = _in_place(func)
+    changes = in_place(func)
     plain = first.is_floating_point() and (
         a.dtype == b.dtype if both else isinstance(a if first is b else b, (int, float))
     )
-    if rec.execute or not plain or (in_place and not rec.shape_only(first)) or "out" in kwargs:
+    if rec.execute or not plain or (changes and not rec.shape_only(first)) or "out" in kwargs:
         return _run_binary(rec, func, args, kwargs, number)
-    if in_place:
+    if changes:
         rec.mutate(first, number)
         return first
     out = shapes.broadcast(a.shape, b.shape) if both else first.shape
@@ -87,14 +97,10 @@ def binary_result(
 
 def _run_binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs, number: int) -> Any:
     result = rec.perform(func, args, kwargs)
-    if _in_place(func):
+    if in_place(func):
         rec.mutate(args[0], number)
         return args[0]
     return rec.tag(result, number)
-
-
-def _in_place(func: Func) -> bool:
-    return func.__name__.endswith("_") and not func.__name__.endswith("__")
 
 
 def to(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
@@ -103,7 +109,7 @@ def to(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     number = rec.record_of(x)
     if number is None or rec.execute or not rec.shape_only(x):
         return rec.generic(func, args, kwargs)
-    dtype = _target_dtype(rec, func.__name__, args[1:], kwargs, x.dtype)
+    dtype = _target_dtype(rec, name_of(func), args[1:], kwargs, x.dtype)
     if dtype == x.dtype and rec.parameter_of(x) is None:
         return x
     return rec.fresh(x.shape, number, dtype)
@@ -140,7 +146,9 @@ def device(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
 
 def constant(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """``zeros``, ``full``, ...: a constant, with values unless it is large."""
-    if rec.execute or _elements(kwargs.get("size", args)) <= LARGE:
+    if rec.execute:
+        return rec.constant(func(*args, **kwargs))
+    if _elements(kwargs.get("size", args)) <= LARGE:
         return func(*args, **kwargs)
     return rec.large_constant(func, args, {**kwargs, "device": _META})
 
@@ -149,8 +157,8 @@ def constant_like(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """``zeros_like``, ``new_ones``, ...: a constant of that size, on the model's device."""
     x = args[0] if args else kwargs["input"]
     if rec.execute:
-        return func(*args, **kwargs)
-    if _elements_like(func.__name__, x, args[1:], kwargs) > LARGE:
+        return rec.constant(func(*args, **kwargs))
+    if _elements_like(name_of(func), x, args[1:], kwargs) > LARGE:
         return rec.large_constant(func, args, {**kwargs, "device": _META})
     if x.is_meta:
         kwargs.setdefault("device", rec.device)
@@ -188,9 +196,23 @@ def look(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
 
 def values(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """Questions about a tensor's values, which only constants and parameters have."""
-    if any(rec.shape_only(tensor) for tensor in rec.tensors_in(args)):
-        raise NeedsValues(f"the model asks for the value of an activation ({func.__name__})")
+    parents = rec.records_in(args)
+    rec.asked = rec.asked or bool(parents)
+    if rec.execute:
+        rec.taken += parents if name_of(func) in _ARRAYS else ()
+    elif any(rec.shape_only(tensor) for tensor in rec.tensors_in(args)):
+        raise NeedsValues(f"the model asks for the value of an activation ({name_of(func)})")
     return func(*args, **kwargs)
+
+
+_ARRAYS = frozenset(("numpy", "__array__", "tolist"))
+
+
+def from_data(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """A tensor made of numbers or of an array, perhaps of what the model took out of tensors."""
+    if not rec.execute or rec.records_in(args, kwargs):
+        return rec.generic(func, args, kwargs)
+    return rec.tag(func(*args, **kwargs), rec.outside())
 
 
 def get_item(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
@@ -233,10 +255,11 @@ def select(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """``nonzero``, ``where`` with one argument and ``masked_select``, see :func:`_selected`."""
     x = args[0] if args else kwargs["input" if "input" in kwargs else "condition"]
     parents = rec.records_in(args, kwargs)
+    rec.asked = rec.asked or (rec.execute and bool(parents))
     if not parents or rec.execute or not rec.shape_only(x) or (func in _WHERE and len(args) > 1):
         return rec.generic(func, args, kwargs)
     number = rec.merge(parents)
-    if func.__name__ == "masked_select":
+    if name_of(func) == "masked_select":
         return rec.fresh((x.numel(),), number, x.dtype)
     if func in _WHERE or kwargs.get("as_tuple"):
         return tuple(rec.fresh((x.numel(),), number, torch.int64) for _ in range(x.dim()))

@@ -31,6 +31,7 @@ from ghn_fast.graph.trace.recorder import (
     Parameter,
     Recorder,
     bind,
+    name_of,
 )
 
 # How far back a product looks for the softmax or the average that one operand comes from.
@@ -155,7 +156,7 @@ def product(node_type: str) -> Handler:
         a, b = bind(("input", "other"), args, kwargs)
         if b is None:
             b = kwargs.get("mat2", kwargs.get("tensor2"))
-        if "rmatmul" in func.__name__:
+        if "rmatmul" in name_of(func):
             a, b = b, a
         parents = rec.records_in(a, b)
         if rec.opaque or not parents:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from operator import is_
 from types import ModuleType
@@ -25,8 +25,10 @@ _PLAIN = frozenset((bool, int, float, str, tuple, type(None), nn.Parameter, torc
 @contextmanager
 def preserved(
     model: nn.Module, modules: Iterable[nn.Module], buffers: bool = False
-) -> Iterator[None]:
+) -> Iterator[Callable[[], bool]]:
     """Restores modules' attributes and the random number generators on leaving.
+
+    Yields a function that tells whether a generator was used meanwhile.
 
     Args:
         model: the model.
@@ -41,7 +43,7 @@ def preserved(
     attributes += objects
     generators = _generator_states(model)
     try:
-        yield
+        yield lambda: _differ(generators, _generator_states(model))
     finally:
         _restore_attributes(attributes)
         _restore_containers(empty, filled)
@@ -151,6 +153,17 @@ def _generator_states(model: nn.Module) -> dict[str, Any]:
     if torch.cuda.is_available() and any(p.is_cuda for p in model.parameters()):
         states["cuda"] = torch.cuda.get_rng_state_all()
     return states
+
+
+def _differ(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return not torch.equal(a, b)
+    if isinstance(a, dict):
+        return any(_differ(value, b[name]) for name, value in a.items())
+    if isinstance(a, (list, tuple)):
+        return any(map(_differ, a, b))
+    # Also arrays of numpy.
+    return bool((a != b).any()) if hasattr(a, "any") else bool(a != b)
 
 
 def _restore_generators(states: dict[str, Any]) -> None:

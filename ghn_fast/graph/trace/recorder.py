@@ -30,6 +30,7 @@ _numbers = count()
 _CPU = torch.device("cpu")
 LARGE = 1 << 20
 """Elements; constants above are known by their shape only, so that they take no memory."""
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 _PLAIN = frozenset((bool, int, float, str, tuple, list, dict, OrderedDict, set, type(None)))
 """What most attributes of modules are: a look at the class tells that they are no tensors."""
 
@@ -96,6 +97,7 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Handler = Callable[["Recorder", Func, Args, Kwargs], Any]
 """How a call is read: with the function and its arguments, to its result."""
+Rules = dict[Callable[..., Any] | str, Handler]
 
 
 def bind(names: Sequence[str], args: Args, kwargs: Kwargs) -> list[Any]:
@@ -106,9 +108,15 @@ def bind(names: Sequence[str], args: Args, kwargs: Kwargs) -> list[Any]:
 class Recorder(TorchFunctionMode):
     """The mode under which a model runs to have its data flow recorded.
 
+    Attributes:
+        inside: a call is being read.
+        taken: the records of values that became arrays or numbers.
+        asked: the model's course may depend on values of its inputs or activations.
+        random: and on random numbers.
+
     Args:
         modules: the model's, with their names; parameters and buffers are known by identity.
-        handlers: the rules, by the function they apply to.
+        handlers: the rules, by the function they apply to, or the name of an operator.
         execute: run every operation for real instead of working out shapes. For models whose
             course depends on the values of activations.
         products: for each gate and attention, in order of execution, whether it is a node.
@@ -118,7 +126,7 @@ class Recorder(TorchFunctionMode):
     def __init__(
         self,
         modules: Sequence[tuple[str, nn.Module]],
-        handlers: dict[Callable[..., Any], Handler],
+        handlers: Rules,
         execute: bool = False,
         products: Iterable[bool] = (),
         types: Sequence[str] = NODE_TYPES,
@@ -130,6 +138,10 @@ class Recorder(TorchFunctionMode):
         self.records = Records()
         self.parameters: dict[int, Parameter] = {}
         self.opaque = 0
+        self.inside = False
+        self.taken: list[int] = []
+        self.asked = self.random = False
+        self._written: dict[int, tuple[Tensor, int]] = {}
         self._products = iter(products)
         # Marks on tensors are this recorder's own: a tensor may outlive it in some cache.
         mark = next(_numbers)
@@ -198,9 +210,28 @@ class Recorder(TorchFunctionMode):
         if id(tensor) in self._owned:
             return self._owned[id(tensor)]
         number = getattr(tensor, self._id, None)
-        if number is None and (self.execute or tensor.is_meta) and not self._on_meta:
+        if self._written:
+            number = self._through_base(tensor, number)
+        if number is None and self.execute:
+            number = self.outside()
+            setattr(tensor, self._id, number)
+        elif number is None and tensor.is_meta and not self._on_meta:
             raise Hidden("a tensor comes from a call that cannot be seen")
         return None if number == _CONSTANT else number
+
+    def outside(self) -> int:
+        """The record of a tensor made of what is no tensor, such as an array of numpy.
+
+        It depends on all values that the model has taken out of tensors so far.
+        """
+        return self.merge(self.taken) if self.taken else _CONSTANT
+
+    def _through_base(self, tensor: Tensor, number: int | None) -> int | None:
+        """Of a view: also what was written into its memory through another view."""
+        written = None if tensor._base is None else self._written.get(id(tensor._base))
+        if written is None or number == written[1]:
+            return number
+        return written[1] if number in (None, _CONSTANT) else self.merge((number, written[1]))
 
     def parameter_of(self, value: Any) -> Parameter | None:
         """The parameter that a value is, itself and not something made from it."""
@@ -229,16 +260,19 @@ class Recorder(TorchFunctionMode):
 
     def all_used(self) -> bool:
         """Whether every parameter has taken part in the computation so far."""
-        return all(
-            p.node is not None or p.source is not None or p.folded is not None
-            for p in self.parameters.values()
-        )
+        return all(map(self.is_used, self.parameters.values()))
+
+    @staticmethod
+    def is_used(parameter: Parameter) -> bool:
+        """Whether a parameter has taken part in the computation so far."""
+        records = (parameter.node, parameter.source, parameter.folded)
+        return any(record is not None for record in records)
 
     def tag(self, value: Any, number: int) -> Any:
         """Notes on every tensor in a result which record made it."""
         if isinstance(value, Tensor):
             if id(value) in self._owned:
-                self._owned[id(value)] = number
+                self._owned[id(value)] = None if number == _CONSTANT else number
             elif id(value) not in self.parameters:
                 setattr(value, self._id, number)
         elif isinstance(value, (tuple, list)):
@@ -347,7 +381,7 @@ class Recorder(TorchFunctionMode):
         try:
             result = func(*fake(args), **fake(kwargs))
         except (NotImplementedError, RuntimeError) as error:
-            raise NeedsValues(f"{_name(func)} on shapes: {error}") from error
+            raise NeedsValues(f"{name_of(func)} on shapes: {error}") from error
         if originals and isinstance(result, Tensor):
             # An operation in place returns what it was given.
             return originals.get(id(result), result)
@@ -362,10 +396,20 @@ class Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        self.inside = True
+        try:
+            return self.read(func, args, kwargs or {})
+        finally:
+            self.inside = False
+
+    def read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Records a call by its rule and returns its result."""
         handler = self.handlers.get(func)
+        if handler is None and isinstance(func, _OPERATORS):
+            handler = self.handlers.get(_operator(func))
         if handler is not None:
-            return handler(self, func, args, kwargs or {})
-        return self.generic(func, args, kwargs or {})
+            return handler(self, func, args, kwargs)
+        return self.generic(func, args, kwargs)
 
     def generic(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -431,7 +475,11 @@ class Recorder(TorchFunctionMode):
                     self._replaced(changed, _CONSTANT)
             return self.large_constant(func, args, kwargs)
         result = func(*args, **kwargs)
-        return self.tag(result, _CONSTANT) if self.execute else result
+        return self.constant(result) if self.execute else result
+
+    def constant(self, value: Any) -> Any:
+        """A value that depends on no input and no parameter."""
+        return self.tag(value, _CONSTANT)
 
     def large_constant(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -451,7 +499,9 @@ class Recorder(TorchFunctionMode):
             base = self._originals.get(id(base), base)
             # What an operation made on its way to a view has no mark, and nobody else sees it.
             old = self.record_of(base) if self._is_known(base) else None
-            self._replaced(base, number if old is None else self.merge((old, number)))
+            whole = number if old is None else self.merge((old, number))
+            self._replaced(base, whole)
+            self._written[id(base)] = base, whole
 
     def _is_known(self, tensor: Tensor) -> bool:
         owned = id(tensor) in self.parameters or id(tensor) in self._owned
@@ -466,17 +516,25 @@ class Recorder(TorchFunctionMode):
 def _mutated(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | None:
-    if _in_place(func) and args and isinstance(args[0], Tensor):
+    if in_place(func) and args and isinstance(args[0], Tensor):
         return args[0]
     out = kwargs.get("out")
     return out if isinstance(out, Tensor) else None
 
 
 @lru_cache(maxsize=4096)
-def _in_place(func: Callable[..., Any]) -> bool:
-    name = _name(func)
+def in_place(func: Callable[..., Any]) -> bool:
+    """Whether a function changes its first argument."""
+    name = name_of(func)
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
-def _name(func: Callable[..., Any]) -> str:
-    return getattr(func, "__name__", "") or str(func)
+@lru_cache(maxsize=4096)
+def _operator(func: Callable[..., Any]) -> str:
+    """ "aten.add" for ``torch.ops.aten.add`` and for all its overloads."""
+    return ".".join(str(func).split(".")[:2])
+
+
+def name_of(func: Callable[..., Any]) -> str:
+    """Of a function, or of an operator without its overload ("add_" of ``aten.add_.Tensor``)."""
+    return (getattr(func, "__name__", "") or str(func)).partition(".")[0]

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ghn_fast.graph.trace import layers, nodeless, operators
-from ghn_fast.graph.trace.recorder import Handler
+from ghn_fast.graph.trace import layers, nodeless, operators, recurrent
+from ghn_fast.graph.trace.recorder import Handler, Rules
 from ghn_fast.graph.types import NODE_TYPE_INDEX
 
 Row = tuple[Handler, Sequence[Callable[..., Any] | None]]
@@ -65,7 +65,13 @@ LAYERS: tuple[Row, ...] = (
     (layers.normalisation("rmsnorm", _RMS_NORM), [F.rms_norm]),
     (layers.embedding("pos_enc"), [F.embedding]),
     # contracted, but their parameters are known by what they are
-    (layers.recurrent, [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]),
+    (recurrent.layer, [torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu]),
+    (
+        recurrent.cell,
+        [torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell],
+    ),
+    (recurrent.pack, [torch._pack_padded_sequence]),
+    (recurrent.unpack, [torch._pad_packed_sequence]),
 )
 
 OPERATIONS: tuple[Row, ...] = (
@@ -121,6 +127,7 @@ CONTRACTED: tuple[Row, ...] = (
         nodeless.constant,
         [torch.zeros, torch.ones, torch.full, torch.empty, torch.rand, torch.randn],
     ),
+    (nodeless.from_data, [torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy]),
     (
         nodeless.constant_like,
         _tensor(
@@ -152,21 +159,52 @@ CONTRACTED: tuple[Row, ...] = (
 )
 
 
-def function_rules() -> dict[Callable[..., Any], Handler]:
+_NATIVE_GROUP_NORM = ("input", "weight", "bias")
+
+OPERATORS: tuple[tuple[Handler, str], ...] = (
+    # those of torch.ops.aten whose arguments are others than the function's of that name
+    (layers.any_convolution, "convolution"),
+    (layers.normalisation("bn", ("input", "weight", "bias")), "batch_norm"),
+    (layers.normalisation("ln", ("input", "weight", "bias")), "instance_norm"),
+    (layers.embedding("pos_enc", ("weight", "input")), "embedding"),
+    (layers.taken_apart_normalisation("ln", _LAYER_NORM), "native_layer_norm"),
+    (layers.taken_apart_normalisation("ln", _NATIVE_GROUP_NORM), "native_group_norm"),
+    *(
+        (layers.taken_apart_normalisation("bn", _NATIVE_GROUP_NORM), name)
+        for name in (
+            *("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"),
+            "_native_batch_norm_legit_no_training",
+        )
+    ),
+    (operators.adaptive_average("glob_avg", 2), "_adaptive_avg_pool2d"),
+    (operators.adaptive_average("glob_avg", 3), "_adaptive_avg_pool3d"),
+    (operators.softmax, "_softmax"),
+)
+
+
+def function_rules() -> Rules:
     """The table, by function."""
     return _function_rules("torchvision" in sys.modules)
 
 
 @lru_cache(maxsize=2)
-def _function_rules(vision: bool) -> dict[Callable[..., Any], Handler]:
-    table: dict[Callable[..., Any], Handler] = {}
+def _function_rules(vision: bool) -> Rules:
+    table: Rules = {}
     for handler, functions in (*LAYERS, *OPERATIONS, *CONTRACTED):
         for function in functions:
             if function is not None:
                 table[function] = handler
+    table |= _operator_rules(table)
     if vision:
         table[torch.ops.torchvision.nms] = nodeless.suppress
     return table
+
+
+def _operator_rules(table: Rules) -> Rules:
+    """Those of ``torch.ops.aten``, by name; most have the arguments of the function so called."""
+    named = {getattr(function, "__name__", ""): handler for function, handler in table.items()}
+    named |= {name: handler for handler, name in OPERATORS}
+    return {f"aten.{name}": handler for name, handler in named.items()}
 
 
 MODULES: dict[type[nn.Module], str] = {}

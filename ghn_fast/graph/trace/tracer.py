@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, is_dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,15 @@ from torch.nn.parameter import is_lazy
 
 from ghn_fast._system.collection import uncollected
 from ghn_fast.graph.node import Node
-from ghn_fast.graph.trace.autograd_walk import differentiable, read_backward
 from ghn_fast.graph.trace.contract import contract
+from ghn_fast.graph.trace.dispatched import dispatched
 from ghn_fast.graph.trace.inputs import guess_inputs, unwrapped
 from ghn_fast.graph.trace.layers import is_norm, is_position_table, layer_record, norm_record
 from ghn_fast.graph.trace.preserve import preserved
-from ghn_fast.graph.trace.recorder import Hidden, Kind, NeedsValues, Parameter, Recorder
+from ghn_fast.graph.trace.recorder import Kind, NeedsValues, Parameter, Recorder
 from ghn_fast.graph.trace.rules import MODULES, ROLES, function_rules
+from ghn_fast.graph.trace.unused import FROZEN, GUESSED, TRAINING_ONLY, reason, whole_parts
 from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX, NODE_TYPES
-
-UNREACHED = "does not reach the output"
-FROZEN = "requires_grad is False while other parameters are trained"
 
 
 class TraceError(RuntimeError):
@@ -52,6 +49,11 @@ class Trace:
     unused: dict[str, str] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def missing(self) -> set[str]:
+        """The parameters that no output depends on."""
+        return {name for name, why in self.unused.items() if why != FROZEN}
+
 
 def trace(
     model: nn.Module, example_inputs: Any = None, types: tuple[str, ...] = NODE_TYPES
@@ -60,8 +62,8 @@ def trace(
 
     The model is left as it was: mode, buffers, attributes, hooks, gradients and random state.
     Parts that run only in training, such as auxiliary heads, are counted. A model whose course
-    depends on the values of activations is run for real, on the same inputs; where its calls
-    cannot be seen, because it is scripted, autograd's graph of that run is read.
+    depends on the values of activations is run for real, on the same inputs, and so is one whose
+    calls cannot be seen in Python, because it is scripted.
 
     Args:
         model: any module that can be called, on any device and in any floating point type.
@@ -78,8 +80,11 @@ def trace(
         _check_parameters(model, modules)
         call = _Call(model, modules, *_arguments(model, example_inputs), types)
         result = _attempt(call, training=False)
-        if UNREACHED in result.unused.values() and _depends_on_mode(modules):
+        if result.missing:
             result = _with_training_parts(call, result)
+        if example_inputs is None and result.missing:
+            for name in whole_parts(modules, result.missing):
+                result.unused[name] = GUESSED
         return result
 
 
@@ -131,51 +136,27 @@ def _check_parameters(model: nn.Module, modules: Modules) -> None:
 
 
 def _with_training_parts(call: _Call, evaluated: Trace) -> Trace:
-    """The graph in training mode if more parameters reach an output there."""
+    """The graph in training mode if more parameters, and no others, reach an output there."""
     try:
-        trained = _attempt(call, training=True, fallback=False)
+        trained = _attempt(call, training=True)
     except TraceError:
         return evaluated
-    return trained if len(trained.unused) < len(evaluated.unused) else evaluated
+    if trained.missing < evaluated.missing:
+        return trained
+    for name in evaluated.missing - trained.missing:
+        evaluated.unused[name] = TRAINING_ONLY
+    return evaluated
 
 
-def _depends_on_mode(modules: Modules) -> bool:
-    """Whether any code of the model's own looks at ``training``."""
-    classes: set[type] = {type(module) for _, module in modules}
-    return any(_reads_training(module_class) for module_class in classes)
-
-
-@lru_cache(maxsize=4096)
-def _reads_training(module_class: type) -> bool:
-    for base in module_class.__mro__:
-        if base.__module__.startswith("torch.nn."):
-            continue
-        for member in vars(base).values():
-            code = getattr(getattr(member, "__wrapped__", member), "__code__", None)
-            if code is not None and "training" in code.co_names:
-                return True
-    return False
-
-
-def _attempt(call: _Call, training: bool, fallback: bool = True) -> Trace:
-    if fallback and any(isinstance(m, torch.jit.ScriptModule) for _, m in call.modules):
-        return _attempt_walk(call, training)
+def _attempt(call: _Call, training: bool) -> Trace:
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for _, module in call.modules)
     try:
-        return _run(call, training, execute=False)
+        return _run(call, training, execute=scripted)
     except Exception as error:
-        if not fallback or call.on_meta:
+        if call.on_meta or scripted:
             raise _explain(call, error) from error
     try:
         return _run(call, training, execute=True)
-    except Hidden:
-        return _attempt_walk(call, training)
-    except Exception as error:
-        raise _explain(call, error) from error
-
-
-def _attempt_walk(call: _Call, training: bool) -> Trace:
-    try:
-        return _walk(call, training)
     except Exception as error:
         raise _explain(call, error) from error
 
@@ -210,41 +191,20 @@ def _run(call: _Call, training: bool, execute: bool) -> Trace:
     model, modules = call.model, call.modules
     products = getattr(model, "graph_products", ())
     with ExitStack() as stack:
-        stack.enter_context(preserved(model, [module for _, module in modules], execute))
-        stack.enter_context(torch.set_grad_enabled(not execute))
+        parts = [module for _, module in modules]
+        drew = stack.enter_context(preserved(model, parts, execute))
         stack.enter_context(_eager())
         _set_mode(modules, training)
         recorder = Recorder(modules, function_rules(), execute, products, call.types)
         _isolate_registered(modules, recorder)
         inputs = _enter(recorder, (call.args, call.kwargs))
+        # Some fused kernels, which hide what they do, are for models that need no gradients.
+        stack.enter_context(torch.enable_grad())
+        if execute:
+            stack.enter_context(dispatched(recorder))
         outputs = _outputs(model, recorder, *inputs)
+        recorder.random = not recorder.all_used() and drew()
     return _assemble(recorder, outputs)
-
-
-def _walk(call: _Call, training: bool) -> Trace:
-    """Runs the model for real and reads autograd's graph of it."""
-    model, modules = call.model, call.modules
-    if isinstance(model, torch.jit.ScriptModule):
-        model = _fresh_copy(model)
-        modules = list(model.named_modules())
-    with ExitStack() as stack:
-        stack.enter_context(preserved(model, [module for _, module in modules], buffers=True))
-        stack.enter_context(_eager())
-        _set_mode(modules, training)
-        recorder = Recorder(modules, function_rules(), execute=True, types=call.types)
-        inputs = _enter(recorder, (call.args, call.kwargs))
-        stack.enter_context(differentiable(recorder, _tensors_of(inputs)))
-        output = unwrapped(model)(*inputs[0], **inputs[1])
-        outputs = read_backward(recorder, _tensors_of(output))
-    return _assemble(recorder, outputs)
-
-
-def _fresh_copy(model: torch.jit.ScriptModule) -> nn.Module:
-    """A copy that has not run: scripted code that has run hides its operations from autograd."""
-    content = io.BytesIO()
-    torch.jit.save(model, content)
-    content.seek(0)
-    return torch.jit.load(content)
 
 
 def _set_mode(modules: Modules, training: bool) -> None:
@@ -260,13 +220,14 @@ def _outputs(
     """Runs the model and returns the records of what it returned."""
     try:
         with recorder:
-            output = unwrapped(model)(*args, **kwargs)
+            # A generator computes what it yields only now.
+            output = list(_tensors_of(unwrapped(model)(*args, **kwargs)))
     except NeedsValues:
         # What is left, such as pasting predicted masks into an image, has no parameters.
         if not recorder.all_used():
             raise
         return list(range(len(recorder.records.kinds)))
-    return [r for t in _tensors_of(output) if (r := recorder.record_of(t)) is not None]
+    return [r for t in output if (r := recorder.record_of(t)) is not None]
 
 
 @contextmanager
@@ -306,12 +267,19 @@ def _tensors_of(value: Any, depth: int = 0) -> Iterator[Tensor]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors_of(item, depth + 1)
-    elif isinstance(value, (list, tuple, set)):
+    elif isinstance(value, (list, tuple, set, frozenset, Iterator)):
         for item in value:
             yield from _tensors_of(item, depth + 1)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for item in vars(value).values():
+    elif not isinstance(value, (type, ModuleType, nn.Module)):
+        for item in _attributes(value):
             yield from _tensors_of(item, depth + 1)
+
+
+def _attributes(value: Any) -> list[Any]:
+    """What an object of any class holds, such as a dataclass or a distribution."""
+    slots = (name for base in type(value).__mro__ for name in getattr(base, "__slots__", ()))
+    held = [getattr(value, name) for name in slots if hasattr(value, name)]
+    return held + list(getattr(value, "__dict__", {}).values())
 
 
 def _isolate_registered(modules: Sequence[tuple[str, nn.Module]], recorder: Recorder) -> None:
@@ -368,7 +336,7 @@ def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
     records = recorder.records
     kept, edges, live = contract(records.kinds, records.parents, [recorder.input, *outputs])
     nodes = [records.nodes[record] for record in kept]
-    if not outputs or len(nodes) < 2:
+    if not any(_reaches(parameter, live) for parameter in recorder.parameters.values()):
         raise RuntimeError("no output of the model depends on its parameters")
     edges = _from_input(kept, edges, records.sourceless)
     trained = any(p.tensor.requires_grad for p in recorder.parameters.values())
@@ -376,7 +344,7 @@ def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
     _average_before_classifier(result)
     if recorder.types == LANGUAGE_NODE_TYPES:
         _set_head_aside(result)
-    _account(recorder.parameters.values(), live, result)
+    _account(recorder, live, result)
     if trained:
         _set_frozen_aside(recorder.parameters.values(), result)
     return result
@@ -431,16 +399,22 @@ def _average_before_classifier(result: Trace) -> None:
     nodes[weight:] = [nodes[last], *nodes[weight:last]]
 
 
-def _account(parameters: Any, live: NDArray[np.bool_], result: Trace) -> None:
+def _reaches(parameter: Parameter, live: NDArray[np.bool_]) -> bool:
+    """Whether an output depends on a parameter."""
+    records = (parameter.node, parameter.source, parameter.folded)
+    return any(record is not None and live[record] for record in records)
+
+
+def _account(recorder: Recorder, live: NDArray[np.bool_], result: Trace) -> None:
     """Says of every parameter without a node what it is or why it has none."""
     carried = {n.parameter for n in result.nodes} | {n.bias for n in result.nodes}
-    for parameter in parameters:
+    for parameter in recorder.parameters.values():
         if parameter.name in carried:
             continue
         if parameter.source is not None and live[parameter.source]:
             result.other[parameter.name] = _role(parameter)
         else:
-            result.unused[parameter.name] = UNREACHED
+            result.unused[parameter.name] = reason(recorder, recorder.is_used(parameter))
 
 
 def _set_head_aside(result: Trace) -> None:

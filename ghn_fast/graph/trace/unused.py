@@ -1,0 +1,39 @@
+"""Why a parameter has no part in a model's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from ghn_fast.graph.trace.recorder import Recorder
+
+UNREACHED = "does not reach the output"
+FROZEN = "requires_grad is False while other parameters are trained"
+NOT_TAKEN = (
+    "not used for this input: in a branch that was not taken, or an expert that was not routed to"
+)
+AT_RANDOM = "not used in this run: the model leaves parts out at random"
+GUESSED = "not used for the input that was guessed: pass example_inputs for all parts of the model"
+TRAINING_ONLY = "used in training mode only"
+
+
+def reason(recorder: Recorder, touched: bool) -> str:
+    """Why no output depends on a parameter that the model has used or not."""
+    if touched:
+        return UNREACHED
+    if recorder.random:
+        return AT_RANDOM
+    return NOT_TAKEN if recorder.asked else UNREACHED
+
+
+def whole_parts(modules: Sequence[tuple[str, nn.Module]], unused: Iterable[str]) -> set[str]:
+    """The unused parameters that belong to a part of several layers none of which is used."""
+    missing = set(unused)
+    found: set[str] = set()
+    for prefix, module in modules:
+        layers = [name for name, part in module.named_modules() if part._parameters]
+        inside = {f"{prefix}.{name}" for name, _ in module.named_parameters()}
+        if prefix and len(layers) > 1 and inside <= missing:
+            found |= inside
+    return found
