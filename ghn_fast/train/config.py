@@ -14,6 +14,8 @@ from ghn_fast._system.files import write_text
 OPTIMIZERS = ("adamw", "adam", "soap")
 SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = ("float32", "bfloat16")
+DEEPNETS, FAMILIES = "deepnets", "families"
+"""Parts of a mixture; one family alone is ``"families/NAME"``."""
 
 
 _CIFAR10_EPOCH = 703
@@ -116,6 +118,11 @@ class TrainConfig:
             (as in ``max_work``, million multiply-adds) is within this, in groups of 8, but at
             least ``min_images``. So expensive networks need not be passed over. None for no limit.
         min_images: see ``network_work``.
+        mixture: the parts that networks are drawn from and their weights: ``deepnets`` (the train
+            split of DeepNets-1M), ``families`` (all of :data:`ghn_fast.nets.families.FAMILIES` by
+            their shares, the split families/train), ``families/NAME`` (one of them). Families are
+            for 32 x 32 images, have widths of their own, and draw again what is beyond
+            ``max_work`` or ``max_parameters``.
         num_networks: how many networks of the train split are used; None for all of them.
             Up to ``cached_networks`` of them are kept in memory once built.
         cached_networks: how many built networks are kept in memory, about 1 MB each.
@@ -172,6 +179,7 @@ class TrainConfig:
     crop_share: float = 1.0
     network_work: float | None = None
     min_images: int = 8
+    mixture: dict[str, float] = field(default_factory=lambda: {DEEPNETS: 1.0})
     num_networks: int | None = 4000
     cached_networks: int = 4000
     widths: tuple[int, ...] | None = (16, 24, 32, 48, 64)
@@ -238,6 +246,7 @@ class TrainConfig:
         widths = self.widths
         if widths is not None and (not widths or any(w < 8 or w % 8 for w in widths)):
             raise ConfigError(f"widths must be multiples of 8, not {widths}")
+        _check_mixture(self.mixture)
         if not 0 <= self.crop_share <= 1:
             raise ConfigError(f"crop_share must be from 0 to 1, not {self.crop_share}")
         if not 0 <= self.ema_decay < 1:
@@ -284,6 +293,17 @@ class TrainConfig:
     @classmethod
     def load(cls, path: str | Path) -> TrainConfig:
         return cls.from_dict(json.loads(Path(path).read_text()))
+
+
+def _check_mixture(mixture: Mapping[str, float]) -> None:
+    from ghn_fast.nets.families import FAMILIES as ALL
+
+    known = (DEEPNETS, FAMILIES, *(f"{FAMILIES}/{name}" for name in ALL))
+    unknown = sorted(set(mixture) - set(known))
+    if unknown:
+        raise ConfigError(f"mixture has no part {', '.join(unknown)}; there are {', '.join(known)}")
+    if not mixture or any(not isinstance(w, int | float) or not w > 0 for w in mixture.values()):
+        raise ConfigError(f"mixture needs parts with positive weights, not {mixture}")
 
 
 def _is_of(value: Any, hint: Any) -> bool:

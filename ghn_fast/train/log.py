@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,16 +26,19 @@ class Meter:
     def reset(self) -> None:
         self.sums: dict[str, float] = defaultdict(float)
         self.seconds: dict[str, float] = defaultdict(float)
+        self.families: dict[str, list[float]] = defaultdict(list)
         self.steps = self.networks = self.images = self.counted = self.limited = 0
 
-    def add(self, result: StepResult) -> None:
-        """Counts a step."""
+    def add(self, result: StepResult, families: Sequence[str] = ()) -> None:
+        """Counts a step, whose networks of this process are of these families."""
         self.steps += 1
         self.networks += len(result.losses)
         self.images += result.images
         self.limited += result.limited
         for part, seconds in result.seconds.items():
             self.seconds[part] += seconds
+        for family, top1 in zip(families, result.own_top1, strict=False):
+            self.families[family] += [top1] if math.isfinite(top1) else []
         if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
             self.counted += 1
             self.sums["loss"] += result.loss
@@ -53,6 +57,11 @@ class Meter:
             "limited_networks": self.limited,
             "networks_per_second": round(self.networks / total, 3),
             "images_per_second": round(self.images / total, 1),
+            "families": {
+                family: {"networks": len(top1), "top1": round(sum(top1) / len(top1), 5)}
+                for family, top1 in sorted(self.families.items())
+                if top1
+            },
             "time_shares": {part: round(s / total, 4) for part, s in self.seconds.items()},
         }
 

@@ -1,4 +1,4 @@
-"""The networks that a GHN is trained on, drawn from the train split of DeepNets-1M."""
+"""The networks that a GHN is trained on: of DeepNets-1M and of the families that people use."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from ghn_fast._core import core
 from ghn_fast._system.processes import ALONE, Processes, shares
 from ghn_fast.graph import Graph
 from ghn_fast.nets import build_ghost, count_parameters, sample_net_args
+from ghn_fast.nets.families import BeyondLimitsError, Member, sample_member
 from ghn_fast.nets.generate.graphs import graph_of
 from ghn_fast.nets.generate.philox import Stream
 from ghn_fast.nets.measure.work import network_work
-from ghn_fast.train.config import ConfigError, TrainConfig
+from ghn_fast.train.config import DEEPNETS, ConfigError, TrainConfig
 
 SPLIT = "train"
+_FAMILIES_SPLIT = "families/train"
 _WIDTH_STREAM = 1_000
 """Number of the random stream of widths; the splits' own numbers are small."""
+_SOURCE_STREAM = 1_001
+"""That of which part of the mixture a candidate is of."""
 _MOST_REFUSALS = 10_000
+_REFUSED_MEMBER = 200
+"""What a refused member of a family counts as: many were built for it."""
 IMAGE_GROUP = 8
 """Numbers of images that work limits are multiples of it: a CPU's library of convolutions prepares
 each shape that it has not met lately, and so meets fewer."""
@@ -30,13 +36,15 @@ LARGE_IMAGE_SIZE = 224
 class Drawn(NamedTuple):
     """A network without values, its graph, and its work for an image (``network_work``).
 
-    ``place`` is which of the step's networks it is, over all processes.
+    ``place`` is which of the step's networks it is, over all processes; ``family`` is one of
+    :data:`ghn_fast.nets.families.FAMILIES`, or ``"deepnets"``.
     """
 
     model: nn.Module
     graph: Graph
     work: float
     place: int = 0
+    family: str = DEEPNETS
 
 
 class NetworkStream:
@@ -55,7 +63,8 @@ class NetworkStream:
         image_size: height and width of the images; None for the usual 224 or 32.
 
     Raises:
-        ConfigError: ``num_networks`` does not suffice for a step.
+        ConfigError: ``num_networks`` does not suffice for a step, or the mixture has families,
+            which are for 32 x 32 images, and the images are of another size.
     """
 
     def __init__(
@@ -77,7 +86,13 @@ class NetworkStream:
                 f"num_networks={config.num_networks} is fewer than the {self.networks_per_step} "
                 "different networks of a step"
             )
+        if set(config.mixture) != {DEEPNETS} and self.image_size != SMALL_IMAGE_SIZE:
+            raise ConfigError(
+                f"the families of the mixture {config.mixture} are for images of size "
+                f"{SMALL_IMAGE_SIZE}, not {self.image_size}"
+            )
         self._cache: dict[int, Drawn] = {}
+        self._members: dict[int, Member | None] = {}
         self._arguments: dict[int, dict[str, Any] | None] = {}
 
     def draw(self, position: int) -> tuple[list[Drawn], int]:
@@ -88,6 +103,7 @@ class NetworkStream:
         """
         limit = self.config.max_nodes
         for _ in range(_MOST_REFUSALS):
+            self._members.clear()
             indices, position = self._accepted(position)
             needs_nodes = limit is not None or self.processes.size > 1
             nodes = self._count_nodes(indices) if needs_nodes else []
@@ -100,23 +116,32 @@ class NetworkStream:
 
     def candidate(self, index: int) -> Drawn | None:
         """Network ``index``, None if it is beyond the limits."""
-        return None if self._args(index) is None else self._drawn(index)
+        return self._drawn(index) if self._is_accepted(index) else None
 
     def _accepted(self, position: int) -> tuple[list[int], int]:
         """The next networks within the limits, all different, and the position after them."""
         found: dict[int, None] = {}
-        for after in range(position, position + _MOST_REFUSALS):
+        after, refusals = position, 0
+        while refusals < _MOST_REFUSALS:
             index = after % (self.config.num_networks or 2**63)
-            if index not in found and self._args(index) is not None:
+            after += 1
+            if index not in found and self._is_accepted(index):
                 found[index] = None
+            else:
+                refusals += 1 if source(self.config, index) == DEEPNETS else _REFUSED_MEMBER
             if len(found) == self.networks_per_step:
-                return list(found), after + 1
-        tried = min(_MOST_REFUSALS, self.config.num_networks or _MOST_REFUSALS)
+                return list(found), after
+        tried = min(after - position, self.config.num_networks or after)
         raise ConfigError(
             f"among {tried} networks fewer than {self.networks_per_step} are within "
             f"max_work={self.config.max_work}, max_cells={self.config.max_cells} and "
             f"max_parameters={self.config.max_parameters} at widths {self.config.widths}"
         )
+
+    def _is_accepted(self, index: int) -> bool:
+        if source(self.config, index) == DEEPNETS:
+            return self._args(index) is not None
+        return self._member(index) is not None
 
     def _share(self, nodes: list[int]) -> list[int]:
         """Places of this process's networks among those of the step."""
@@ -125,14 +150,26 @@ class NetworkStream:
         return shares(nodes, self.processes.size)[self.processes.rank]
 
     def _count_nodes(self, indices: list[int]) -> list[int]:
-        """The sizes of graphs, which do not depend on widths, without making them."""
+        """The sizes of graphs; those of DeepNets-1M are not made, as widths do not matter."""
+        own = [index for index in indices if source(self.config, index) == DEEPNETS]
         counts, *_ = core.deepnets_batch(
-            *(SPLIT, self.config.seed, indices, self.num_classes, self.is_imagenet_input),
+            *(SPLIT, self.config.seed, own, self.num_classes, self.is_imagenet_input),
             max_distance=1,
             with_rows=False,
             num_threads=1,
         )
-        return [int(count) for count in counts]
+        nodes = dict(zip(own, map(int, counts), strict=True))
+        for index in indices:
+            if index not in nodes:
+                member = self._member(index)
+                assert member is not None
+                nodes[index] = member.graph.num_nodes
+        return [nodes[index] for index in indices]
+
+    def _member(self, index: int) -> Member | None:
+        if index not in self._members:
+            self._members[index] = training_member(self.config, index, self.num_classes)
+        return self._members[index]
 
     def _args(self, index: int) -> dict[str, Any] | None:
         if index in self._arguments:
@@ -147,15 +184,23 @@ class NetworkStream:
     def _drawn(self, index: int) -> Drawn:
         if index in self._cache:
             return self._cache[index]
+        if source(self.config, index) == DEEPNETS:
+            drawn = self._deepnet(index)
+        else:
+            member = self._member(index)
+            assert member is not None
+            drawn = Drawn(member.model, member.graph, member.work, family=member.family)
+        if len(self._cache) < self.config.cached_networks:
+            self._cache[index] = drawn
+        return drawn
+
+    def _deepnet(self, index: int) -> Drawn:
         net_args = self._args(index)
         assert net_args is not None
         model = build_ghost(net_args, self.num_classes, self.is_imagenet_input).eval()
         graph = graph_of(net_args, self.num_classes, self.is_imagenet_input, index)
         work = _work(net_args, self.num_classes, self.is_imagenet_input, self.image_size)
-        drawn = Drawn(model, graph, work)
-        if len(self._cache) < self.config.cached_networks:
-            self._cache[index] = drawn
-        return drawn
+        return Drawn(model, graph, work)
 
 
 def image_counts(config: TrainConfig, networks: Sequence[Drawn]) -> list[int]:
@@ -165,6 +210,31 @@ def image_counts(config: TrainConfig, networks: Sequence[Drawn]) -> list[int]:
     affordable = [int(config.network_work / network.work) for network in networks]
     whole_groups = [count - count % IMAGE_GROUP for count in affordable]
     return [min(config.image_batch, max(config.min_images, count)) for count in whole_groups]
+
+
+def source(config: TrainConfig, index: int) -> str:
+    """Which part of the mixture candidate ``index`` is of, one of its names."""
+    if set(config.mixture) == {DEEPNETS}:
+        return DEEPNETS
+    place = Stream(config.seed, _SOURCE_STREAM, index).below(1 << 32) / (1 << 32)
+    names, total = sorted(config.mixture), sum(config.mixture.values())
+    for name in names:
+        place -= config.mixture[name] / total
+        if place < 0:
+            return name
+    return names[-1]
+
+
+def training_member(config: TrainConfig, index: int, num_classes: int = 10) -> Member | None:
+    """Candidate ``index`` of a mixture, which is of a family, within the limits, or None."""
+    _, _, family = source(config, index).partition("/")
+    limits = config.max_work, config.max_parameters
+    try:
+        return sample_member(
+            _FAMILIES_SPLIT, config.seed, index, num_classes, family or None, *limits
+        )
+    except BeyondLimitsError:
+        return None
 
 
 def training_args(

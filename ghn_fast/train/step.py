@@ -31,6 +31,7 @@ class StepResult:
         top1: their mean training accuracy, from 0 to 1.
         losses: of each network, process by process, in the order in which each was given its own;
             not finite for those left out.
+        own_top1: the training accuracy of each network of this process; nan for those left out.
         errors: {position of a network in ``losses``: why it was left out}.
         gradient_norm: of the GHN before clipping.
         limited: how many networks had their gradient shortened to ``network_clip``.
@@ -43,6 +44,7 @@ class StepResult:
     loss: float = float("nan")
     top1: float = float("nan")
     losses: list[float] = field(default_factory=list)
+    own_top1: list[float] = field(default_factory=list)
     errors: dict[int, str] = field(default_factory=dict)
     gradient_norm: float = float("nan")
     limited: int = 0
@@ -185,6 +187,7 @@ def train_step(
             is_whole &= _backward(ghn, leaves, outcomes)
             clock.lap("backward")
         _collect(result, [summary for found in summaries for summary in found])
+        result.own_top1 = [summary.top1 for summary in summaries[processes.rank]]
         good = len(result.losses) - len(result.errors)
         if not all(processes.gather(is_whole)):
             result.skipped = "memory ran out in the GHN's backward pass"

@@ -201,8 +201,8 @@ class Trainer:
         prepared = preparing.submit(self._prepare, self.step, self.network_position)
         while not self.finished and not self._stopping:
             with self._timed("step"):
-                result, prepared = self._advance(prepared, workers, preparing)
-                meter.add(result)
+                drawn, result, prepared = self._advance(prepared, workers, preparing)
+                meter.add(result, [network.family for network in drawn])
                 self._report_errors(log, result)
                 if self._due(self.config.log_every):
                     log.write("train", self.step, self._report(meter))
@@ -249,7 +249,7 @@ class Trainer:
         prepared: Future[_Prepared],
         workers: ThreadPoolExecutor | None,
         preparing: ThreadPoolExecutor,
-    ) -> tuple[StepResult, Future[_Prepared]]:
+    ) -> tuple[list[Drawn], StepResult, Future[_Prepared]]:
         """One step; meanwhile networks and images of the next one are prepared."""
         start = time.perf_counter()
         drawn, position, images, labels, parts = prepared.result()
@@ -284,7 +284,7 @@ class Trainer:
         self.step += 1
         averaged = time.perf_counter() - stepped
         result.seconds.update(wait=waited - start, ema=averaged)
-        return result, prepared
+        return drawn, result, prepared
 
     def _prepare(self, step: int, position: int) -> _Prepared:
         """Networks and images of a step, and the position of the networks after it."""

@@ -78,3 +78,18 @@ def test_presets_can_be_built(name: str) -> None:
     config = TrainConfig.preset(name)
     assert make_config({"num_classes": 10, **config.ghn}).num_classes == 10
     assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ({"deepnets": 1.0, "lenets": 1.0}, "mixture has no part lenets; there are deepnets, fam"),
+        ({"families/lenet": 1.0}, "mixture has no part families/lenet"),
+        ({}, "mixture needs parts with positive weights"),
+        ({"deepnets": 0.0}, "mixture needs parts with positive weights"),
+        ({"deepnets": "all"}, "mixture needs parts with positive weights"),
+    ],
+)
+def test_a_mixture_is_checked(mixture: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(mixture=mixture)

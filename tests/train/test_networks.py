@@ -6,9 +6,10 @@ import pytest
 
 from ghn_fast.graph import Graph
 from ghn_fast.nets import count_parameters
+from ghn_fast.nets.families import FAMILIES
 from ghn_fast.nets.measure.work import network_work
 from ghn_fast.train.config import ConfigError, TrainConfig
-from ghn_fast.train.networks import NetworkStream, image_counts, training_args
+from ghn_fast.train.networks import NetworkStream, image_counts, source, training_args
 
 LIMITS = TrainConfig(
     widths=(16, 32, 64), max_work=120, max_cells=12, max_parameters=500_000, meta_batch=3
@@ -113,3 +114,59 @@ def test_nodes_are_counted_without_graphs() -> None:
     batch, _ = stream.draw(0)
     counts = stream._count_nodes([network.graph.index or 0 for network in batch])
     assert counts == [network.graph.num_nodes for network in batch]
+
+
+MIXED = replace(LIMITS, mixture={"deepnets": 1.0, "families": 1.0, "families/plain": 2.0})
+
+
+def test_parts_of_a_mixture_have_their_shares() -> None:
+    drawn = [source(MIXED, index) for index in range(2000)]
+    for name, weight in MIXED.mixture.items():
+        assert abs(drawn.count(name) - 2000 * weight / 4) < 100
+    assert {source(LIMITS, index) for index in range(100)} == {"deepnets"}
+
+
+def test_a_mixture_keeps_the_limits_and_the_families() -> None:
+    stream = NetworkStream(MIXED, 10)
+    networks, position = [], 0
+    while len(networks) < 24:
+        batch, position = stream.draw(position)
+        networks += batch
+    kinds = {network.family for network in networks}
+    assert {"deepnets", "plain"} < kinds <= {"deepnets", *FAMILIES}
+    for network in networks:
+        assert network.work <= 120
+        index = network.graph.index or 0
+        assert (source(MIXED, index) == "deepnets") == (network.family == "deepnets")
+        if source(MIXED, index) == "families/plain":
+            assert network.family == "plain"
+        if network.family != "deepnets":
+            assert sum(p.numel() for p in network.model.parameters()) <= 500_000
+
+
+def test_a_position_gives_the_same_mixture_always() -> None:
+    _, position = NetworkStream(MIXED, 10).draw(0)
+    batches = [NetworkStream(MIXED, 10).draw(position) for _ in range(2)]
+    assert batches[0][1] == batches[1][1]
+    digests = [[network.graph.digest() for network in batch] for batch, _ in batches]
+    assert digests[0] == digests[1]
+
+
+def test_nodes_of_a_mixture_are_counted() -> None:
+    stream = NetworkStream(MIXED, 10)
+    batch, _ = stream.draw(0)
+    counts = stream._count_nodes([network.graph.index or 0 for network in batch])
+    assert counts == [network.graph.num_nodes for network in batch]
+
+
+def test_families_are_for_small_images() -> None:
+    with pytest.raises(ConfigError, match="are for images of size 32, not 64"):
+        NetworkStream(MIXED, 10, image_size=64)
+    NetworkStream(LIMITS, 10, image_size=64)
+
+
+def test_limits_that_no_family_is_within_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ghn_fast.nets.families.space._ATTEMPTS", 1)
+    config = TrainConfig(mixture={"families": 1.0}, max_work=0.001)
+    with pytest.raises(ConfigError, match=r"among 50 networks .* are within max_work=0\.001"):
+        NetworkStream(config, 10).draw(0)

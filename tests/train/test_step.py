@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -198,6 +199,9 @@ def test_a_bad_network_is_left_out(networks: list[Drawn], batch: tuple[Tensor, T
     result = train_step(bad, *parts(spoiled), *batch, sgd(bad), grad_clip=0)
     assert result.errors == {2: "the loss is nan"}
     assert result.updated
+    assert len(result.own_top1) == 3
+    assert math.isnan(result.own_top1[2])
+    assert sum(result.own_top1[:2]) / 2 == pytest.approx(result.top1)
     for got, want in zip(gradients(bad), gradients(good), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
 

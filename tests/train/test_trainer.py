@@ -138,6 +138,19 @@ def test_stopped_and_resumed_it_is_the_same(uninterrupted: Path, tmp_path: Path)
     assert_same_run(uninterrupted, tmp_path)
 
 
+def test_a_mixture_stopped_and_resumed_is_the_same(tmp_path: Path) -> None:
+    mixture = {"deepnets": 1.0, "families": 1.0}
+    config = replace(TINY, steps=3, num_networks=None, mixture=mixture)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    make_trainer(whole, config).fit()
+    fit_until(make_trainer(parts, config), 1)
+    make_trainer(parts, config).fit()
+    assert_same_run(whole, parts)
+    logged = [line["families"] for line in train_lines(whole)]
+    assert sum(family["networks"] for line in logged for family in line.values()) == 6
+    assert len({name for line in logged for name in line}) > 1
+
+
 def test_images_are_whole_after_the_share_with_crops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,125 @@
+"""Modules that several families are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ghn_fast.nets.families.draw import Layer
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    norm: Layer,
+    activation: Callable[[], nn.Module] | None = None,
+    stride: int = 1,
+    groups: int = 1,
+) -> nn.Sequential:
+    """A convolution without bias, a normalisation and an activation.
+
+    Where there is no normalisation the convolution has a bias.
+    """
+    after = norm(outputs)
+    bias = isinstance(after, nn.Identity)
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
+    ]
+    layers += [] if bias else [after]
+    layers += [] if activation is None else [activation()]
+    return nn.Sequential(*layers)
+
+
+class SqueezeExcitation(nn.Module):
+    """Scales channels by a gate of their global averages (arXiv 1709.01507)."""
+
+    def __init__(self, channels: int, hidden: int, gate: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.gate = gate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.fc2(self.relu(self.fc1(self.avgpool(x)))))
+
+
+class Residual(nn.Module):
+    """x + branch(x), with a projection of x where shapes change and an activation after it."""
+
+    def __init__(
+        self,
+        branch: nn.Module,
+        shortcut: nn.Module | None = None,
+        activation: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.branch = branch
+        self.shortcut = shortcut
+        self.act = None if activation is None else activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x) + (x if self.shortcut is None else self.shortcut(x))
+        return y if self.act is None else self.act(y)
+
+
+class Concat(nn.Module):
+    """What several branches make of the same input, side by side."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class Transpose(nn.Module):
+    """Exchanges two dimensions."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.dims = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(*self.dims)
+
+
+class TokenMean(nn.Module):
+    """(N, T, C) to (N, C): the mean over tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=1)
+
+
+class Positions(nn.Module):
+    """Adds a learned table of positions to (N, T, C) tokens."""
+
+    def __init__(self, tokens: int, channels: int) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, channels).normal_(std=0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pos_embed
+
+
+def mlp(channels: int, hidden: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """Two linear layers over the last dimension."""
+    return nn.Sequential(nn.Linear(channels, hidden), activation(), nn.Linear(hidden, channels))
+
+
+def keep_size(modules: Iterable[nn.Module]) -> None:
+    """Takes the strides of all convolutions away."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
+
+
+def pooled_head(channels: int, num_classes: int) -> list[nn.Module]:
+    """Global average and classification layer for (N, C, H, W)."""
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]

@@ -1,0 +1,153 @@
+"""The space of all families: which network an index stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
+
+from ghn_fast._system.collection import uncollected
+from ghn_fast.graph.graph import Graph
+from ghn_fast.nets.families.convnext import convnext
+from ghn_fast.nets.families.dense import dense
+from ghn_fast.nets.families.draw import Draw
+from ghn_fast.nets.families.fire import fire
+from ghn_fast.nets.families.ghosts import Ghosts, without_running_statistics
+from ghn_fast.nets.families.hybrid import hybrid
+from ghn_fast.nets.families.inception import inception
+from ghn_fast.nets.families.inverted import efficientnet, mnasnet, mobilenet2, mobilenet3
+from ghn_fast.nets.families.mixer import conv_mixer, mlp_mixer
+from ghn_fast.nets.families.named import named_architectures
+from ghn_fast.nets.families.plain import plain
+from ghn_fast.nets.families.regnet import regnet
+from ghn_fast.nets.families.residual import residual
+from ghn_fast.nets.families.shuffle import shuffle
+from ghn_fast.nets.families.signature import signature
+from ghn_fast.nets.families.swin import swin
+from ghn_fast.nets.families.transformer import IMAGE_SIZE, transformer
+from ghn_fast.nets.families.work import counted
+
+FAMILIES: dict[str, tuple[int, Callable[[Draw, int], nn.Module]]] = {
+    "plain": (4, plain),
+    "residual": (6, residual),
+    "mobilenet2": (2, mobilenet2),
+    "mobilenet3": (2, mobilenet3),
+    "mnasnet": (2, mnasnet),
+    "efficientnet": (3, efficientnet),
+    "regnet": (4, regnet),
+    "dense": (2, dense),
+    "inception": (2, inception),
+    "shuffle": (2, shuffle),
+    "fire": (2, fire),
+    "convnext": (4, convnext),
+    "transformer": (4, transformer),
+    "swin": (3, swin),
+    "mlp_mixer": (1, mlp_mixer),
+    "conv_mixer": (1, conv_mixer),
+    "hybrid": (2, hybrid),
+}
+"""Each family's share and how its networks are drawn."""
+SPLITS = {"families/train": 300, "families/val": 301, "families/test": 302}
+"""The splits and the numbers of their random streams."""
+_ATTEMPTS = 20
+_CHOICES = [name for name, (share, _) in FAMILIES.items() for _ in range(share)]
+
+
+class BeyondLimitsError(ValueError):
+    """Hardly any network of a family is within the limits."""
+
+
+class Member(NamedTuple):
+    """A network of a family.
+
+    Attributes:
+        family: its name in ``FAMILIES``.
+        model: in evaluation mode; the parameters of its layers are on the meta device.
+        graph: of the model.
+        work: for one image, in million multiply-adds, as training counts it.
+    """
+
+    family: str
+    model: nn.Module
+    graph: Graph
+    work: float
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model has."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def family_of(split: str, seed: int, index: int) -> str:
+    """The family of network ``index``, without building it.
+
+    Raises:
+        ValueError: an unknown split.
+    """
+    return _stream(split, seed, index).pick(_CHOICES)
+
+
+def sample_member(
+    split: str,
+    seed: int,
+    index: int,
+    num_classes: int = 10,
+    family: str | None = None,
+    max_work: float | None = None,
+    max_parameters: int | None = None,
+) -> Member:
+    """Network ``index`` of a split, a pure function of these arguments.
+
+    A network that is beyond the limits is drawn again, of the same family; so is one that
+    torchvision or timm has a name for (:mod:`ghn_fast.nets.families.named`), as those are what is
+    evaluated on.
+
+    Args:
+        split: one of ``SPLITS``.
+        seed: from 0 to 2**64 - 1.
+        index: from 0 to 2**64 - 1.
+        num_classes: outputs.
+        family: the networks of this one only, of ``FAMILIES``; None for all, by their shares.
+        max_work: the largest ``Member.work``; None for no limit.
+        max_parameters: the largest number of parameters; None for no limit.
+
+    Raises:
+        ValueError: an unknown split or family.
+        BeyondLimitsError: many networks in turn are beyond the limits.
+    """
+    draw = _stream(split, seed, index)
+    own = draw.pick(_CHOICES) if family is None else family
+    if own not in FAMILIES:
+        raise ValueError(f"unknown family {own!r}; there are {', '.join(FAMILIES)}")
+    for _ in range(_ATTEMPTS):
+        member = _build(own, draw, index, num_classes)
+        if max_work is not None and member.work > max_work:
+            continue
+        if max_parameters is not None and member.parameters > max_parameters:
+            continue
+        if signature(member.graph) not in named_architectures():
+            return member
+    raise BeyondLimitsError(
+        f"{_ATTEMPTS} networks of the family {own} in turn were beyond max_work={max_work} or "
+        f"max_parameters={max_parameters}"
+    )
+
+
+def _build(family: str, draw: Draw, index: int, num_classes: int) -> Member:
+    with uncollected():
+        with Ghosts(index % 2**63):
+            model = FAMILIES[family][1](draw, num_classes)
+        model = without_running_statistics(model).eval()
+        model.expected_input_sz = IMAGE_SIZE  # type: ignore[assignment]
+        with counted(model) as work:
+            graph = Graph.from_model(model)
+    graph.index = index
+    member = Member(family, model, graph, 0.0)
+    return member._replace(work=(work.total + member.parameters) / 1e6)
+
+
+def _stream(split: str, seed: int, index: int) -> Draw:
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+    return Draw(seed, SPLITS[split], index)
