@@ -19,6 +19,8 @@ import argparse
 import ctypes
 import gc
 import json
+import re
+import statistics
 import sys
 import time
 import warnings
@@ -34,6 +36,7 @@ from torch import nn
 
 from ghn_fast.checkpoint import from_pretrained
 from ghn_fast.ghn import GHN, GHN3Config, GHNConfig, make_ghn
+from ghn_fast.ghn.place.keep import MEANINGS, is_by_design
 from ghn_fast.graph import Graph
 from ghn_fast.prediction import predict
 
@@ -61,7 +64,8 @@ class Record:
     Attributes:
         parameters: of the model, counted one by one.
         tensors: the same, counted by tensor.
-        predicted: how many of the tensors were.
+        predicted: how many of the tensors the GHN decoded.
+        decoded: the same, counted one by one.
         rules: {rule: how many tensors it gave}.
         unpredicted: {reason: [how many tensors, the first one's name]}.
         finite: whether all parameters are finite afterwards.
@@ -77,6 +81,7 @@ class Record:
     parameters: int = 0
     tensors: int = 0
     predicted: int = 0
+    decoded: int = 0
     rules: dict[str, int] = field(default_factory=dict)
     unpredicted: dict[str, list[Any]] = field(default_factory=dict)
     finite: bool = True
@@ -91,7 +96,8 @@ class Record:
 
     @property
     def complete(self) -> bool:
-        return not self.error and self.finite and self.predicted == self.tensors
+        """Whether all that the GHN has a node for is decoded."""
+        return not self.error and self.finite and all(map(is_by_design, self.unpredicted))
 
 
 # --- the zoos --------------------------------------------------------------------------------
@@ -223,7 +229,7 @@ def cover(entry: Entry, ghn: GHN) -> Record:
     except Exception as error:
         record.error = f"{type(error).__name__}: {error}"
         return record
-    record.predicted = len(report.predicted)
+    record.predicted, record.decoded = len(report.predicted), report.num_predicted
     record.rules = dict(Counter(report.rules.values()).most_common())
     for name, reason in report.unpredicted.items():
         record.unpredicted.setdefault(reason, [0, name])[0] += 1
@@ -282,23 +288,25 @@ def table(records: list[Record], ghn: str) -> str:
     lines = [
         "# Coverage",
         "",
-        "What `ghn_fast.predict` does with the models of three libraries, made by "
+        "What `ghn_fast.predict` does with the models of three libraries, told by "
         "`bench/coverage.py`.",
         f"Predicted by {ghn}; which parameters are predicted does not depend on its weights.",
         "Of timm it is the smallest model of each family, a family being what stands before the "
         "first underscore of the name.",
         "",
-        "| models | number | complete | every parameter predicted or its reason given | failed |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| models | number | complete | decoded, % of parameters | answered | failed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
         *_summary(records),
         "",
-        "Complete: every parameter is predicted and finite. What the rules do is told in "
-        "`ghn_fast/ghn/place/plan.py` (decoded by the GHN) and `ghn_fast/ghn/place/fill.py` (what "
-        "a GHN has no say about). Times are of a single run and depend on what else the machine "
-        "does; MB is "
-        "by how much the process grew at most while the graph was built.",
+        "Complete: all that the GHN has a node for is decoded and finite: weights of linear layers "
+        "and convolutions, biases, norms, position tables; what it has none for is kept. Answered: "
+        "every parameter is decoded, or its reason given. Decoded: the mean share of a model's "
+        "parameters. What the rules do is told in `ghn_fast/ghn/place/plan.py`. Times are of a "
+        "single run and depend on what else the machine does; MB is by how much the process grew "
+        "at most while the graph was built.",
         "",
         *_rules(records),
+        *_reasons(records),
     ]
     for zoo in ZOOS:
         lines += _zoo(zoo, [record for record in records if record.zoo == zoo])
@@ -314,7 +322,9 @@ def _summary(records: list[Record]) -> Iterator[str]:
         complete = sum(record.complete for record in members)
         failed = sum(bool(record.error) for record in members)
         answered = sum(not record.error and record.finite for record in members)
-        yield f"| {part} | {len(members)} | {complete} | {answered} | {failed} |"
+        shares = [100 * record.decoded / record.parameters for record in members if record.decoded]
+        share = f"{statistics.mean(shares):.1f}" if shares else ""
+        yield f"| {part} | {len(members)} | {complete} | {share} | {answered} | {failed} |"
 
 
 def _rules(records: list[Record]) -> Iterator[str]:
@@ -330,10 +340,27 @@ def _rules(records: list[Record]) -> Iterator[str]:
     yield ""
 
 
+def _reasons(records: list[Record]) -> Iterator[str]:
+    """How many tensors are not decoded for each reason, in how many models, and what it means."""
+    tensors, models = Counter[str](), Counter[str]()
+    for record in records:
+        for reason, (count, _) in record.unpredicted.items():
+            kind = re.sub(r"\d+", "n", reason)
+            tensors[kind] += count
+            models[kind] += 1
+    if not tensors:
+        return
+    yield "| not decoded | tensors | in models | what this is |"
+    yield "| --- | ---: | ---: | --- |"
+    for reason, count in tensors.most_common():
+        yield f"| {reason} | {count:,} | {models[reason]} | {MEANINGS.get(reason, '')} |"
+    yield ""
+
+
 def _zoo(zoo: str, records: list[Record]) -> list[str]:
     if not records:
         return []
-    head = "| model | parameters | predicted | rules | graph, MB | graph, ms | predict, ms |"
+    head = "| model | parameters | decoded | rules | graph, MB | graph, ms | predict, ms |"
     lines = [f"## {zoo}", "", head, "| --- | ---: | ---: | --- | ---: | ---: | ---: |"]
     for record in sorted(records, key=lambda r: (r.group, r.name)):
         rules = ", ".join(f"{rule} {count}" for rule, count in record.rules.items())
@@ -344,7 +371,7 @@ def _zoo(zoo: str, records: list[Record]) -> list[str]:
         )
     lines.append("")
     notes = [note for record in records for note in _notes(record)]
-    return [*lines, "Not predicted:", "", *notes, ""] if notes else lines
+    return [*lines, "Not decoded:", "", *notes, ""] if notes else lines
 
 
 def _notes(record: Record) -> Iterator[str]:

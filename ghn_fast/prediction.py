@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,8 +16,10 @@ import torch
 from torch import nn
 
 from ghn_fast.ghn import GHN, Plan
-from ghn_fast.ghn.place.fill import fill
-from ghn_fast.ghn.place.plan import Uses
+from ghn_fast.ghn.place.keep import NO_NODE, by_choice
+from ghn_fast.ghn.place.materialise import materialise
+from ghn_fast.ghn.place.plan import head_nodes, misfit
+from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.graph import Graph, GraphBatch
 
 DEFAULT_GHN = "ghn2-cifar10"
@@ -28,11 +32,13 @@ class PredictionReport:
     """What :func:`predict` did.
 
     Attributes:
-        predicted: {parameter name: shape}.
-        unpredicted: {parameter name: why it kept its value}.
-        rules: {parameter name: by which rule it was predicted}. The rules of parameters that are
-            decoded are told by :class:`ghn_fast.ghn.place.plan.Group`, those of the others by
-            :mod:`ghn_fast.ghn.place.fill`.
+        predicted: {parameter name: shape} of what the GHN decoded, and of nothing else.
+        unpredicted: {parameter name: why not} of all others
+            (:data:`ghn_fast.ghn.place.keep.MEANINGS`). They have kept their values, but where the
+            reason begins with "follows" or "filled".
+        rules: {parameter name: by which rule it was decoded}, see
+            :class:`ghn_fast.ghn.place.plan.Group`.
+        num_parameters: how many scalars the model has.
         stages: {stage: seconds}; ``load`` (the GHN), ``graph`` and ``predict``.
         seconds: graph and prediction together.
     """
@@ -40,6 +46,7 @@ class PredictionReport:
     predicted: dict[str, tuple[int, ...]] = field(default_factory=dict)
     unpredicted: dict[str, str] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
+    num_parameters: int = 0
     stages: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -51,6 +58,17 @@ class PredictionReport:
         """Number of scalars that were predicted."""
         return sum(torch.Size(shape).numel() for shape in self.predicted.values())
 
+    def __str__(self) -> str:
+        tensors = len(self.predicted) + len(self.unpredicted)
+        lines = [
+            f"decoded {len(self.predicted):,} of {tensors:,} tensors, {self.num_predicted:,} of "
+            f"{self.num_parameters:,} parameters"
+        ]
+        for reason, count in Counter(self.unpredicted.values()).most_common():
+            example = next(name for name, why in self.unpredicted.items() if why == reason)
+            lines.append(f"{count:,} {reason} ({example}{', ...' if count > 1 else ''})")
+        return "\n".join(lines)
+
 
 @overload
 def predict(
@@ -60,6 +78,9 @@ def predict(
     return_report: Literal[False] = ...,
     *,
     graph: Graph | None = ...,
+    keep: str | Sequence[str] = ...,
+    only: str | Sequence[str] = ...,
+    fill: bool = ...,
 ) -> Model: ...
 @overload
 def predict(
@@ -69,6 +90,9 @@ def predict(
     *,
     return_report: Literal[True],
     graph: Graph | None = ...,
+    keep: str | Sequence[str] = ...,
+    only: str | Sequence[str] = ...,
+    fill: bool = ...,
 ) -> tuple[Model, PredictionReport]: ...
 def predict(
     model: Model,
@@ -77,13 +101,21 @@ def predict(
     return_report: bool = False,
     *,
     graph: Graph | None = None,
+    keep: str | Sequence[str] = (),
+    only: str | Sequence[str] = (),
+    fill: bool = False,
 ) -> Model | tuple[Model, PredictionReport]:
-    """Predicts all parameters of a model, in place, in one forward pass of a GHN.
+    """Predicts the parameters of a model, in place, in one forward pass of a GHN.
 
-    Nothing but parameters changes. Batch-norm statistics are not parameters: evaluate the model
-    with batch statistics, or calibrate them (:func:`ghn_fast.calibrate_`). Neither are the
-    vectors by which spectral normalisation estimates a weight's norm: run the model in training
-    mode a few times before it is evaluated.
+    What the GHN was trained to decode is decoded: weights of linear layers and convolutions, their
+    biases, norms, position tables. All else keeps the value it has: what the published definition
+    of the graph has no node for, embeddings, layers that start at zero on purpose, parameters that
+    are marked ``_no_reinit``, an output layer of another number of outputs than the GHN's (a
+    warning says so, unless a report is returned; :func:`ghn_fast.fit_head_` fits it to data).
+
+    Buffers do not change, but for the vectors by which spectral normalisation estimates a predicted
+    weight's norm. Batch-norm statistics are not parameters: evaluate the model with batch
+    statistics, or calibrate them (:func:`ghn_fast.calibrate_`).
 
     Args:
         model: any module that can be called; its parameters keep their device and dtype.
@@ -95,21 +127,31 @@ def predict(
             was predicted and every one that was not.
         graph: of the model, as ``Graph.from_model`` made it, to predict again without tracing
             again; that of the same architecture at another width will do.
+        keep: names of parameters or modules that keep their values, or patterns as of
+            :mod:`fnmatch` (``"layer4.*"``).
+        only: the same; all others keep theirs.
+        fill: the model was made without initialisation (on the meta device, or by ``to_empty``) and
+            has no value worth keeping: what is not decoded gets the value that its kind normally
+            starts from. A model on the meta device is materialised on the default device.
 
     Returns:
         The model, or the model and the report.
 
     Raises:
         ValueError: a model without parameters, or with some that cannot be written to: on the meta
-            device, not yet initialised, sharded, quantised; a graph of another network. Nothing has
-            been written then.
+            device, not yet initialised, expanded, sharded, quantised; a graph of another network; a
+            name in ``keep`` or ``only`` that no parameter has; a buffer that ``fill`` cannot make.
+            Nothing has been written then.
         ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         ghn_fast.checkpoint.CheckpointError: the GHN could not be loaded.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if fill:
+        materialise(model)
     uses = Uses.of(model)
-    _check_parameters(model, uses.parameters)
+    _check(model, uses)
+    uses = uses.keeping(by_choice(uses, keep, only))
     report = PredictionReport()
     with _timed(report, "load"):
         network = ghn if isinstance(ghn, GHN) else _load(str(ghn or DEFAULT_GHN))
@@ -119,15 +161,23 @@ def predict(
         else:
             graph = graph.with_shapes(uses.parameters)
     with _timed(report, "predict"):
-        plan, report.rules = _write(model, network, graph, uses)
+        plan = network.write(GraphBatch([graph]), [uses], fill)
+    if not return_report:
+        _warn_of_head(graph, network)
+        return model
     _account(report, uses.parameters, plan)
-    return (model, report) if return_report else model
+    return model, report
 
 
-def _check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    if not parameters:
+def _check(model: nn.Module, uses: Uses) -> None:
+    for name in uses.packed:
+        raise ValueError(
+            f"module {name!r} holds quantised weights that are no parameters and cannot be "
+            "written to: predict before quantising the model"
+        )
+    if not uses.parameters:
         raise ValueError(f"{type(model).__name__} has no parameters to predict")
-    for name, parameter in parameters.items():
+    for name, parameter in uses.parameters.items():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(
                 f"parameter {name!r} has no shape yet: call the model once on an example input "
@@ -136,7 +186,8 @@ def _check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) 
         if parameter.is_meta:
             raise ValueError(
                 f"parameter {name!r} is on the meta device and has no memory to write to: build "
-                "the model on a real device (to_empty() would leave constants and buffers unset)"
+                "the model on a real device (to_empty() would leave constants and buffers unset), "
+                "or pass fill=True"
             )
         if not (parameter.is_floating_point() or parameter.is_complex()):
             raise ValueError(
@@ -148,11 +199,33 @@ def _check_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) 
                 f"parameter {name!r} ({type(parameter.data).__name__}) has no memory of its own to "
                 "write to: predict before sharding or quantising the model"
             )
+        if any(size > 1 and step == 0 for size, step in _layout(parameter)):
+            raise ValueError(
+                f"parameter {name!r} is expanded: several of its elements share one place in "
+                "memory, so that they cannot be written to; clone() it first"
+            )
         if parameter.is_inference() and not torch.is_inference_mode_enabled():
             raise ValueError(
                 f"parameter {name!r} was made in inference mode and cannot be written outside it: "
                 "build the model outside torch.inference_mode(), or predict inside"
             )
+
+
+def _layout(parameter: nn.Parameter) -> Iterator[tuple[int, int]]:
+    """Size and step in memory of each dimension."""
+    return zip(parameter.shape, parameter.stride(), strict=True)
+
+
+def _warn_of_head(graph: Graph, ghn: GHN) -> None:
+    reason = misfit(graph, ghn.config)
+    if reason is None:
+        return
+    name = graph.nodes[head_nodes(graph)[0]].name
+    warnings.warn(
+        f"{name!r} keeps its values: {reason}. Fit it to your data with ghn_fast.fit_head_(model, "
+        "loader), or train it; return_report=True tells of such layers without a warning",
+        stacklevel=3,
+    )
 
 
 def _load(name: str) -> GHN:
@@ -178,26 +251,19 @@ def _loaded(name: str, version: tuple[int, ...] | None) -> GHN:
     return from_pretrained(name)
 
 
-@torch.no_grad()
-def _write(model: nn.Module, ghn: GHN, graph: Graph, uses: Uses) -> tuple[Plan, dict[str, str]]:
-    """Writes all parameters; returns the plan and {parameter name: rule}."""
-    plan = ghn.write(GraphBatch([graph]), [uses])
-    return plan, plan.rules(0) | fill(model, plan.others[0])
-
-
 def _account(report: PredictionReport, parameters: Mapping[str, nn.Parameter], plan: Plan) -> None:
     # A tied parameter is in the plan under one of its names, and reported under its first.
-    rules = {id(parameters[name]): rule for name, rule in report.rules.items()}
-    report.rules = {}
+    rules = {id(parameters[name]): rule for name, rule in plan.rules(0).items()}
+    reasons = {id(parameters[name]): reason for name, reason in plan.kept[0].items()}
     first = {id(parameter): name for name, parameter in reversed(list(parameters.items()))}
     for identity, name in reversed(list(first.items())):
-        rule = rules.get(identity)
-        if rule is None:
-            reason = plan.skipped[0].get(name, "has no node in the model's graph")
-            report.unpredicted[name] = reason
+        shape = tuple(parameters[name].shape)
+        report.num_parameters += parameters[name].numel()
+        if identity in rules:
+            report.predicted[name] = shape
+            report.rules[name] = rules[identity]
         else:
-            report.predicted[name] = tuple(parameters[name].shape)
-            report.rules[name] = rule
+            report.unpredicted[name] = reasons.get(identity, NO_NODE)
 
 
 @contextmanager

@@ -40,12 +40,28 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Write the model's state dict here, as safetensors.")
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep these parameters as they are: a name, a module or a pattern such as "
+            "'layer4.*'; may be given several times."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Predict only these, in the same form.")
+    ] = None,
+    fill: Annotated[
+        bool,
+        typer.Option(
+            "--fill", help="The model is not initialised: give values to what is not decoded too."
+        ),
+    ] = False,
     data: options.Data = None,
     download: options.Download = False,
     images: options.Images = 1000,
     batch_size: options.BatchSize = 64,
 ) -> None:
-    """Predict all parameters of a model; tell what was predicted, how fast, and how good it is."""
+    """Predict a model's parameters; tell what was decoded, how fast, and how good it is."""
     from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.models import build_model
     from ghn_fast.nets import adjust_net
@@ -62,7 +78,9 @@ def predict(
     built = time.perf_counter() - start
     if ":" not in model and small:
         target = adjust_net(target)
-    _, report = predict_parameters(target, network, return_report=True)
+    _, report = predict_parameters(
+        target, network, return_report=True, keep=keep or (), only=only or (), fill=fill
+    )
     report.stages["load"] = loaded
     _print_report(model, ghn, report, built)
     if out is not None:
@@ -82,16 +100,18 @@ def _print_report(model: str, ghn: str, report: PredictionReport, built: float) 
         table.add_column(column, justify="left" if column == "rule" else "right")
     tensors, sizes = Counter[str](), Counter[str]()
     for name, shape in report.predicted.items():
-        rule = report.rules.get(name, "tied")
-        tensors[rule] += 1
-        sizes[rule] += torch.Size(shape).numel()
+        tensors[report.rules[name]] += 1
+        sizes[report.rules[name]] += torch.Size(shape).numel()
     for rule, count in tensors.most_common():
         table.add_row(rule, f"{count:,}", f"{sizes[rule]:,}")
     table.add_section()
-    table.add_row("all", f"{len(report.predicted):,}", f"{report.num_predicted:,}")
+    table.add_row("decoded", f"{len(report.predicted):,}", f"{report.num_predicted:,}")
+    if report.unpredicted:
+        rest = report.num_parameters - report.num_predicted
+        table.add_row("not decoded", f"{len(report.unpredicted):,}", f"{rest:,}")
     console.print(table)
     for name, reason in report.unpredicted.items():
-        console.print(f"not predicted: {name}: {reason}", highlight=False)
+        console.print(f"{name}: {reason}", highlight=False, soft_wrap=True)
     stages = ", ".join(f"{stage} {spent:.3f} s" for stage, spent in report.stages.items())
     console.print(f"predicted in {report.seconds:.3f} s ({stages})", highlight=False)
     console.print(f"random initialisation took {built:.3f} s", highlight=False)

@@ -72,6 +72,11 @@ class GHNConfig:
             raise ValueError(f"unknown GHN configuration: {', '.join(unknown)}")
         return cls(**values)
 
+    @property
+    def decodes_embeddings(self) -> bool:
+        """Whether such GHNs were trained on networks that look up rows of a table."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """The fields; the published checkpoints and their readers know no ``flat_kernels``."""
         values = asdict(self)

@@ -15,26 +15,13 @@ from ghn_fast.ghn.decode.decoder import ConvDecoder, MLPDecoder, Slices
 from ghn_fast.ghn.embed.gated_gnn import GatedGNN
 from ghn_fast.ghn.embed.shape_encoder import PositionTable, ShapeEncoder, shape_as_4d
 from ghn_fast.ghn.mlp import MLP
-from ghn_fast.ghn.place.block_table import (
-    VECTOR_RULES,
-    BlockTable,
-    PlanCache,
-    Source,
-    make_block_table,
-)
-from ghn_fast.ghn.place.fill import fill
+from ghn_fast.ghn.place.assign import assign
+from ghn_fast.ghn.place.block_table import VECTOR_RULES, BlockTable, Source, make_block_table
+from ghn_fast.ghn.place.cache import PlanCache
+from ghn_fast.ghn.place.decoded import Decoded
+from ghn_fast.ghn.place.keep import by_value
 from ghn_fast.ghn.place.leaves import Leaves
-from ghn_fast.ghn.place.plan import (
-    Group,
-    Plan,
-    Target,
-    Uses,
-    as_stored,
-    class_rules,
-    decoded_nodes,
-    misfit,
-    plan_for,
-)
+from ghn_fast.ghn.place.plan import Group, Plan, decoded_nodes, head_nodes, misfit, plan_for
 from ghn_fast.ghn.place.tiling import (
     along_channels,
     channel_axis,
@@ -43,9 +30,9 @@ from ghn_fast.ghn.place.tiling import (
     position_rows,
     repeat,
 )
+from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.ghn.pretrained import Pretrained
 from ghn_fast.graph import NODE_TYPES, Graph, GraphBatch, Node
-from ghn_fast.ops.tile import TileTable, tile, tile_
 
 _plans = PlanCache(size=64)
 
@@ -100,8 +87,7 @@ class GHN(Pretrained, nn.Module):
 
         In training mode with gradients enabled the models get tensors that carry gradients back
         to the GHN, in place of their parameters. Otherwise the predicted values are copied into
-        the models' own parameters. Parameters that no node stands for get the values that
-        :mod:`ghn_fast.ghn.place.fill` gives them.
+        the models' own parameters. Parameters that are not decoded keep the values they have.
 
         Args:
             models: a model, or several.
@@ -113,25 +99,36 @@ class GHN(Pretrained, nn.Module):
         Raises:
             ValueError: as many graphs as models are needed.
         """
-        model_list = [models] if isinstance(models, nn.Module) else list(models)
-        uses = [Uses.of(model) for model in model_list]
-        batch = self.batch(model_list, graphs, uses)
-        if self.training and torch.is_grad_enabled():
-            plan = plan_for(batch, self.config, uses)
-            self._attach(uses, batch, make_block_table(plan, self.config, self.interpolates))
-        else:
-            plan = self.write(batch, uses)
-        for model, kinds in zip(model_list, plan.others, strict=True):
-            fill(model, kinds)
+        model_list = [models] if isinstance(models, nn.Module) else models
+        self.hand_over(model_list, graphs, attach=self.training and torch.is_grad_enabled())
         return models
 
-    def _attach(self, uses: Sequence[Uses], batch: GraphBatch, table: BlockTable) -> None:
-        """Puts predicted tensors, which carry gradients, in the places of the parameters."""
-        embeddings = self.node_embeddings(batch)
-        predicted = tile(self.blocks(embeddings, table), table.tiles)
-        attach(uses, table.targets, as_stored(table.targets, predicted))
-        for group, tensors in self._decode_groups(embeddings, table.direct):
-            attach(uses, group.targets, as_stored(group.targets, tensors))
+    def hand_over(
+        self,
+        models: Sequence[nn.Module],
+        graphs: Graph | GraphBatch | Sequence[Graph] | None,
+        attach: bool,
+    ) -> None:
+        """:meth:`forward`, whatever the mode.
+
+        Args:
+            models: several.
+            graphs: of the models; made from them where left out.
+            attach: put the predicted tensors themselves in the parameters' places, and on networks
+                on the meta device also values for what is not decoded
+                (:mod:`ghn_fast.ghn.place.fill`); otherwise copy the values.
+
+        Raises:
+            ValueError: as many graphs as models are needed.
+        """
+        uses = [Uses.of(model) for model in models]
+        batch = self.batch(models, graphs, uses)
+        if not attach:
+            self.write(batch, uses)
+            return
+        uses = _keeping(batch, uses)
+        plan = plan_for(batch, self.config, uses)
+        assign(uses, plan, self._decode_batch(batch, self._table(plan)), "attach")
 
     def attach_leaves(
         self,
@@ -152,38 +149,44 @@ class GHN(Pretrained, nn.Module):
         """
         uses = [Uses.of(model) for model in models]
         batch = self.batch(models, graphs, uses)
+        uses = _keeping(batch, uses)
         plan = plan_for(batch, self.config, uses)
-        table = make_block_table(plan, self.config, self.interpolates)
-        embeddings = self.node_embeddings(batch)
-        blocks = self.blocks(embeddings, table)
-        direct = list(self._decode_groups(embeddings, table.direct))
-        leaves = Leaves(blocks, table, direct, len(models))
-        attach(uses, leaves.targets, leaves.tensors)
-        for model, kinds in zip(models, plan.others, strict=True):
-            fill(model, kinds)
+        leaves = Leaves(self._decode_batch(batch, self._table(plan)), len(models))
+        assign(uses, plan, leaves, "attach")
         return leaves
 
     @torch.no_grad()
-    def write(self, batch: GraphBatch, uses: Sequence[Uses]) -> Plan:
+    def write(self, batch: GraphBatch, uses: Sequence[Uses], fill: bool = False) -> Plan:
         """Writes predicted values into the models' own parameters.
 
         What follows from the architecture alone is kept for the next time (:class:`PlanCache`).
+        Autocast makes no difference to the values.
 
         Args:
             batch: of the models' graphs.
             uses: of the models.
+            fill: nothing has a value worth keeping; what is not decoded gets one by
+                :mod:`ghn_fast.ghn.place.fill`.
 
         Returns:
-            The plan. Its ``others`` are left to :func:`ghn_fast.ghn.rules.fill`.
+            The plan, which says also what was done to parameters that are not decoded.
         """
-        plan, table = _plans.get(batch, self.config, uses, self.interpolates)
+        device = self.node_type_embedding.weight.device.type
+        with torch.autocast(device, enabled=False):
+            uses = uses if fill else _keeping(batch, uses)
+            plan, table = _plans.get(batch, self.config, uses, self.interpolates)
+            decoded = self._decode_batch(batch, table)
+            done = assign(uses, plan, decoded, "fill" if fill else "write")
+        kept = [{**reasons, **set_} for reasons, set_ in zip(plan.kept, done, strict=True)]
+        return replace(plan, kept=kept)
+
+    def _table(self, plan: Plan) -> BlockTable:
+        return make_block_table(plan, self.config, self.interpolates)
+
+    def _decode_batch(self, batch: GraphBatch, table: BlockTable) -> Decoded:
         embeddings = self.node_embeddings(batch)
-        parameters = [t.view(uses[t.graph].parameters[t.parameter]) for t in table.targets]
-        tile_into(self.blocks(embeddings, table), table.tiles, parameters)
-        for group, tensors in self._decode_groups(embeddings, table.direct):
-            for target, tensor in zip(group.targets, tensors, strict=True):
-                uses[target.graph].parameters[target.parameter].copy_(target.stored(tensor))
-        return plan
+        blocks = self.blocks(embeddings, table)
+        return Decoded(blocks, table, list(self._decode_groups(embeddings, table.direct)))
 
     def blocks(self, embeddings: Tensor, table: BlockTable) -> list[Tensor]:
         """The tensors of blocks, one for each of the table's views.
@@ -317,14 +320,14 @@ class GHN(Pretrained, nn.Module):
     def _encoded_nodes(self, graph: Graph) -> Sequence[Node]:
         """The nodes as the shape encoder sees them.
 
-        A classification layer that is not predicted because it has another number of classes is
-        encoded with the number the GHN knows, so that the rest of the network is not disturbed.
+        An output layer that is not predicted because it has another number of outputs is encoded
+        with the number the GHN knows, so that the rest of the network is not disturbed.
         """
         encoded = decoded_nodes(graph, self.config)
         if misfit(graph, self.config) is None:
             return encoded
         nodes = list(encoded)
-        for position in class_rules(graph, self.config):
+        for position in head_nodes(graph):
             node = nodes[position]
             assert node.shape is not None
             shape = (self.config.num_classes, *node.shape[1:])
@@ -371,20 +374,10 @@ class GHN(Pretrained, nn.Module):
         return self.decoder_1d(x).view(len(x), 2, -1)
 
 
-def attach(uses: Sequence[Uses], targets: Sequence[Target], tensors: Sequence[Tensor]) -> None:
-    """Puts tensors in the places of the parameters that are their targets."""
-    for target, tensor in zip(targets, tensors, strict=True):
-        module, name = uses[target.graph].owners[target.parameter]
-        module._parameters[name] = tensor  # type: ignore[assignment]
-
-
-def tile_into(blocks: Sequence[Tensor], table: TileTable, parameters: Sequence[Tensor]) -> None:
-    """:func:`tile_` for parameters that may be on several devices; blocks are the smaller part."""
-    devices = {parameter.device for parameter in parameters}
-    for device in devices:
-        there = [index for index, p in enumerate(parameters) if p.device == device]
-        part = table if len(devices) == 1 else TileTable(table.tiles[index] for index in there)
-        tile_([to_device(b, device) for b in blocks], part, [parameters[index] for index in there])
+def _keeping(batch: GraphBatch, uses: Sequence[Uses]) -> list[Uses]:
+    """Uses that know which values are there on purpose."""
+    pairs = zip(batch, uses, strict=True)
+    return [known.keeping(by_value(graph, known)) for graph, known in pairs]
 
 
 def ghn1(num_classes: int = 10, **config: object) -> GHN:

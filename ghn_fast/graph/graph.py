@@ -28,8 +28,12 @@ class Graph:
         edges: (E, 2) int64, the 1-hop edges (source, target), sorted and unique.
         max_distance: paths longer than this have no virtual edge.
         unused: parameters that no node carries, and why.
-        other: parameters that reach the output but have no node in the published definition of
-            the graph (class tokens, layer scales, ...), and what they are.
+        other: parameters that reach the output but are no layer of the published definition of
+            the graph (class tokens, layer scales, embeddings, ...), and what they are.
+        head: the last node of the output layer (its bias, or its weight where it has none), if the
+            first output comes from one layer and has no positions, as that of a classifier: one
+            value a class. None if it has none; where left out, what ends the graph as a classifier
+            of the published graphs ends.
         net_args: what builds the network, for graphs of DeepNets-1M.
         index: position in its split, for graphs of DeepNets-1M.
         node_types: (N,) int64, indices into ``LANGUAGE_NODE_TYPES``, which begin with
@@ -46,6 +50,7 @@ class Graph:
     max_distance: int = MAX_DISTANCE
     unused: Mapping[str, str] = field(default_factory=dict)
     other: Mapping[str, str] = field(default_factory=dict)
+    head: int | None = -1
     net_args: dict[str, Any] | None = None
     index: int | None = None
     node_types: Tensor = field(init=False)
@@ -59,6 +64,8 @@ class Graph:
         self.edges = edges if _ascending(edges) else torch.unique(edges, dim=0)
         self.node_types = torch.tensor(_type_indices(self.nodes), dtype=torch.int64, device="cpu")
         check_edges(len(self.nodes), self.edges)
+        if self.head == -1:
+            self.head = _published_head(self.nodes)
 
     @classmethod
     def from_model(
@@ -87,6 +94,7 @@ class Graph:
             edges=torch.from_numpy(traced.edges),
             unused=traced.unused,
             other=traced.other,
+            head=traced.head,
         )
 
     @cached_property
@@ -128,6 +136,18 @@ class Graph:
     def __repr__(self) -> str:
         parameters = sum(node.parameter is not None for node in self.nodes)
         return f"Graph({self.num_nodes} nodes, {len(self.edges)} edges, {parameters} weights)"
+
+
+def _published_head(nodes: Sequence[Node]) -> int | None:
+    """The last node, if it is the bias of a linear layer or a pointwise convolution."""
+    if len(nodes) < 2:
+        return None
+    weight, bias = nodes[-2:]
+    if weight.type != "conv" or bias.type != "bias" or len(weight.shape or ()) < 2:
+        return None
+    outputs, _, *kernel = weight.shape or ()
+    fits = outputs == (bias.shape or (0,))[0] and max(kernel, default=1) == 1
+    return len(nodes) - 1 if fits else None
 
 
 def _ascending(edges: Tensor) -> bool:

@@ -88,7 +88,7 @@ def test_predict_reports_what_it_did_not(
     assert run(monkeypatch, *arguments, "--num-classes", 10) == 0
     assert "not predicted" not in capsys.readouterr().out
     assert run(monkeypatch, "predict", "resnet18", "--ghn", ghn_file, "--num-classes", 7) == 0
-    assert "not predicted: fc.weight: classification layer of 7" in capsys.readouterr().out
+    assert "fc.weight: output layer of 7; this GHN predicts 10" in capsys.readouterr().out
 
 
 def test_predict_makes_the_folder_of_what_it_writes(

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import ghn_fast
 from ghn_fast.ghn import GHN, GHNConfig, ghn1, ghn2, ghn3, make_plan
-from ghn_fast.ghn.place.block_table import BlockTable, PlanCache, make_block_table
-from ghn_fast.ghn.place.plan import Uses
+from ghn_fast.ghn.place.block_table import BlockTable, make_block_table
+from ghn_fast.ghn.place.cache import PlanCache
+from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.graph import Graph, GraphBatch, Node
 
 SIZES = (1, 3, 8, 10, 24, 70)
@@ -182,7 +183,7 @@ def test_what_is_kept_cannot_be_changed() -> None:
     ghn, net = ghn2(), Net([("conv", (8, 3, 3, 3)), ("bn", (8,))])
     plan = ghn.write(GraphBatch([net.graph()]), [Uses.of(net)])
     with pytest.raises(TypeError):
-        plan.others[0]["0.weight"] = "weight"  # type: ignore[index]
+        plan.kinds[0]["0.weight"] = "weight"  # type: ignore[index]
     with pytest.raises(AttributeError):
         plan.groups[0].targets.clear()  # type: ignore[attr-defined]
     with pytest.raises(FrozenInstanceError):

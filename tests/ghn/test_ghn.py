@@ -71,8 +71,8 @@ def test_wide_layers_are_tiled(ghn: GHN) -> None:
 
 def test_other_number_of_classes_is_skipped(ghn: GHN) -> None:
     plan = make_plan(GraphBatch([small_classifier(num_classes=7)]), ghn.config)
-    assert set(plan.skipped[0]) == {"fc.weight", "fc.bias"}
-    assert "7 classes; this GHN predicts 10" in plan.skipped[0]["fc.weight"]
+    assert set(plan.kept[0]) == {"fc.weight", "fc.bias"}
+    assert "output layer of 7; this GHN predicts 10" in plan.kept[0]["fc.weight"]
     assert set(plan.rules(0)) == {"conv.weight", "bn.weight", "bn.bias"}
 
 

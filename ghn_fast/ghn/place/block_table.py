@@ -7,8 +7,6 @@ them, so that decoding is a few large matrix products; from the blocks,
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,9 +16,8 @@ from torch import Tensor
 
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.embed.shape_encoder import shape_as_4d
-from ghn_fast.ghn.place.plan import Group, Plan, Target, Uses, plan_for
+from ghn_fast.ghn.place.plan import Group, Plan, Target
 from ghn_fast.ghn.place.tiling import channel_axis, weight_scale
-from ghn_fast.graph import Graph, GraphBatch
 from ghn_fast.ops.tile import MAX_DIMS, Tile, TileTable
 
 VECTOR_RULES = ("norm_weight", "norm_bias", "bias")
@@ -155,46 +152,3 @@ def _normalisation(group: Group, config: GHNConfig) -> tuple[str, float]:
     if group.rule in ("bias", "norm_bias", "class_bias"):
         return "bias", 1.0
     return "scale", weight_scale(shape, group.fan_in) / times
-
-
-class PlanCache:
-    """The plans of the architectures that were predicted last; several threads may share it.
-
-    What is known from an architecture and a GHN's configuration alone is worked out once: another
-    prediction for a graph of the same digest starts from there.
-
-    Args:
-        size: how many are kept.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._entries: OrderedDict[object, tuple[Plan, BlockTable]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(
-        self, batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses], interpolates: bool
-    ) -> tuple[Plan, BlockTable]:
-        """The plan of a batch and its block table, made if they are not there."""
-        key = (config, interpolates, *(_key(*pair) for pair in zip(batch, uses, strict=True)))
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-        plan = plan_for(batch, config, uses)
-        made = plan, make_block_table(plan, config, interpolates)
-        with self._lock:
-            self._entries[key] = made
-            while len(self._entries) > self.size:
-                self._entries.popitem(last=False)
-        return made
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
-def _key(graph: Graph, uses: Uses) -> tuple[object, ...]:
-    """All that a plan follows from, but the GHN's configuration."""
-    others = (tuple(names.items()) for names in (graph.other, graph.unused))
-    stored = tuple((node.kernel, node.storage) for node in graph.nodes if node.is_viewed)
-    return graph.digest(), stored, *others, *uses.key()

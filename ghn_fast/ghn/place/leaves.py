@@ -8,8 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ghn_fast.ghn.place.block_table import BlockTable
-from ghn_fast.ghn.place.plan import Group, as_stored
+from ghn_fast.ghn.place.decoded import Decoded
 from ghn_fast.ops.tile import tile_, tile_backward
 
 AnyTensor = TypeVar("AnyTensor", Tensor, Tensor | None)
@@ -25,28 +24,22 @@ class Leaves:
     and their gradients are summed to those of the blocks in one call.
 
     Args:
-        blocks: of the table's views, with their way back to the GHN.
-        table: of the batch.
-        direct: the table's direct groups with their predicted parameters (n, *shape).
+        decoded: with its way back to the GHN.
         num_models: in the batch.
 
     Attributes:
         targets: where each predicted parameter belongs.
+        device: of all tensors.
         tensors: of the targets; they require gradients.
         by_model: the tensors of each model.
     """
 
-    def __init__(
-        self,
-        blocks: list[Tensor],
-        table: BlockTable,
-        direct: Sequence[tuple[Group, Tensor]],
-        num_models: int,
-    ) -> None:
-        self._blocks = blocks
-        self._tiles = table.tiles
-        self._direct = [t for group, tensors in direct for t in as_stored(group.targets, tensors)]
-        self.targets = [*table.targets, *(t for group, _ in direct for t in group.targets)]
+    def __init__(self, decoded: Decoded, num_models: int) -> None:
+        self._blocks = decoded.blocks
+        self._tiles = decoded.table.tiles
+        self._direct = decoded.direct_tensors()
+        self.targets = decoded.targets
+        self.device = decoded.device
         self.tensors = self._tiled() + [tensor.detach() for tensor in self._direct]
         self.by_model: list[list[Tensor]] = [[] for _ in range(num_models)]
         for target, tensor in zip(self.targets, self.tensors, strict=True):

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from ghn_fast.ghn.config import GHNConfig
+from ghn_fast.ghn.place.keep import (
+    EMBEDDING,
+    EMPTY,
+    MISSHAPEN,
+    NO_NODE,
+    SCALAR,
+    TOO_MANY_DIMENSIONS,
+    complex_values,
+    output_layer,
+)
+from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.graph import Graph, GraphBatch, Node, Storage
 
 NORM_TYPES = ("bn", "ln")
@@ -83,14 +91,14 @@ class Plan:
 
     Attributes:
         groups: every parameter that is decoded from a node is in one of them.
-        others: for each graph {parameter name: what it is} of the parameters that get their
-            values by :mod:`ghn_fast.ghn.place.fill`.
-        skipped: for each graph {parameter name: why it is not predicted}.
+        kept: for each graph {parameter name: why it is not decoded} of all others
+            (:mod:`ghn_fast.ghn.place.keep`).
+        kinds: for each graph {parameter name: what it is} of those that the tracer knows.
     """
 
     groups: Sequence[Group]
-    others: Sequence[Mapping[str, str]]
-    skipped: Sequence[Mapping[str, str]]
+    kept: Sequence[Mapping[str, str]]
+    kinds: Sequence[Mapping[str, str]]
 
     def rules(self, graph: int) -> dict[str, str]:
         """{parameter name: rule} of what is decoded for one graph, in the order of its nodes."""
@@ -101,75 +109,6 @@ class Plan:
             if target.graph == graph
         )
         return {parameter: rule for _, _, parameter, rule in found}
-
-
-@dataclass
-class Uses:
-    """How a model uses its parameters, where the shape of a node does not tell.
-
-    Two models of equal graphs and equal uses have the same plan.
-
-    Attributes:
-        parameters: all of them, a tied one under each of its names.
-        owners: for each name the module and the parameter's name in it.
-        fan_in: of weights that are stored (in, out, ...): transposed convolutions, and linear
-            layers that multiply from the right.
-        embeddings: weights of which an embedding takes single rows.
-        complex: {parameter name: dtype} of those that are.
-    """
-
-    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
-    owners: dict[str, tuple[nn.Module, str]] = field(default_factory=dict)
-    fan_in: dict[str, float] = field(default_factory=dict)
-    embeddings: set[str] = field(default_factory=set)
-    complex: dict[str, torch.dtype] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Uses:
-        uses = cls()
-        for path, module in model.named_modules(remove_duplicate=False):
-            prefix = f"{path}." if path else ""
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    uses.parameters[prefix + name] = parameter
-                    uses.owners[prefix + name] = module, name
-                    if parameter.is_complex():
-                        uses.complex[prefix + name] = parameter.dtype
-            fan_in = _stored_fan_in(module)
-            if fan_in is not None:
-                uses.fan_in.update({prefix + name: fan_in for name in _WEIGHTS})
-            elif isinstance(module, nn.Embedding):
-                uses.embeddings.update(prefix + name for name in _WEIGHTS)
-        return uses
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Of a parameter, if the model is known."""
-        return self.parameters[name].shape if name in self.parameters else None
-
-    def key(self) -> tuple[object, ...]:
-        """All that a plan depends on."""
-        shapes = tuple((name, parameter.shape) for name, parameter in self.parameters.items())
-        others = (tuple(values.items()) for values in (self.fan_in, self.complex))
-        return shapes, frozenset(self.embeddings), *others
-
-
-# A weight, and what it is made from where it is normalised (torch.nn.utils.parametrizations).
-_WEIGHTS = (
-    *("weight", "weight_v", "weight_orig"),
-    *("parametrizations.weight.original", "parametrizations.weight.original1"),
-)
-
-
-def _stored_fan_in(module: Any) -> float | None:
-    """How many inputs reach one output of a layer whose weight is stored (in, out, ...)."""
-    if isinstance(module, _ConvTransposeNd):
-        # Time is left out, see the rule "video_weight".
-        taps = math.prod(module.kernel_size[-2:]) / math.prod(module.stride[-2:])
-        return max(1.0, module.in_channels // module.groups * taps)
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        # The linear layer of GPT-2 in transformers, which is not to be imported here.
-        return float(module.weight.shape[0])
-    return None
 
 
 def make_plan(
@@ -192,55 +131,55 @@ def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan
         uses: how the graphs' models use their parameters.
     """
     groups: dict[tuple[str, tuple[int, ...], float | None], list[Target]] = {}
-    others, skipped = [], []
+    kept = []
     offsets = batch.offsets.tolist()
     for index, graph in enumerate(batch):
-        decoded, without, left = _sort(graph, config, uses[index])
-        others.append(MappingProxyType(without))
-        skipped.append(MappingProxyType(left))
+        decoded, reasons = _sort(graph, config, uses[index])
+        kept.append(MappingProxyType(reasons))
         for position, rule, shape, parameter, storage in decoded:
             fan_in = uses[index].fan_in.get(parameter)
             targets = groups.setdefault((rule, shape, fan_in), [])
             targets.append(Target(index, offsets[index] + position, parameter, storage))
     made = tuple(Group(*kind, tuple(targets)) for kind, targets in groups.items())
-    return Plan(made, tuple(others), tuple(skipped))
+    kinds = tuple(MappingProxyType(dict(graph.other)) for graph in batch)
+    return Plan(made, tuple(kept), kinds)
 
 
 _Decoded = list[tuple[int, str, tuple[int, ...], str, Storage | None]]
 """(node, rule, shape, parameter name, storage) of parameters that are decoded."""
 
 
-def _sort(
-    graph: Graph, config: GHNConfig, uses: Uses
-) -> tuple[_Decoded, dict[str, str], dict[str, str]]:
-    """The parameters of a graph: those that are decoded, those that get their values otherwise
-    and what they are, and those that are left and why."""
+def _sort(graph: Graph, config: GHNConfig, uses: Uses) -> tuple[_Decoded, dict[str, str]]:
+    """The parameters of a graph: those that are decoded, and why the others are not."""
     decoded: _Decoded = []
-    others, skipped = dict(graph.other), dict(graph.unused)
-    classifier, reason = class_rules(graph, config), misfit(graph, config)
+    kept = dict(graph.unused)
+    for name, kind in graph.other.items():
+        if kind != "embedding":
+            kept[name] = NO_NODE
+        elif not config.decodes_embeddings:
+            kept[name] = EMBEDDING
+    kept.update((name, complex_values(dtype)) for name, dtype in uses.complex.items())
+    kept.update(uses.kept)
+    rules, foreign = class_rules(graph, config), misfit(graph, config)
+    head = head_nodes(graph) if foreign else []
     for position, node in enumerate(decoded_nodes(graph, config)):
         if node.shape is None:
             continue
-        kind = _kind(node, config, uses)
-        if node.parameter is None:
-            pass
-        elif reason is not None and position in classifier:
-            skipped[node.parameter] = reason
-        elif kind is not None:
-            others[node.parameter] = kind
-        else:
-            rule = classifier.get(position) or _rule(node, uses)
+        reason = foreign if position in head else _undecodable(node)
+        if node.parameter is not None and reason is not None:
+            kept.setdefault(node.parameter, reason)
+        elif node.parameter is not None and node.parameter not in kept:
+            rule = rules.get(position) or _rule(node, uses)
             decoded.append((position, rule, node.shape, node.parameter, node.storage))
-        if node.bias is None:
+        if node.bias is None or node.bias in kept:
             continue
-        if kind is None and uses.shape(node.bias) in (None, node.shape):
-            decoded.append((position, "norm_bias", node.shape, node.bias, None))
+        if uses.shape(node.bias) not in (None, node.shape):
+            reason = MISSHAPEN
+        if reason is not None:
+            kept[node.bias] = reason
         else:
-            others[node.bias] = "norm_bias"
-    for name, dtype in uses.complex.items():
-        others.pop(name, None)
-        skipped[name] = f"{str(dtype).removeprefix('torch.')} values; a GHN predicts real ones"
-    return [entry for entry in decoded if entry[3] not in uses.complex], others, skipped
+            decoded.append((position, "norm_bias", node.shape, node.bias, None))
+    return decoded, kept
 
 
 def decoded_nodes(graph: Graph, config: GHNConfig) -> Sequence[Node]:
@@ -251,40 +190,34 @@ def decoded_nodes(graph: Graph, config: GHNConfig) -> Sequence[Node]:
 
 
 def class_rules(graph: Graph, config: GHNConfig) -> dict[int, str]:
-    """``class_weight`` and ``class_bias`` of the last two nodes; empty if it is no classifier.
+    """``class_weight`` and ``class_bias`` of the output layer's nodes; empty if there is none.
 
-    The output layer gets a decoder head of its own (arXiv 2110.13100, appendix B.1). One of
-    another number of outputs than the GHN's is none if it is square, such as the pooler of a text
-    encoder, or if the network has outputs of other sizes too, such as a detector.
+    It gets a decoder head of its own (arXiv 2110.13100, appendix B.1). A kernel of several
+    positions is none that the head decodes.
     """
-    last = graph.num_nodes - 1
-    weight, bias = graph.nodes[last - 1], graph.nodes[last]
-    if weight.type != "conv" or bias.type != "bias" or not weight.shape or len(weight.shape) < 2:
+    nodes = head_nodes(graph)
+    if not nodes:
         return {}
-    classes = weight.shape[0]
-    if classes != (bias.shape or (0,))[0] or max(weight.shape[2:], default=1) > 1:
+    shape = graph.nodes[nodes[0]].shape or ()
+    if len(shape) < 2 or max(shape[2:], default=1) > 1:
         return {}
-    if classes != config.num_classes and (
-        classes == math.prod(weight.shape[1:]) or _output_sizes(graph) != {classes}
-    ):
-        return {}
-    return {last - 1: "class_weight", last: "class_bias"}
+    return dict(zip(nodes, ("class_weight", "class_bias"), strict=False))
 
 
-def _output_sizes(graph: Graph) -> set[int]:
-    """How many outputs the layers have that nothing follows."""
-    followed = set(graph.edges[:, 0].tolist())
-    ends = (node for index, node in enumerate(graph.nodes) if index not in followed)
-    return {node.shape[0] for node in ends if node.shape and node.type in ("conv", "bias")}
+def head_nodes(graph: Graph) -> list[int]:
+    """The nodes of the output layer's weight and bias."""
+    if graph.head is None:
+        return []
+    if graph.nodes[graph.head].type == "bias":
+        return [graph.head - 1, graph.head]
+    return [graph.head]
 
 
 def misfit(graph: Graph, config: GHNConfig) -> str | None:
-    """Why the GHN cannot predict a classifier's last layer, or None if it can."""
-    for position in class_rules(graph, config):
-        classes = (graph.nodes[position].shape or (0,))[0]
-        if classes != config.num_classes:
-            predicted = f"this GHN predicts {config.num_classes} classes"
-            return f"classification layer of {classes} classes; {predicted}"
+    """Why the GHN cannot predict the output layer, or None if it can."""
+    for position in reversed(head_nodes(graph)):
+        outputs = (graph.nodes[position].shape or (0,))[0]
+        return None if outputs == config.num_classes else output_layer(outputs, config.num_classes)
     return None
 
 
@@ -292,20 +225,15 @@ def misfit(graph: Graph, config: GHNConfig) -> str | None:
 _MOST_DIMENSIONS = 5
 
 
-def _kind(node: Node, config: GHNConfig, uses: Uses) -> str | None:
-    """What a node's parameter is, if it cannot be decoded; None if it can.
-
-    A GHN's blocks repeat after ``max_shape[0]`` rows, which would make words of a vocabulary that
-    are so far apart the same; longer vocabularies are drawn at random instead.
-    """
-    shape = node.shape
-    assert shape is not None
-    if len(shape) == 0 or 0 in shape:
-        return "scalar"
-    if node.parameter in uses.embeddings and shape[0] > config.max_shape[0]:
-        return "embedding"
-    if node.type != "pos_enc" and len(shape) > _MOST_DIMENSIONS:
-        return "unknown"
+def _undecodable(node: Node) -> str | None:
+    """Why a node's parameter cannot be decoded; None if it can."""
+    assert node.shape is not None
+    if len(node.shape) == 0:
+        return SCALAR
+    if 0 in node.shape:
+        return EMPTY
+    if node.type != "pos_enc" and len(node.shape) > _MOST_DIMENSIONS:
+        return TOO_MANY_DIMENSIONS
     return None
 
 
@@ -317,7 +245,7 @@ def _rule(node: Node, uses: Uses) -> str:
         return "norm_weight"
     if node.type == "bias" or dims == 1:
         return "bias"
-    if node.type == "pos_enc" and node.parameter not in uses.embeddings:
+    if node.type == "pos_enc":
         return "pos_enc"
     if dims == _MOST_DIMENSIONS:
         return "video_weight"

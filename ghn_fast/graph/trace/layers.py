@@ -268,6 +268,8 @@ def embedding(node_type: str, names: Sequence[str] = ("input", "weight")) -> Han
         if rec.opaque:
             return rec.generic(func, args, kwargs)
         number = weight_record(rec, node_type, weight, rec.records_in(index))
+        for parameter in rec.parameters_behind(weight)[:1]:
+            parameter.role = "embedding"
         out = (*index.shape, weight.shape[-1])
         return rec.emit(number, func, args, kwargs, weight, lambda: out)
 

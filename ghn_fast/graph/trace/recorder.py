@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,18 @@ class NeedsValues(Exception):
 
 class Hidden(Exception):
     """A tensor came from a call that was not seen, such as one in a scripted function."""
+
+
+class Output(NamedTuple):
+    """The first of a model's outputs.
+
+    Attributes:
+        record: that made it.
+        values: how many an example has.
+    """
+
+    record: int
+    values: int
 
 
 @dataclass(eq=False)
@@ -150,6 +162,7 @@ class Recorder(TorchFunctionMode):
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._originals: dict[int, Tensor] = {}
         self._register(modules)
+        self.output: Output | None = None
         self.device = next((p.tensor.device for p in self.parameters.values()), _CPU)
         self._on_meta = self.device.type == "meta"
         self.input = self.add(Kind.KEEP, (), Node("input", "input"))

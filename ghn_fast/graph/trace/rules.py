@@ -246,6 +246,6 @@ ROLES: tuple[tuple[str, str], ...] = (
     (r"logit_scale|temperature|tau", "scalar"),
     (r"gat(e|ing)|alpha", "gate"),
     (r"scale", "scale"),
-    (r"pos(ition)?|embed", "embedding"),
+    (r"pos(ition)?|embed", "table"),
     (r"bias|beta", "bias"),
 )

@@ -19,6 +19,7 @@ from ghn_fast._system.collection import uncollected
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace.contract import contract
 from ghn_fast.graph.trace.dispatched import dispatched
+from ghn_fast.graph.trace.head import ends_of, first_output, head_of
 from ghn_fast.graph.trace.inputs import guess_inputs, unwrapped
 from ghn_fast.graph.trace.layers import is_norm, is_position_table, layer_record, norm_record
 from ghn_fast.graph.trace.preserve import preserved
@@ -41,13 +42,16 @@ class Trace:
         edges: (E, 2) int64, (source, target) positions in ``nodes``.
         unused: parameters that no node carries and no output depends on, or that are frozen.
         other: parameters that the output depends on but that have no node in the published
-            definition of the graph, and what they look like ("class_token", "layer_scale", ...).
+            definition of the graph, and what they look like ("class_token", "layer_scale", ...);
+            and the tables that rows are looked up in ("embedding"), which have one.
+        head: see :class:`ghn_fast.graph.Graph`.
     """
 
     nodes: list[Node]
     edges: NDArray[np.int64]
     unused: dict[str, str] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
+    head: int | None = None
 
     @property
     def missing(self) -> set[str]:
@@ -227,6 +231,7 @@ def _outputs(
         if not recorder.all_used():
             raise
         return list(range(len(recorder.records.kinds)))
+    recorder.output = first_output(recorder, output, _tensors_of((args, kwargs)))
     return [r for t in output if (r := recorder.record_of(t)) is not None]
 
 
@@ -344,6 +349,9 @@ def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
     _average_before_classifier(result)
     if recorder.types == LANGUAGE_NODE_TYPES:
         _set_head_aside(result)
+    if recorder.output is not None:
+        ends = ends_of(recorder, recorder.output.record, kept)
+        result.head = head_of(result.nodes, edges, recorder.output, ends)
     _account(recorder, live, result)
     if trained:
         _set_frozen_aside(recorder.parameters.values(), result)
@@ -410,6 +418,8 @@ def _account(recorder: Recorder, live: NDArray[np.bool_], result: Trace) -> None
     carried = {n.parameter for n in result.nodes} | {n.bias for n in result.nodes}
     for parameter in recorder.parameters.values():
         if parameter.name in carried:
+            if parameter.role == "embedding":
+                result.other[parameter.name] = parameter.role
             continue
         if parameter.source is not None and live[parameter.source]:
             result.other[parameter.name] = _role(parameter)

@@ -199,12 +199,8 @@ class GHN(CoreGHN):
     def _predict(
         self, nets: Sequence[nn.Module], batch: CoreBatch, attach: bool, return_embeddings: bool
     ) -> Tensor | None:
-        training, foreign = self.training, self._foreign_classifiers(batch)
-        self.training = attach  # has no other effect than how predicted tensors are handed over
-        try:
-            super().forward(nets, batch)
-        finally:
-            self.training = training
+        foreign = self._foreign_classifiers(batch)
+        self.hand_over(nets, batch, attach=attach and torch.is_grad_enabled())
         if not foreign and not return_embeddings:
             return None
         embeddings = self.node_embeddings(batch)
@@ -244,13 +240,13 @@ class GHN(CoreGHN):
 
     def _report(self, nets: Sequence[nn.Module], batch: CoreBatch, seconds: float) -> None:
         plan = make_plan(batch, self.config, nets)
-        names = [set(others) for others in plan.others]
+        names: list[set[str]] = [set() for _ in nets]
         for target in (target for group in plan.groups for target in group.targets):
             names[target.graph].add(target.parameter)
         for target, _, _ in self._foreign_classifiers(batch):
             names[target.graph].add(target.parameter)
         device = next(self.parameters()).device
-        for net, predicted, skipped in zip(nets, names, plan.skipped, strict=True):
+        for net, predicted, kept in zip(nets, names, plan.kept, strict=True):
             tensors = dict(net.named_parameters(remove_duplicate=False))
             sizes = [tensors[name].numel() for name in predicted]
             total = capacity(net, is_grad=False)[1]
@@ -258,8 +254,8 @@ class GHN(CoreGHN):
                 f"predicted {len(sizes)} tensors with {sum(sizes)} of {total} parameters "
                 f"in {seconds:.4f} s on {device}"
             )
-            for name in sorted(set(skipped) - predicted):
-                print(f"not predicted: {name} ({skipped[name]})")
+            for name in sorted(set(kept) - predicted):
+                print(f"not predicted: {name} ({kept[name]})")
             if self.debug_level > 1:
                 print(f"{Graph(net).num_valid_nodes()} tensors have a gradient")
             if self.debug_level > 2:

@@ -1,0 +1,202 @@
+"""Which parameters keep the values they have, and why.
+
+A GHN decodes what it was trained to decode: weights of linear layers and convolutions, their
+biases, norms, position tables. Everything else keeps the value that the model's author gave it,
+and so does what the author marked, what starts at zero on purpose, and what the user asks for.
+
+The reasons here, with those of :mod:`ghn_fast.graph.trace` for what is never reached, are all
+that reports give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+
+from ghn_fast.ghn.place.uses import Uses
+from ghn_fast.graph import Graph
+
+NO_NODE = "kept: the GHN has no node for it"
+EMBEDDING = "kept: an embedding, which GHNs are not trained on"
+TOO_MANY_DIMENSIONS = "kept: more dimensions than a kernel has"
+SCALAR = "kept: a scalar"
+EMPTY = "kept: it has no elements"
+MISSHAPEN = "kept: the bias of a norm of another shape"
+MARKED = "kept: marked _no_reinit"
+ZERO = "kept: starts at zero"
+ZERO_WEIGHT = "kept: its weight starts at zero"
+FAR = "kept: starts beyond -1 and 1, between which a GHN's biases lie"
+FOLLOWS = "follows: the norm of the weight that was predicted"
+
+MEANINGS: Mapping[str, str] = {
+    NO_NODE: "tokens, layer scales, recurrent weights, decays, stacked matrices and the like: the "
+    "published definition of the graph has no node for them",
+    EMBEDDING: "rows that are looked up; published GHNs were trained on images",
+    TOO_MANY_DIMENSIONS: "more than out, in, time, height and width",
+    SCALAR: "a norm's weight without dimensions",
+    EMPTY: "a layer without channels",
+    MISSHAPEN: "cannot be decoded together with its weight",
+    MARKED: "the attribute with which state-space models protect their step sizes",
+    ZERO: "a weight that is all zeros in a model whose other weights are not: low-rank adapters, "
+    "zero convolutions, adaLN-Zero; an output layer is predicted all the same",
+    ZERO_WEIGHT: "the bias of such a layer",
+    FAR: "a bias that says something, such as a step size before its softplus or the prior of a "
+    "focal loss; no GHN gives such values",
+    FOLLOWS: "the magnitude of a weight that is kept as direction and magnitude, so that the "
+    "weight is the one that was predicted",
+}
+"""What each reason stands for."""
+
+
+def is_by_design(reason: str) -> bool:
+    """Whether a reason is that a GHN is not meant to decode such a parameter.
+
+    Others tell of something that could be decoded but was not: an output layer of another size,
+    what does not reach the output, what is frozen.
+    """
+    return reason.startswith(("kept:", "follows:"))
+
+
+def output_layer(outputs: int, predicted: int) -> str:
+    """The reason for an output layer of another number of outputs than the GHN's."""
+    return f"output layer of {outputs}; this GHN predicts {predicted}"
+
+
+def complex_values(dtype: torch.dtype) -> str:
+    """The reason for filters in the frequency domain and the like."""
+    return f"kept: {str(dtype).removeprefix('torch.')} values; a GHN predicts real ones"
+
+
+def filled(rule: str) -> str:
+    """What is said instead where ``fill=True`` gave a value (:mod:`ghn_fast.ghn.place.fill`)."""
+    return f"filled: {rule}"
+
+
+def by_choice(uses: Uses, keep: str | Sequence[str], only: str | Sequence[str]) -> dict[str, str]:
+    """Parameters that their author marked, or that the user asks to keep.
+
+    Args:
+        uses: of the model.
+        keep: names of parameters or modules, or patterns as of :mod:`fnmatch`.
+        only: the same; everything else is kept. Empty: no limit.
+
+    Returns:
+        {parameter name: reason}.
+
+    Raises:
+        ValueError: a name or pattern that no parameter has.
+    """
+    reasons = {n: MARKED for n, p in uses.parameters.items() if getattr(p, "_no_reinit", False)}
+    for pattern in _patterns(keep):
+        reasons.update((n, f"kept: as asked (keep={pattern!r})") for n in _matching(uses, pattern))
+    if only:
+        wanted = {name for pattern in _patterns(only) for name in _matching(uses, pattern)}
+        for name in uses.parameters.keys() - wanted:
+            reasons.setdefault(name, "kept: as asked (not among only=...)")
+    return reasons
+
+
+def _patterns(value: str | Sequence[str]) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _matching(uses: Uses, pattern: str) -> list[str]:
+    found = [
+        name
+        for name in uses.parameters
+        if name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
+    ]
+    if not found:
+        example = next(iter(uses.parameters), "")
+        raise ValueError(f"no parameter is called {pattern!r}; names look like {example!r}")
+    return found
+
+
+def by_value(graph: Graph, uses: Uses) -> dict[str, str]:
+    """Parameters of layers whose values say that they are there on purpose.
+
+    - A weight that is all zeros in a model whose other weights are not, and its bias. A head of
+      zeros is only a careful start: the output layer is predicted all the same, but where there
+      are several (the zero convolutions that a ControlNet ends in).
+    - A bias whose values all lie beyond -1 and 1.
+
+    Only tensors in memory are looked at, each but for its first element only where that calls for
+    it.
+
+    Returns:
+        {parameter name: reason}.
+    """
+    weights, biases = _layers(graph, uses)
+    found = [*weights, *biases]
+    first = dict(zip(found, _first_elements([uses.parameters[n] for n in found]), strict=True))
+    zero = [name for name in weights if first[name] == 0 and not uses.parameters[name].any()]
+    far = [name for name in biases if abs(first[name]) >= 1 and _is_far(uses.parameters[name])]
+    reasons = dict.fromkeys(far, FAR)
+    if zero and len(zero) < len(weights):
+        silent = {weights[name] for name in zero} - _output_layers(graph)
+        reasons.update((name, ZERO) for name in zero if weights[name] in silent)
+        reasons.update(dict.fromkeys(_biases_after(graph, silent), ZERO_WEIGHT))
+    return reasons
+
+
+def _layers(graph: Graph, uses: Uses) -> tuple[dict[str, int], dict[str, int]]:
+    """{parameter name: node} of weights and of biases that are in memory."""
+    weights, biases = {}, {}
+    for position, node in enumerate(graph.nodes):
+        name = node.parameter
+        if name is None or name in graph.other or not _is_readable(uses.parameters.get(name)):
+            continue
+        if node.type in _LAYERS and len(node.shape or ()) > 1:
+            weights[name] = position
+        elif node.type == "bias" and position != graph.head:
+            biases[name] = position
+    return weights, biases
+
+
+_LAYERS = ("conv", "sep_conv", "dil_conv")
+
+
+def _is_readable(tensor: Tensor | None) -> bool:
+    return (
+        tensor is not None
+        and not tensor.is_meta
+        and tensor.numel() > 0
+        and tensor.is_floating_point()
+    )
+
+
+def _first_elements(tensors: Sequence[Tensor]) -> Iterator[float]:
+    """Of each tensor; a GPU is waited for once."""
+    places: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        element = tensor.detach().as_strided((), ())
+        places.setdefault((tensor.device, tensor.dtype), []).append(element)
+    values = {place: iter(torch.stack(found).tolist()) for place, found in places.items()}
+    return (next(values[tensor.device, tensor.dtype]) for tensor in tensors)
+
+
+def _is_far(bias: Tensor) -> bool:
+    return bool((bias.detach().abs() >= 1).all())
+
+
+def _output_layers(graph: Graph) -> set[int]:
+    """The weight that ends the network, if one does: the head's, or that which nothing follows."""
+    if graph.head is not None:
+        return {_weight_of(graph, graph.head)}
+    followed = set(graph.edges[:, 0].tolist())
+    ends = [index for index in range(graph.num_nodes) if index not in followed]
+    return {_weight_of(graph, index) for index in ends} if len(ends) == 1 else set()
+
+
+def _weight_of(graph: Graph, position: int) -> int:
+    return position - (graph.nodes[position].type == "bias")
+
+
+def _biases_after(graph: Graph, weights: set[int]) -> Iterator[str]:
+    for source, target in graph.edges.tolist():
+        node = graph.nodes[target]
+        if source in weights and node.type == "bias" and node.parameter is not None:
+            yield node.parameter
