@@ -163,8 +163,11 @@ def _with_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:
         return node
     if node.parameter not in shapes:
         raise _foreign(node.parameter)
-    shape = shapes[node.parameter]
-    return node if shape == node.shape else replace(node, shape=shape)
+    shape, storage = shapes[node.parameter], node.storage
+    if storage is not None:
+        storage = replace(storage, shape=shape)
+        shape = storage.used_shape()
+    return node if shape == node.shape else replace(node, shape=shape, storage=storage)
 
 
 def _foreign(name: str) -> ValueError:

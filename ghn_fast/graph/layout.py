@@ -24,32 +24,37 @@ class Layout:
         sizes: for each stored dimension the sizes that it is split into, one of them -1.
         order: for each dimension of the use the dimensions, counted after splitting, that it is
             made of.
+        stack: those over which there is a matrix or kernel of its own for each index, as in the
+            weights (experts, out, in) of a mixture. Such a weight has no single view.
     """
 
     sizes: tuple[tuple[int, ...], ...]
     order: tuple[tuple[int, ...], ...]
+    stack: tuple[int, ...] = ()
 
     def shape(self, stored: Sequence[int]) -> tuple[int, ...]:
-        """(out, in, \\*kernel) of a weight that is stored in this shape.
+        """(out, in, \\*kernel) of a weight, or each of a stack, that is stored in this shape.
 
         Raises:
             ValueError: a dimension cannot be split so.
         """
-        split = self._split(stored)
+        split = self.split(stored)
         return tuple(math.prod(split[dim] for dim in dims) for dims in self.order)
 
     def view(self, stored: Tensor) -> Tensor:
-        """The stored tensor's elements as (out, in, \\*kernel), the same memory."""
-        split = stored.view(self._split(stored.shape))
-        return split.permute(*chain(*self.order)).view(self.shape(stored.shape))
+        """The stored tensor's elements as (out, in, \\*kernel): the same memory, or a copy where
+        dimensions are merged that do not lie side by side."""
+        split = stored.view(self.split(stored.shape))
+        return split.permute(*chain(*self.order)).reshape(self.shape(stored.shape))
 
     def stored(self, values: Tensor, shape: Sequence[int]) -> Tensor:
         """Values (out, in, \\*kernel) in the order and the shape in which they are stored."""
-        split, flat = self._split(shape), list(chain(*self.order))
+        split, flat = self.split(shape), list(chain(*self.order))
         places = [flat.index(dim) for dim in range(len(flat))]
         return values.reshape([split[dim] for dim in flat]).permute(places).reshape(tuple(shape))
 
-    def _split(self, stored: Sequence[int]) -> list[int]:
+    def split(self, stored: Sequence[int]) -> list[int]:
+        """The sizes of a stored shape after splitting."""
         if len(stored) != len(self.sizes):
             raise ValueError(f"a weight of {len(self.sizes)} dimensions is stored {tuple(stored)}")
         return [size for pair in zip(stored, self.sizes, strict=True) for size in _parts(*pair)]
@@ -57,7 +62,7 @@ class Layout:
 
 def _parts(size: int, parts: Sequence[int]) -> list[int]:
     known = math.prod(part for part in parts if part != -1)
-    if size % known:
+    if size % known or (-1 not in parts and size != known):
         raise ValueError(f"{size} elements cannot be split into {tuple(parts)}")
     return [size // known if part == -1 else part for part in parts]
 
@@ -74,8 +79,20 @@ class Storage:
     shape: tuple[int, ...]
     layouts: tuple[Layout, ...]
 
+    @property
+    def is_stack(self) -> bool:
+        """Whether it holds a stack of weights."""
+        return any(layout.stack for layout in self.layouts)
+
+    def used_shape(self) -> tuple[int, ...]:
+        """(out, in, \\*kernel)"""
+        shape = self.shape
+        for layout in self.layouts:
+            shape = layout.shape(shape)
+        return shape
+
     def view(self, stored: Tensor) -> Tensor:
-        """The stored tensor's elements as (out, in, \\*kernel), the same memory."""
+        """The stored tensor's elements as (out, in, \\*kernel), see :meth:`Layout.view`."""
         for layout in self.layouts:
             stored = layout.view(stored)
         return stored

@@ -14,13 +14,15 @@ class Node:
     Attributes:
         type: one of :data:`ghn_fast.graph.types.NODE_TYPES`.
         name: the parameter's name, or the operation's (``"input"``, ``"sum"``, ``"max_pool"``).
-        shape: of the parameter, as its module stores it; (1, 1, kh, kw) for max and average
-            pooling; None for the other operations.
+        shape: of the parameter; of weights (out, in, \\*kernel), but of transposed convolutions as
+            they are stored; (1, 1, kh, kw) for max and average pooling; None for the other
+            operations.
         parameter: the name in ``model.named_parameters()``; None for operations.
         bias: for normalisation layers, the bias that is predicted together with the weight.
         kernel: for linear layers over flattened maps, how the weight is the kernel (out,
             channels, height, width) of a convolution over the map.
-        storage: of the parameter, where it is stored in another shape than ``shape``.
+        storage: of the parameter, where it is not stored as ``shape`` says, or holds a stack of
+            such weights.
     """
 
     type: str

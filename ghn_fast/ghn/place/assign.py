@@ -52,13 +52,20 @@ def assign(
     for target in targets:
         names[target.graph].append(target.parameter)
     return [
-        _settle(known, decoded_names, kinds, how, decoded.device)
-        for known, decoded_names, kinds in zip(uses, names, plan.kinds, strict=True)
+        _settle(known, decoded_names, kinds, stacks, how, decoded.device)
+        for known, decoded_names, kinds, stacks in zip(
+            uses, names, plan.kinds, plan.stacks, strict=True
+        )
     ]
 
 
 def _settle(
-    uses: Uses, decoded: Sequence[str], kinds: Mapping[str, str], how: How, device: torch.device
+    uses: Uses,
+    decoded: Sequence[str],
+    kinds: Mapping[str, str],
+    stacks: Mapping[str, int],
+    how: How,
+    device: torch.device,
 ) -> dict[str, str]:
     """Gives one model's other parameters what they need."""
     identities = {id(uses.parameters[name]) for name in decoded}
@@ -69,7 +76,7 @@ def _settle(
         parameter = uses.parameters[name]
         needed = parameter.is_meta if how == "attach" else how == "fill" and name not in uses.kept
         if needed and name not in values and parameter.numel() > 0:
-            loose = Loose(name, parameter.shape, uses.owners[name][0])
+            loose = Loose(name, parameter.shape, uses.owners[name][0], stacks.get(name))
             rule, value = value_of(loose, kinds.get(name))
             values[name], done[name] = value.to(device, parameter.dtype), filled(rule)
     for name, value in values.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ghn_fast._system.device import to_device
 from ghn_fast.ghn.place.block_table import BlockTable
-from ghn_fast.ghn.place.plan import Group, Target, as_stored
+from ghn_fast.ghn.place.plan import Group, Target, as_stored, keep_copies
 from ghn_fast.ops.tile import TileTable, tile, tile_
 
 
@@ -50,8 +50,9 @@ class Decoded:
     def write(self, parameters: Sequence[Tensor]) -> None:
         """Writes the values into parameters that are there, those of the targets."""
         tiled = len(self.table.targets)
-        pairs = zip(self.table.targets, parameters, strict=False)
-        _tile_into(self.blocks, self.table.tiles, [target.view(p) for target, p in pairs])
+        views = [t.view(p) for t, p in zip(self.table.targets, parameters, strict=False)]
+        _tile_into(self.blocks, self.table.tiles, views)
+        keep_copies(self.table.targets, views, parameters[:tiled])
         for parameter, tensor in zip(parameters[tiled:], self.direct_tensors(), strict=True):
             parameter.copy_(tensor)
 

@@ -35,11 +35,13 @@ class Loose(NamedTuple):
         name: qualified, in the model.
         shape: its own.
         module: its owner.
+        fan_in: of a stack of matrices whose use is known.
     """
 
     name: str
     shape: torch.Size
     module: nn.Module
+    fan_in: int | None = None
 
 
 Maker = Callable[[Loose], Tensor]
@@ -91,14 +93,16 @@ def matrix(loose: Loose) -> Tensor:
     """Normal, of a variance that keeps that of the input.
 
     Of a matrix (out, in) that is 1 / in. What has more dimensions and is no kernel is a stack of
-    matrices, of which nothing tells whether they are stored (out, in) or (in, out): the variance
-    is 2 / (in + out) (Glorot and Bengio 2010, equation 12). A vector of unknown use is more often
+    matrices; where nothing tells whether they are stored (out, in) or (in, out), the variance is
+    2 / (in + out) (Glorot and Bengio 2010, equation 12). A vector of unknown use is more often
     added than multiplied, and is drawn as a token.
     """
     if len(loose.shape) < 2:
         return small_normal(loose)
     *stack, rows, columns = loose.shape
     value = torch.empty(loose.shape, device=_HOST).normal_(generator=_generator(loose))
+    if loose.fan_in is not None:
+        return value / math.sqrt(loose.fan_in)
     return value * math.sqrt(2 / (rows + columns) if stack else 1 / columns)
 
 
@@ -153,6 +157,8 @@ def rule_of(loose: Loose, kind: str | None = None) -> tuple[str, Maker]:
     """
     if isinstance(loose.module, (nn.RNNBase, nn.RNNCellBase)):
         kind = "recurrent_weight" if len(loose.shape) > 1 else "recurrent_bias"
+    elif loose.fan_in is not None:
+        kind = "unknown"
     elif kind is None:
         kind = _kind_by_owner(loose)
     elif kind == "weight_gain" and sum(size > 1 for size in loose.shape) > 1:

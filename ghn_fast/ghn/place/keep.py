@@ -21,6 +21,7 @@ from ghn_fast.graph import Graph
 
 NO_NODE = "kept: the GHN has no node for it"
 EMBEDDING = "kept: an embedding, which GHNs are not trained on"
+STACKED = "kept: a stack of matrices, one for each expert or head"
 TOO_MANY_DIMENSIONS = "kept: more dimensions than a kernel has"
 SCALAR = "kept: a scalar"
 EMPTY = "kept: it has no elements"
@@ -32,9 +33,10 @@ FAR = "kept: starts beyond -1 and 1, between which a GHN's biases lie"
 FOLLOWS = "follows: the norm of the weight that was predicted"
 
 MEANINGS: Mapping[str, str] = {
-    NO_NODE: "tokens, layer scales, recurrent weights, decays, stacked matrices and the like: the "
+    NO_NODE: "tokens, layer scales, recurrent weights, decays and the like: the "
     "published definition of the graph has no node for them",
     EMBEDDING: "rows that are looked up; published GHNs were trained on images",
+    STACKED: "weights (experts, out, in) in one tensor: decoded, all would be alike",
     TOO_MANY_DIMENSIONS: "more than out, in, time, height and width",
     SCALAR: "a norm's weight without dimensions",
     EMPTY: "a layer without channels",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ghn_fast.ghn.place.decoded import Decoded
+from ghn_fast.ghn.place.plan import keep_copies
 from ghn_fast.ops.tile import tile_, tile_backward
 
 AnyTensor = TypeVar("AnyTensor", Tensor, Tensor | None)
@@ -55,7 +56,9 @@ class Leaves:
         whole = self._blocks[0].new_empty(sum(sizes))
         parts = zip(whole.split(sizes), shapes, strict=True)
         parameters = [part[: shape.numel()].view(shape) for part, shape in parts]
-        tile_(self._blocks, self._tiles, self._as_decoded(parameters))
+        views = self._as_decoded(parameters)
+        tile_(self._blocks, self._tiles, views)
+        keep_copies(self.targets[: len(views)], views, parameters)
         return parameters
 
     def _as_decoded(self, tensors: Sequence[AnyTensor]) -> list[AnyTensor]:

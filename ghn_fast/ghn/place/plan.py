@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from ghn_fast.ghn.place.keep import (
     MISSHAPEN,
     NO_NODE,
     SCALAR,
+    STACKED,
     TOO_MANY_DIMENSIONS,
     complex_values,
     output_layer,
@@ -39,12 +41,21 @@ class Target(NamedTuple):
     storage: Storage | None = None
 
     def view(self, stored: Tensor) -> Tensor:
-        """The parameter's elements in the shape that is decoded, the same memory."""
+        """A parameter's elements in the shape that is decoded (:meth:`Layout.view`)."""
         return stored if self.storage is None else self.storage.view(stored)
 
     def stored(self, decoded: Tensor) -> Tensor:
         """What was decoded, in the shape of the parameter."""
         return decoded if self.storage is None else self.storage.stored(decoded)
+
+
+def keep_copies(
+    targets: Sequence[Target], views: Sequence[Tensor], parameters: Sequence[Tensor]
+) -> None:
+    """Copies what was written into views that are no memory of the parameters."""
+    for target, view, parameter in zip(targets, views, parameters, strict=True):
+        if target.storage is not None and view.data_ptr() != parameter.data_ptr():
+            parameter.copy_(target.stored(view))
 
 
 def as_stored(targets: Sequence[Target], decoded: Iterable[Tensor]) -> list[Tensor]:
@@ -60,7 +71,8 @@ class Group:
         rule: one of
 
             - ``weight``: of convolutions, linear layers and small embeddings;
-            - ``transposed_weight``: stored (in, out, ...), normalised by the fan-in it has;
+            - ``transposed_weight``: of transposed convolutions, decoded (in, out, ...) as by the
+              published GHNs, normalised by the fan-in it has;
             - ``video_weight``: the kernel (out, in, h, w), the same at each of t times and
               divided by t, so that a still image gives what the image kernel gives
               (arXiv 1705.07750, section 2.4);
@@ -94,11 +106,13 @@ class Plan:
         kept: for each graph {parameter name: why it is not decoded} of all others
             (:mod:`ghn_fast.ghn.place.keep`).
         kinds: for each graph {parameter name: what it is} of those that the tracer knows.
+        stacks: for each graph {parameter name: fan-in} of stacks of matrices, which are kept.
     """
 
     groups: Sequence[Group]
     kept: Sequence[Mapping[str, str]]
     kinds: Sequence[Mapping[str, str]]
+    stacks: Sequence[Mapping[str, int]]
 
     def rules(self, graph: int) -> dict[str, str]:
         """{parameter name: rule} of what is decoded for one graph, in the order of its nodes."""
@@ -142,7 +156,13 @@ def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan
             targets.append(Target(index, offsets[index] + position, parameter, storage))
     made = tuple(Group(*kind, tuple(targets)) for kind, targets in groups.items())
     kinds = tuple(MappingProxyType(dict(graph.other)) for graph in batch)
-    return Plan(made, tuple(kept), kinds)
+    stacks = tuple(MappingProxyType(_stacks(graph)) for graph in batch)
+    return Plan(made, tuple(kept), kinds, stacks)
+
+
+def _stacks(graph: Graph) -> dict[str, int]:
+    stacks = [node for node in graph.nodes if node.parameter is not None and _is_stack(node)]
+    return {node.parameter or "": math.prod((node.shape or ())[1:]) for node in stacks}
 
 
 _Decoded = list[tuple[int, str, tuple[int, ...], str, Storage | None]]
@@ -232,9 +252,15 @@ def _undecodable(node: Node) -> str | None:
         return SCALAR
     if 0 in node.shape:
         return EMPTY
+    if _is_stack(node):
+        return STACKED
     if node.type != "pos_enc" and len(node.shape) > _MOST_DIMENSIONS:
         return TOO_MANY_DIMENSIONS
     return None
+
+
+def _is_stack(node: Node) -> bool:
+    return node.storage is not None and node.storage.is_stack
 
 
 def _rule(node: Node, uses: Uses) -> str:

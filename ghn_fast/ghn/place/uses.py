@@ -22,8 +22,7 @@ class Uses:
     Attributes:
         parameters: all of them, a tied one under each of its names.
         owners: for each name the module and the parameter's name in it.
-        fan_in: of weights that are stored (in, out, ...): transposed convolutions, and linear
-            layers that multiply from the right.
+        fan_in: of weights that are decoded (in, out, ...): those of transposed convolutions.
         complex: {parameter name: dtype} of those that are.
         kept: {parameter name: why it keeps its value}, whatever the GHN could decode
             (:mod:`ghn_fast.ghn.place.keep`).
@@ -95,14 +94,11 @@ _WEIGHTS = (
 
 
 def _stored_fan_in(module: Any) -> float | None:
-    """How many inputs reach one output of a layer whose weight is stored (in, out, ...)."""
+    """How many inputs reach one output of a transposed convolution."""
     if isinstance(module, _ConvTransposeNd):
         # Time is left out, see the rule "video_weight".
         taps = math.prod(module.kernel_size[-2:]) / math.prod(module.stride[-2:])
         return max(1.0, module.in_channels // module.groups * taps)
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        # The linear layer of GPT-2 in transformers, which is not to be imported here.
-        return float(module.weight.shape[0])
     return None
 
 

@@ -26,7 +26,9 @@ from ghn_fast.graph.trace.recorder import (
     Parameter,
     Recorder,
     bind,
+    name_of,
 )
+from ghn_fast.graph.trace.usage import Use, as_layer, from_left, from_right, storage_of
 
 
 def weight_record(
@@ -34,11 +36,14 @@ def weight_record(
     node_type: str,
     weight: Tensor,
     parents: Sequence[int],
+    use: Use | None = None,
     kernel: Layout | None = None,
 ) -> int:
     """The record of a layer's weight applied to values made by ``parents``.
 
-    ``kernel`` is that of :class:`Node`, for a weight of the parameter's own shape.
+    Args:
+        use: the roles of its dimensions; None for those that are no matrix and no kernel.
+        kernel: as :attr:`Node.kernel`.
     """
     behind = rec.parameters_behind(weight)
     if not behind:
@@ -52,15 +57,28 @@ def weight_record(
         if node_type == "conv" and "gate" in rec.types:
             _retype(rec, main.node, "conv")  # LoGAH's graphs tell that a tied table is the head
         return rec.merge([*parents, main.node, *_sources(rec, others)])
-    main.node = rec.add(
-        Kind.KEEP,
-        [*parents, *_sources(rec, others)],
-        Node(
-            *(node_type, main.name, tuple(main.tensor.shape), main.name),
-            kernel=kernel if weight.shape == main.tensor.shape else None,
-        ),
-    )
+    node = _weight_node(rec, node_type, main, weight, use, kernel)
+    main.node = rec.add(Kind.KEEP, [*parents, *_sources(rec, others)], node)
     return main.node
+
+
+def _weight_node(
+    rec: Recorder,
+    node_type: str,
+    main: Parameter,
+    weight: Tensor,
+    use: Use | None,
+    kernel: Layout | None,
+) -> Node:
+    """The node of a parameter that is used as a layer's weight."""
+    shape, storage = tuple(main.tensor.shape), None
+    if use is not None:
+        storage = storage_of(main.tensor, weight, rec.memory_strides(weight), use)
+    if storage is not None:
+        shape = storage.used_shape()
+    if len(shape) != 2 or weight.numel() != main.tensor.numel():
+        kernel = None
+    return Node(node_type, main.name, shape, main.name, kernel=kernel, storage=storage)
 
 
 def _retype(rec: Recorder, number: int, node_type: str) -> None:
@@ -96,15 +114,16 @@ def layer_record(
     parents: Sequence[int],
     weight: Any,
     bias: Any,
+    use: Use | None = None,
     kernel: Layout | None = None,
 ) -> int:
-    """The record of a layer's output; ``kernel`` as for :func:`weight_record`."""
+    """The record of a layer's output; ``use`` and ``kernel`` as for :func:`weight_record`."""
     if bias is None:
-        return weight_record(rec, node_type, weight, parents, kernel)
+        return weight_record(rec, node_type, weight, parents, use, kernel)
     again = rec.parameter_of(weight), rec.parameter_of(bias)
     if all(parameter is not None and parameter.node is not None for parameter in again):
         return rec.merge([*parents, *rec.records_in(bias)])
-    return bias_record(rec, bias, weight_record(rec, node_type, weight, parents, kernel))
+    return bias_record(rec, bias, weight_record(rec, node_type, weight, parents, use, kernel))
 
 
 def only_parameters(rec: Recorder, x: Tensor) -> bool:
@@ -127,17 +146,18 @@ def any_convolution(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> An
     values = dict(zip(_CONV_ATEN, args, strict=False)) | kwargs
     if rec.opaque or only_parameters(rec, values["input"]):
         return rec.generic(func, args, kwargs)
-    return rec.tag(rec.run(func, args, kwargs), _convolution_record(rec, values))
+    use = None if values.get("transposed") else as_layer(values["weight"])
+    return rec.tag(rec.run(func, args, kwargs), _convolution_record(rec, values, use))
 
 
-def _convolution_record(rec: Recorder, values: dict[str, Any]) -> int:
+def _convolution_record(rec: Recorder, values: dict[str, Any], use: Use | None) -> int:
     node_type = "conv"
     if values.get("groups", 1) > 1:
         dilation = values.get("dilation", 1)
         dilated = min(dilation if isinstance(dilation, Sequence) else (dilation,)) > 1
         node_type = "dil_conv" if dilated else "sep_conv"
     x, weight, bias = values["input"], values["weight"], values.get("bias")
-    return layer_record(rec, node_type, rec.records_in(x), weight, bias)
+    return layer_record(rec, node_type, rec.records_in(x), weight, bias, use)
 
 
 def convolution(transposed: bool = False) -> Handler:
@@ -150,7 +170,8 @@ def convolution(transposed: bool = False) -> Handler:
         x = values["input"]
         if rec.opaque or only_parameters(rec, x):
             return rec.generic(func, args, kwargs)
-        number = _convolution_record(rec, values)
+        use = None if transposed else as_layer(values["weight"])
+        number = _convolution_record(rec, values, use)
         if rec.execute:
             return rec.tag(rec.run(func, args, kwargs), number)
         del values["input"]
@@ -166,8 +187,8 @@ def linear(node_type: str) -> Handler:
         x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
         if rec.opaque or only_parameters(rec, x):
             return rec.generic(func, args, kwargs)
-        kernel = over_map(rec, x)
-        number = layer_record(rec, node_type, rec.records_in(x), weight, bias, kernel)
+        use, kernel = as_layer(weight), over_map(rec, x)
+        number = layer_record(rec, node_type, rec.records_in(x), weight, bias, use, kernel)
         return rec.emit(number, func, args, kwargs, x, shapes.linear, x, weight)
 
     return handle
@@ -188,16 +209,24 @@ def bilinear(node_type: str) -> Handler:
 
 
 def addmm(node_type: str) -> Handler:
-    """``torch.addmm(bias, input, weight)``, a linear layer with its weight transposed."""
+    """``torch.addmm(bias, a, b)`` and ``baddbmm``: a product with a weight, and its bias."""
 
     def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
-        bias, x, weight = bind(("input", "mat1", "mat2"), args, kwargs)
-        if rec.opaque or only_parameters(rec, x) or not rec.parameters_behind(weight):
+        names = ("input", "mat1", "mat2") if name_of(func) == "addmm" else _BADDBMM
+        bias, a, b = bind(names, args, kwargs)
+        operand = next((i for i in (1, 0) if rec.parameters_behind((a, b)[i])), None)
+        if rec.opaque or operand is None or only_parameters(rec, (a, b)[1 - operand]):
             return rec.generic(func, args, kwargs)
-        number = layer_record(rec, node_type, rec.records_in(x), weight, bias)
-        return rec.emit(number, func, args, kwargs, x, shapes.matmul, x, weight)
+        weight, x = ((a, b), (b, a))[operand]
+        use = from_left(a) if operand == 0 else from_right(b)
+        kernel = over_map(rec, x) if operand == 1 else None
+        number = layer_record(rec, node_type, rec.records_in(x), weight, bias, use, kernel)
+        return rec.emit(number, func, args, kwargs, x, shapes.matmul, a, b)
 
     return handle
+
+
+_BADDBMM = ("input", "batch1", "batch2")
 
 
 def normalisation(node_type: str, names: Sequence[str]) -> Handler:

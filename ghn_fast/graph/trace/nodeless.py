@@ -33,6 +33,8 @@ def unary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     parameter = rec.parameter_of(x)
     if number is None or rec.execute or not (parameter or rec.shape_only(x)):
         return rec.generic(func, args, kwargs)
+    if rec.is_static(number) and not x.is_contiguous():
+        return rec.generic(func, args, kwargs)  # the order in memory stays what it is
     parents = rec.records_in(args[1:], kwargs)
     if parents:
         number = rec.merge([number, *parents])
@@ -47,6 +49,7 @@ def reshape(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """``reshape``, ``view`` and ``flatten``; maps that are flattened are noted."""
     x = args[0] if args else kwargs["input"]
     result = _reshaped(rec, func, args, kwargs, x)
+    rec.note_copy(x, result)
     return result if rec.opaque or result is x else note_flattening(rec, x, result)
 
 
@@ -63,6 +66,13 @@ def _reshaped(rec: Recorder, func: Func, args: Args, kwargs: Kwargs, x: Tensor) 
     return rec.fresh(
         [x.numel() // known if length == -1 else length for length in size], number, x.dtype
     )
+
+
+def contiguous(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """``contiguous``: the same values, perhaps in another order in memory."""
+    result = unary(rec, func, args, kwargs)
+    rec.note_copy(args[0], result)
+    return result
 
 
 def binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
@@ -86,7 +96,8 @@ def binary_result(
     plain = first.is_floating_point() and (
         a.dtype == b.dtype if both else isinstance(a if first is b else b, (int, float))
     )
-    if rec.execute or not plain or (changes and not rec.shape_only(first)) or "out" in kwargs:
+    runs = rec.execute or rec.is_static(number) or not plain or "out" in kwargs
+    if runs or (changes and not rec.shape_only(first)):
         return _run_binary(rec, func, args, kwargs, number)
     if changes:
         rec.mutate(first, number)
@@ -108,6 +119,8 @@ def to(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     x = args[0]
     number = rec.record_of(x)
     if number is None or rec.execute or not rec.shape_only(x):
+        return rec.generic(func, args, kwargs)
+    if rec.is_static(number) and not x.is_contiguous():
         return rec.generic(func, args, kwargs)
     dtype = _target_dtype(rec, name_of(func), args[1:], kwargs, x.dtype)
     if dtype == x.dtype and rec.parameter_of(x) is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace import shapes
+from ghn_fast.graph.trace.flattened import over_map
 from ghn_fast.graph.trace.layers import (
     bias_record,
     is_norm,
@@ -33,6 +34,7 @@ from ghn_fast.graph.trace.recorder import (
     bind,
     name_of,
 )
+from ghn_fast.graph.trace.usage import Use, by_letters, contracted, from_left, from_right
 
 # How far back a product looks for the softmax or the average that one operand comes from.
 _SEARCH_LIMIT = 64
@@ -161,10 +163,34 @@ def product(node_type: str) -> Handler:
         parents = rec.records_in(a, b)
         if rec.opaque or not parents:
             return rec.generic(func, args, kwargs)
-        number = product_record(rec, node_type, (a, b), parents)
+        uses = (from_left(a), from_right(b))
+        number = product_record(rec, node_type, (a, b), parents, uses)
         return rec.emit(number, func, args, kwargs, a, shapes.matmul, a, b)
 
     return handle
+
+
+def tensordot(node_type: str) -> Handler:
+    """``torch.tensordot``, as :func:`product`."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        a, b, dims = bind(("a", "b", "dims"), args, kwargs)
+        parents = rec.records_in(a, b)
+        if rec.opaque or not parents:
+            return rec.generic(func, args, kwargs)
+        left, right = _contracted_dims(a, b, 2 if dims is None else dims)
+        uses = (contracted(a, left), contracted(b, right))
+        number = product_record(rec, node_type, (a, b), parents, uses)
+        return rec.tag(rec.run(func, args, kwargs), number)
+
+    return handle
+
+
+def _contracted_dims(a: Tensor, b: Tensor, dims: Any) -> tuple[list[int], list[int]]:
+    if isinstance(dims, int):
+        return list(range(a.dim() - dims, a.dim())), list(range(dims))
+    left, right = (list(shapes.as_tuple(side, 1)) for side in dims)
+    return [d % a.dim() for d in left], [d % b.dim() for d in right]
 
 
 def einsum(node_type: str) -> Handler:
@@ -176,7 +202,8 @@ def einsum(node_type: str) -> Handler:
         if rec.opaque or not parents:
             return rec.generic(func, args, kwargs)
         if len(operands) == 2:
-            number = product_record(rec, node_type, (operands[0], operands[1]), parents)
+            uses = _einsum_uses(args[0]) if isinstance(args[0], str) else (None, None)
+            number = product_record(rec, node_type, (operands[0], operands[1]), parents, uses)
         else:
             number = rec.merge(parents)
         return rec.tag(rec.run(func, args, kwargs), number)
@@ -184,14 +211,31 @@ def einsum(node_type: str) -> Handler:
     return handle
 
 
+def _einsum_uses(equation: str) -> tuple[Use | None, Use | None]:
+    """The roles of two operands' dimensions."""
+    operands, arrow, result = equation.replace(" ", "").partition("->")
+    a, b = operands.split(",")
+    if not arrow:
+        letters = a + b
+        result = "".join(sorted(c for c in set(letters) - {"."} if letters.count(c) == 1))
+    return by_letters(a, b, result), by_letters(b, a, result)
+
+
 def product_record(
-    rec: Recorder, node_type: str, operands: tuple[Tensor, Tensor], parents: list[int]
+    rec: Recorder,
+    node_type: str,
+    operands: tuple[Tensor, Tensor],
+    parents: list[int],
+    uses: tuple[Use | None, Use | None],
 ) -> int:
+    """The record of a product; ``uses`` are the roles of the operands' dimensions in it, were
+    they a layer's weight."""
     if all(rec.is_static(number) for number in parents):
         return rec.merge(parents)
-    for weight, x in (operands, operands[::-1]):
+    for weight, x, use in zip(operands, operands[::-1], uses, strict=True):
         if rec.parameters_behind(weight) and weight.dim() >= 2 and min(weight.shape[-2:]) > 1:
-            return weight_record(rec, "conv", weight, rec.records_in(x))
+            kernel = over_map(rec, x) if use == from_right(weight) else None
+            return weight_record(rec, "conv", weight, rec.records_in(x), use, kernel)
     if any(_comes_from(rec, number, "softmax", -1) is not None for number in parents):
         return rec.product(parents, Node(node_type, node_type))
     return rec.merge(parents)

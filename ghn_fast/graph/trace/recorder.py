@@ -158,6 +158,7 @@ class Recorder(TorchFunctionMode):
         # Marks on tensors are this recorder's own: a tensor may outlive it in some cache.
         mark = next(_numbers)
         self._id, self._stale = f"_ghn_fast_record_{mark}", f"_ghn_fast_stale_{mark}"
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._owned: dict[int, int | None] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._originals: dict[int, Tensor] = {}
@@ -352,6 +353,26 @@ class Recorder(TorchFunctionMode):
             known = self._twins[id(tensor)] = (tensor, twin)
             self._originals[id(twin)] = tensor
         return known[1]
+
+    def note_copy(self, source: Tensor, copy: Tensor) -> None:
+        """Notes that values of a parameter may have been copied into another order."""
+        if not self.is_static(self.record_of(source)):
+            return
+        source = source if self.execute else self.fake(source)
+        if not _shares_memory(copy, source):
+            self._copies[copy.untyped_storage()._cdata] = copy, source
+
+    def memory_strides(self, tensor: Tensor) -> tuple[int, ...]:
+        """Strides of what is made of a parameter in that parameter's memory, through copies; 0
+        where dimensions were merged or split since."""
+        if tensor.untyped_storage()._cdata not in self._copies:
+            return tensor.stride()
+        base, source = self._copies[tensor.untyped_storage()._cdata]
+        inner = {}
+        if source.shape == base.shape:
+            steps = zip(base.shape, base.stride(), self.memory_strides(source), strict=True)
+            inner = {copied: own for size, copied, own in steps if size > 1}
+        return tuple(inner.get(stride, 0) for stride in tensor.stride())
 
     def emit(
         self,
@@ -551,3 +572,7 @@ def _operator(func: Callable[..., Any]) -> str:
 def name_of(func: Callable[..., Any]) -> str:
     """Of a function, or of an operator without its overload ("add_" of ``aten.add_.Tensor``)."""
     return (getattr(func, "__name__", "") or str(func)).partition(".")[0]
+
+
+def _shares_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
