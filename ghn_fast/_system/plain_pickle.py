@@ -86,7 +86,9 @@ class Source:
             raise FileError("it goes on behind its end")
 
 
-class _Instructions(dict[int, Callable[..., None]]):
+class Instructions(dict[int, Callable[..., None]]):
+    """The methods of instructions, and an error for every other one."""
+
     def __missing__(self, code: int) -> Callable[..., None]:
         raise FileError(f"it has the pickle instruction {bytes([code])!r}, which it does not need")
 
@@ -99,7 +101,7 @@ class PlainUnpickler(pickle._Unpickler):
             gives them, and have to check it.
     """
 
-    dispatch = _Instructions({code[0]: pickle._Unpickler.dispatch[code[0]] for code in _KEPT})
+    dispatch = Instructions({code[0]: pickle._Unpickler.dispatch[code[0]] for code in _KEPT})
     names: ClassVar[Mapping[tuple[str, str], Any]] = {}
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from ghn_fast._system.errors import FileError, failures, shown
+from ghn_fast._system.plain_pickle import Instructions, PlainUnpickler, Source
+from ghn_fast.data.encoded import Row, opened, pictures
 from ghn_fast.data.errors import DataError
 from ghn_fast.data.images import Images, held_out
 
@@ -97,10 +100,12 @@ def _torchvision_folder(folder: Path) -> Path:
 
 
 def _read(root: str | Path | None, stored: str, download: bool) -> Images:
-    folder = find_cifar10(root)
+    with failures(root or "CIFAR-10", DataError):
+        folder = find_cifar10(root)
     if folder is None and download:
         folder = Path(root or DEFAULT_FOLDERS[0]).expanduser()
-        _download(folder)
+        with failures(folder, DataError):
+            _download(folder)
     if folder is None:
         tried = ", ".join(str(path) for path in _candidates(root))
         raise DataError(
@@ -135,39 +140,27 @@ def _read_parquet_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, 32, 32, 3) and labels (n,)."""
     import pyarrow.parquet
 
-    try:
+    with failures(path, DataError):
         table = pyarrow.parquet.read_table(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({error}); copy it again") from None
-    columns = set(table.column_names)
-    if not {"img", "label"} <= columns:
-        raise DataError(
-            f"{path} has the columns {', '.join(sorted(columns))}; CIFAR-10 has 'img' and 'label'"
-        )
-    encoded = [image["bytes"] for image in table["img"].to_pylist()]
-    return _decode(encoded, path), np.asarray(table["label"].to_pylist(), dtype=np.int64)
+        columns = set(table.column_names)
+        if not {"img", "label"} <= columns:
+            raise FileError(
+                f"it has the columns {', '.join(sorted(columns))}; CIFAR-10 has 'img' and 'label'"
+            )
+        labels = whole_numbers(table["label"].to_pylist())
+        items = pictures(table["img"], path)
+    pixels = np.empty((len(items), 32, 32, 3), dtype=np.uint8)
+    for row, item in enumerate(items):
+        pixels[row] = _decode(item)
+    return pixels, labels
 
 
-def _decode(encoded: Sequence[bytes], path: Path) -> np.ndarray:
-    pixels = np.empty((len(encoded), 32, 32, 3), dtype=np.uint8)
-    for row, content in enumerate(encoded):
-        pixels[row] = _decode_image(content, f"{path}: image {row}")
-    return pixels
-
-
-def _decode_image(content: bytes, name: str) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{name} is not a picture ({error}); copy the file again") from None
-    if pixels.shape != (32, 32, 3):
-        raise DataError(
-            f"{name} is not a 32 x 32 picture but {pixels.shape[0]} x {pixels.shape[1]}"
-        )
-    return pixels
+def _decode(item: Row) -> np.ndarray:
+    with opened(item, item.name) as picture:
+        if picture.size != (32, 32):
+            width, height = picture.size
+            raise FileError(f"it is not a 32 x 32 picture but {height} x {width}")
+        return np.asarray(picture.convert("RGB"))
 
 
 def _read_torchvision(folder: Path, stored: str) -> Images:
@@ -177,34 +170,81 @@ def _read_torchvision(folder: Path, stored: str) -> Images:
     return _images(pixels.transpose(0, 2, 3, 1), labels, folder)
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays, lists and strings; refuses everything else a pickle could ask for."""
+@dataclass
+class _Array:
+    """An array of a pickle, before and after it gets its content."""
 
-    _ALLOWED = (
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    )
+    pixels: np.ndarray | None = None
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
+
+def _array(kind: Any, shape: Any, code: Any) -> _Array:
+    return _Array()
+
+
+def _dtype(code: Any, align: Any = False, copy: Any = False) -> str:
+    """The only one that there is. A crafted one makes numpy follow pointers out of the file."""
+    if code != "u1":
+        raise FileError(f"it has numbers of type {shown(code)}, not bytes")
+    return "u1"
+
+
+def _encoded(text: Any, encoding: Any) -> bytes:
+    """As Python 3 writes bytes in Python 2's protocols."""
+    if type(text) is not str or encoding != "latin1":
+        raise FileError(f"it encodes {shown(text)}")
+    return text.encode("latin1")
+
+
+class _ArrayUnpickler(PlainUnpickler):
+    """Reads plain values and arrays of bytes."""
+
+    names: ClassVar[Mapping[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _array,
+        ("numpy._core.multiarray", "_reconstruct"): _array,
+        ("numpy", "ndarray"): None,
+        ("numpy", "dtype"): _dtype,
+        ("_codecs", "encode"): _encoded,
+    }
+    dispatch = Instructions(PlainUnpickler.dispatch)
+    dispatch[pickle.BINSTRING[0]] = lambda self: self.load_bytes("<I")  # of Python 2
+    dispatch[pickle.SHORT_BINSTRING[0]] = pickle._Unpickler.dispatch[pickle.SHORT_BINSTRING[0]]
+
+    def literal(self, size: int) -> bytes:
+        return self.source.read(size)
+
+    def build(self, value: Any, state: Any) -> None:
+        if type(value) is _Array and type(state) is tuple and len(state) == 5:
+            _version, shape, dtype, is_fortran, data = state
+            if dtype != "u1" or is_fortran is not False or type(data) is not bytes:
+                raise FileError("it has an array of other things than bytes")
+            if type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape[:3]):
+                raise FileError("it has an array of no shape")
+            value.pixels = np.frombuffer(data, np.uint8).reshape(shape[:3])
+        elif value != "u1":
+            raise FileError(f"it changes {shown(value)}")
 
 
 def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, 3072) and labels (n,) of one of torchvision's files."""
-    try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
-        pixels = np.asarray(content["data"], dtype=np.uint8).reshape(-1, 3072)
-        return pixels, np.asarray(content["labels"], dtype=np.int64)
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; download CIFAR-10 again") from None
-    except (OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path} is damaged ({error}); download CIFAR-10 again") from None
+    if not path.exists():
+        raise DataError(f"{path} is missing; download CIFAR-10 again")
+    with failures(path, DataError), path.open("rb") as file:
+        source = Source(file, path.stat().st_size)
+        content = _ArrayUnpickler(source).load()
+        source.finish()
+        if type(content) is not dict or type(content.get("data")) is not _Array:
+            raise FileError("it has no pixels, or not as an array; download CIFAR-10 again")
+        return content["data"].pixels.reshape(-1, 3072), whole_numbers(content.get("labels"))
+
+
+def whole_numbers(values: Any) -> np.ndarray:
+    """Labels out of a file, each of which has to be a whole number of at most 62 bits."""
+    if type(values) is not list:
+        raise FileError(f"its labels are {shown(values)}, not a list")
+    for row, value in enumerate(values):
+        if type(value) is not int or value.bit_length() > 62:
+            raise FileError(f"the label of image {row} is {shown(value)}, not a whole number")
+    return np.asarray(values, dtype=np.int64)
 
 
 def _images(pixels: np.ndarray, labels: np.ndarray, path: Path) -> Images:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ghn_fast._system.errors import FileError, failures
 from ghn_fast.data.errors import DataError
 from ghn_fast.data.images import (
     IMAGENET_MEAN,
@@ -24,7 +26,25 @@ from ghn_fast.data.images import (
     normalise,
 )
 
-Encoded = bytes | Path
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Of pictures. Pillow knows many more, and runs Ghostscript for some of them."""
+
+
+class Row(NamedTuple):
+    """A picture in a row of a Parquet file."""
+
+    path: Path
+    row: int
+    content: bytes
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}: image {self.row}"
+
+
+Encoded = bytes | Path | Row
+LARGEST_PICTURE = 2**26
+"""Pixels; ImageNet's largest has 61 million."""
 CROP_SHARE = 224 / 256
 """The central part of a larger image that is evaluated, as usual on ImageNet."""
 SMALLEST_AREA = 0.08
@@ -106,15 +126,44 @@ def _decode(item: Encoded, index: int, size: int, draw: Sequence[float] | None) 
     """(size, size, 3) of one image; ``draw`` are five numbers from 0 to 1 that decide its crop."""
     from PIL import Image
 
-    try:
-        with Image.open(item if isinstance(item, Path) else io.BytesIO(item)) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError, TypeError) as error:
-        name = item if isinstance(item, Path) else f"image {index}"
-        raise DataError(f"{name} is not a picture ({error}); copy it again") from None
+    name = item.name if isinstance(item, Row) else item if isinstance(item, Path) else index
+    with opened(item, str(name)) as image:
+        picture = image.convert("RGB")
     box = _centre(picture, size) if draw is None else _random_crop(picture, draw)
     scaled: Any = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(scaled)
+
+
+@contextmanager
+def opened(item: Encoded, name: str) -> Iterator[Any]:
+    """A picture whose size can be looked at before it is decoded.
+
+    Raises:
+        DataError: it is none, is damaged, or is so large that it must be a decompression bomb.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    content = item.content if isinstance(item, Row) else item
+    with failures(name, DataError):
+        try:
+            image = Image.open(
+                io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS
+            )
+        except UnidentifiedImageError:
+            raise FileError(f"it is not a picture ({', '.join(FORMATS)})") from None
+        with image:
+            if image.width * image.height > LARGEST_PICTURE:
+                raise FileError(f"it has {image.width} x {image.height} pixels, too many to decode")
+            yield image
+
+
+def pictures(column: Any, path: Path) -> list[Row]:
+    """The pictures of a column of a Parquet file: structs with the bytes of a file in each."""
+    rows = column.to_pylist()
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or type(row.get("bytes")) is not bytes:
+            raise FileError(f"image {number} is none: its row has no bytes of a picture")
+    return [Row(path, number, row["bytes"]) for number, row in enumerate(rows)]
 
 
 def _centre(picture: Any, size: int) -> tuple[float, float, float, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ghn_fast._system.errors import FileError
 
-class DataError(ValueError):
+
+class DataError(FileError):
     """A data folder is missing, incomplete or damaged. The message says what to do."""

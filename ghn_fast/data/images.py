@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ghn_fast._system.random import seed_of_32_bits
+from ghn_fast.data.errors import DataError
 
 CIFAR10_MEAN = (0.49139968, 0.48215827, 0.44653124)
 CIFAR10_STD = (0.24703233, 0.24348505, 0.26158768)
@@ -126,10 +127,27 @@ def normalise(
     """uint8 images (N, 3, H, W) to normalised float32, channels last in memory.
 
     Convolutions on a CPU are about twice as fast in this memory format.
+
+    Raises:
+        ValueError: images of another type. Those of floats from 0 to 1 would come out black.
     """
-    scale = torch.tensor(std, device=images.device).mul(255.0).reciprocal().view(1, -1, 1, 1)
-    shift = torch.tensor(mean, device=images.device).view(1, -1, 1, 1) * 255.0
-    return ((images.float() - shift) * scale).contiguous(memory_format=torch.channels_last)
+    if images.dtype != torch.uint8:
+        raise ValueError(
+            f"images must be uint8 from 0 to 255, not {images.dtype}; those from 0 to 1 are made "
+            "so by images.mul(255).round().to(torch.uint8)"
+        )
+    return standardise(images, mean, std)
+
+
+def standardise(
+    pixels: Tensor,
+    mean: tuple[float, ...] = CIFAR10_MEAN,
+    std: tuple[float, ...] = CIFAR10_STD,
+) -> Tensor:
+    """:func:`normalise` for pixels of any type, from 0 to 255."""
+    scale = torch.tensor(std, device=pixels.device).mul(255.0).reciprocal().view(1, -1, 1, 1)
+    shift = torch.tensor(mean, device=pixels.device).view(1, -1, 1, 1) * 255.0
+    return ((pixels.float() - shift) * scale).contiguous(memory_format=torch.channels_last)
 
 
 def augment(images: Tensor, generator: torch.Generator, padding: int = PADDING) -> Tensor:
@@ -180,8 +198,10 @@ class ImageStream:
     """
 
     def __init__(self, data: ImageSource, batch_size: int, seed: int) -> None:
+        if len(data) == 0:
+            raise DataError("there are no images to draw batches from")
         if not 1 <= batch_size <= len(data):
-            raise ValueError(f"batch_size must be from 1 to {len(data)}, not {batch_size}")
+            raise DataError(f"batch_size must be from 1 to {len(data)}, not {batch_size}")
         self.data = data
         self.batch_size = batch_size
         self.seed = seed

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
+from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast.data.cifar10 import SPLITS, find_cifar10, load_cifar10
-from ghn_fast.data.encoded import Encoded, EncodedImages
+from ghn_fast.data.encoded import Encoded, EncodedImages, pictures
 from ghn_fast.data.errors import DataError
 from ghn_fast.data.images import ImageSource, held_out
 
 MEMORY = 2 * 2**30
 """Bytes up to which a data set is decoded at once and kept."""
+MOST_CLASSES = 2**20
+"""Of data sets whose classes have no names."""
 CIFAR10_COLUMNS = {"img", "label"}
 _STORED = {
     "train": ("train",),
@@ -62,7 +65,7 @@ def load_images(
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    if source is None or (download and not Path(source).expanduser().exists()):
+    if source is None or (download and _existing(source) is None):
         return load_cifar10(source, split, download)
     folder = _folder(source)
     if _is_cifar10(folder):
@@ -83,8 +86,13 @@ def is_cifar10(source: str | Path | None) -> bool:
 
 
 def _folder(source: str | Path) -> Path:
-    folder = Path(source).expanduser()
-    return folder if folder.exists() else _from_hub(str(source))
+    return _existing(source) or _from_hub(str(source))
+
+
+def _existing(source: str | Path) -> Path | None:
+    with failures(source, DataError):
+        folder = Path(source).expanduser()
+        return folder if folder.exists() else None
 
 
 def _shuffled(images: EncodedImages) -> EncodedImages:
@@ -174,10 +182,8 @@ def _read_folder(folder: Path, classes: Sequence[str], image_size: int) -> Encod
             f"{folder} has classes that the training images lack: {_some(unknown)}; its folders "
             "have to be named as those of the training images"
         )
-    try:
+    with failures(folder, DataError):
         found = ImageFolder(str(folder))
-    except (FileNotFoundError, OSError) as error:
-        raise DataError(f"{folder} is no folder of pictures by class ({error})") from None
     items: list[Encoded] = [Path(path) for path, _ in found.samples]
     numbers = torch.tensor([classes.index(name) for name in found.classes])
     labels = numbers[torch.tensor(found.targets)]
@@ -197,46 +203,49 @@ def _parquet_files(folder: Path, stored: str) -> list[Path]:
 def _schema(path: Path) -> Any:
     import pyarrow.parquet
 
-    try:
+    with failures(path, DataError):
         return pyarrow.parquet.read_schema(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({error}); copy it again") from None
 
 
 def _read_table(path: Path, columns: list[str]) -> Any:
     import pyarrow.parquet
 
-    try:
+    with failures(path, DataError):
         return pyarrow.parquet.read_table(path, columns=columns)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({error}); copy it again") from None
 
 
 def _read_labels(path: Path) -> list[int]:
+    """Of every row; -1 where there is none, as where labels are kept back."""
     _, label = _columns(_schema(path), path)
-    return [
-        -1 if value is None else value for value in _read_table(path, [label])[label].to_pylist()
-    ]
+    return _numbers(_read_table(path, [label])[label])
+
+
+def _numbers(labels: Any) -> list[int]:
+    return [-1 if value is None else value for value in labels.to_pylist()]
 
 
 def _read_parquet(
     files: Sequence[Path], training_files: Sequence[Path], image_size: int
 ) -> EncodedImages:
-    schema = _schema(files[0])
-    image, label = _columns(schema, files[0])
+    image, label = _columns(_schema(files[0]), files[0])
     items: list[Encoded] = []
     labels: list[int] = []
+    num_classes = _class_count(files, training_files)
     for path in files:
         table = _read_table(path, [image, label])
-        items += [content["bytes"] for content in table[image].to_pylist()]
-        labels += [-1 if value is None else value for value in table[label].to_pylist()]
-    num_classes = _class_count(files, training_files)
-    unknown = sorted(value for value in set(labels) if not 0 <= value < num_classes)
-    if unknown:
-        raise DataError(
-            f"{files[0]} has the labels {_some(unknown)}, and the training images have 0 to "
-            f"{num_classes - 1}"
-        )
+        with failures(path, DataError):
+            items += pictures(table[image], path)
+            found = _numbers(table[label])
+            unknown = sorted({value for value in found if not 0 <= value < num_classes})
+            if unknown:
+                shown_labels = ["none" if value == -1 else value for value in unknown]
+                raise FileError(
+                    f"it has the labels {_some(shown_labels)}, and the training images have 0 to "
+                    f"{num_classes - 1}"
+                )
+        labels += found
+    if not items:
+        raise DataError(f"{files[0]} has no images")
     return EncodedImages(items, torch.tensor(labels), num_classes, image_size)
 
 
@@ -250,7 +259,10 @@ def _class_count(files: Sequence[Path], training_files: Sequence[Path]) -> int:
         )
     if known:
         return len(known)
-    return max(max(_read_labels(path), default=-1) for path in training_files) + 1
+    largest, path = max((max(_read_labels(path), default=-1), path) for path in training_files)
+    if largest >= MOST_CLASSES:
+        raise DataError(f"{path} has the label {largest}, and no names of so many classes")
+    return largest + 1
 
 
 def _columns(schema: Any, path: Path) -> tuple[str, str]:
@@ -258,7 +270,11 @@ def _columns(schema: Any, path: Path) -> tuple[str, str]:
     import pyarrow
 
     def is_picture(kind: Any) -> bool:
-        return pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        field = kind.get_field_index("bytes") if pyarrow.types.is_struct(kind) else -1
+        return field >= 0 and (
+            pyarrow.types.is_binary(kind[field].type)
+            or pyarrow.types.is_large_binary(kind[field].type)
+        )
 
     pictures = [field.name for field in schema if is_picture(field.type)]
     numbers = [field.name for field in schema if pyarrow.types.is_integer(field.type)]
@@ -266,7 +282,7 @@ def _columns(schema: Any, path: Path) -> tuple[str, str]:
     if not pictures or label is None:
         raise DataError(
             f"{path} has the columns {', '.join(schema.names)}; needed are one of pictures "
-            "(a struct with 'bytes') and one of labels (integers)"
+            "(a struct with binary 'bytes') and one of labels (integers)"
         )
     return pictures[0], label
 
@@ -278,19 +294,31 @@ def _class_names(path: Path) -> list[str]:
     metadata = (schema.metadata or {}).get(b"huggingface")
     if metadata is None:
         return []
-    return json.loads(metadata)["info"]["features"].get(label, {}).get("names") or []
+    with failures(path, DataError):
+        names = _value(json.loads(metadata), "info", "features", label, "names")
+        if names is None:
+            return []
+        if type(names) is not list or any(type(name) is not str for name in names):
+            raise FileError(f"the names of its classes are no list of names but {shown(names)}")
+        return names
+
+
+def _value(values: Any, *keys: str) -> Any:
+    """What is in a dictionary of dictionaries; None where it is not, or is something else."""
+    for key in keys:
+        values = values.get(key) if type(values) is dict else None
+    return values
 
 
 def _from_hub(name: str) -> Path:
     """The folder of a data set of the hub, downloaded once."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     if name.count("/") != 1:
         raise DataError(f"{name} is neither a folder nor a data set of the hub (owner/name)")
     try:
         path = snapshot_download(name, repo_type="dataset", allow_patterns="*.parquet")
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # of the network, of which there are several libraries
         raise DataError(
             f"{name} is no folder here, and could not be had from the hub: {error}"
         ) from None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ghn_fast.data import Images, ImageStream, augment, normalise
+from ghn_fast.data import DataError, Images, ImageStream, augment, normalise
 
 
 def numbered_images(count: int, size: int = 32) -> Images:
@@ -112,3 +112,13 @@ def test_labels_stay_with_their_images() -> None:
 def test_impossible_batch_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="batch_size must be from 1 to 20, not 21"):
         ImageStream(numbered_images(20), 21, seed=0)
+
+
+def test_images_that_would_come_out_black_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be uint8 from 0 to 255, not torch\.float32"):
+        normalise(torch.rand(2, 3, 4, 4))
+
+
+def test_no_images_are_named() -> None:
+    with pytest.raises(DataError, match="no images to draw batches from"):
+        ImageStream(numbered_images(0), 5, seed=0)

@@ -149,7 +149,7 @@ def test_what_is_no_data_set_is_named(tmp_path: Path) -> None:
 def test_a_damaged_picture_is_named(class_folders: Path) -> None:
     path = class_folders / "val" / "class1" / "0.png"
     path.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=f"{path} is not a picture"):
+    with pytest.raises(DataError, match=f"{path}: it is not a picture"):
         load_images(class_folders, "test")
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ghn_fast.data import DataError, Images, augment, load_cifar10, normalise
+from ghn_fast.data import DataError, Images, augment, load_cifar10
 from ghn_fast.data.cifar10 import CLASSES, find_cifar10
+from ghn_fast.data.images import standardise
 
 __all__ = ["image_loader"]
 
@@ -108,7 +109,7 @@ class _Cifar10(Dataset[tuple[Tensor, Tensor]]):
         if self.noise:
             noisy = pixels / 255.0 + _CIFAR10_NOISE * torch.randn(pixels.shape)
             pixels = noisy.clamp(0.0, 1.0) * 255.0
-        return normalise(pixels), chosen.labels
+        return standardise(pixels), chosen.labels
 
 
 def _batches(images: _Cifar10, size: int, shuffle: bool) -> DataLoader[Any]:

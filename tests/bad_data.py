@@ -1,0 +1,167 @@
+"""Data sets that must be refused, each in one line that names the file; see bad_files.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from PIL import Image
+
+from tests.bad_files import Attack
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EOF\n"
+
+
+def png(width: int = 32, height: int = 32) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(file, format="png")
+    return file.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + checksum
+
+
+def bomb(side: int) -> bytes:
+    """A picture of so many black pixels; what it has of them is a thousandth of a thousandth."""
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    content = zlib.compress(bytes(2**20))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content)
+
+
+def table(
+    pictures: list[Any] | None = None,
+    labels: Any = None,
+    metadata: str | None = None,
+    names: tuple[str, str] = ("image", "label"),
+) -> pyarrow.Table:
+    rows = [{"bytes": png(), "path": None}] * 20 if pictures is None else pictures
+    values = [0, 1] * (len(rows) // 2) if labels is None else labels
+    found = pyarrow.table({names[0]: rows, names[1]: values})
+    return found if metadata is None else found.replace_schema_metadata({"huggingface": metadata})
+
+
+def parquet(**changes: Any) -> Callable[[Path], object]:
+    return lambda folder: pyarrow.parquet.write_table(table(**changes), folder / "train-0.parquet")
+
+
+def with_picture(content: bytes | None) -> Callable[[Path], object]:
+    row = {"bytes": png(), "path": None}
+    return parquet(pictures=[row] * 3 + [{"bytes": content, "path": "x"}])
+
+
+def of_names(names: Any) -> Callable[[Path], object]:
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    return parquet(metadata=json.dumps({"info": {"features": features}}))
+
+
+def two_kinds(folder: Path) -> None:
+    parquet()(folder)
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), folder / "train-1.parquet")
+
+
+def cifar10_parquet(**changes: Any) -> Callable[[Path], object]:
+    return parquet(names=("img", "label"), **changes)
+
+
+def batches(content: Any = None, body: bytes | None = None) -> Callable[[Path], object]:
+    """CIFAR-10 as torchvision has it, with one file of this content or these bytes."""
+
+    def write(folder: Path) -> None:
+        folder = folder / "cifar-10-batches-py"
+        folder.mkdir()
+        good = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}
+        for number in range(1, 6):
+            (folder / f"data_batch_{number}").write_bytes(pickle.dumps(good, protocol=2))
+        bad = pickle.dumps({**good, **(content or {})}, protocol=2) if body is None else body
+        (folder / "data_batch_3").write_bytes(bad)
+
+    return write
+
+
+def crafted(state: bytes, code: bytes = b"u1") -> bytes:
+    """A pickle of an array with this state: version, shape, type, order, data."""
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR("
+        + state.replace(b"DTYPE", b"cnumpy\ndtype\n(U\x02" + code + b"K\x00K\x01tR")
+        + b"tb"
+    )
+    return b"\x80\x02}(U\x04data" + array + b"U\x06labels]K\x01au."
+
+
+DATA: dict[str, tuple[Callable[[Path], object], str]] = {
+    "half of a Parquet file": (
+        lambda folder: (folder / "train-0.parquet").write_bytes(b"PAR1" + bytes(100)),
+        r"train-0.parquet is truncated or damaged",
+    ),
+    "no picture for an image": (
+        parquet(pictures=[None, None, *table()["image"].to_pylist()]),
+        "image 0 is none",
+    ),
+    "a picture without bytes": (with_picture(None), "image 3 is none"),
+    "a picture of no format": (with_picture(b"no picture"), "image 3: it is not a picture"),
+    "a picture that Ghostscript would run": (with_picture(EPS), "image 3: it is not a picture"),
+    "half of a picture": (with_picture(png(300, 300)[:60]), "image 3 is truncated or damaged"),
+    "a decompression bomb": (with_picture(bomb(60_000)), "DecompressionBombError"),
+    "a smaller decompression bomb": (with_picture(bomb(9_000)), "9000 x 9000 pixels, too many"),
+    "pictures that are text": (parquet(pictures=[{"bytes": "x"}] * 2), "has the columns image"),
+    "no label for an image": (parquet(labels=[None, 1] * 10), "has the labels none"),
+    "labels of 2^40": (parquet(labels=[0, 2**40] * 10), "has the label 1099511627776"),
+    "labels of 2^63": (
+        parquet(labels=pyarrow.array([0, 2**63] * 10, pyarrow.uint64())),
+        "has the label 9223372036854775808",
+    ),
+    "floats as labels": (parquet(labels=[0.0, 1.5] * 10), "has the columns image, label; needed"),
+    "no images": (
+        parquet(
+            pictures=pyarrow.array([], table()["image"].type),
+            labels=pyarrow.array([], pyarrow.int64()),
+        ),
+        "has no images",
+    ),
+    "a second file of other columns": (two_kinds, "train-1.parquet has the columns x"),
+    "Hugging Face metadata that are no JSON": (parquet(metadata="{"), "truncated or damaged"),
+    "names of classes that are a number": (of_names(10), "no list of names but 10"),
+    "names of classes that are numbers": (of_names([1, 2]), "no list of names but a list"),
+    "CIFAR-10 with a null label": (
+        cifar10_parquet(labels=[None, 1] * 10),
+        "label of image 0 is None",
+    ),
+    "CIFAR-10 with floats as labels": (cifar10_parquet(labels=[1.0, 2.0] * 10), "image 0 is 1.0"),
+    "CIFAR-10 with a picture of another size": (
+        cifar10_parquet(pictures=[{"bytes": png(31, 32)}] * 2),
+        "image 0: it is not a 32 x 32 picture but 32 x 31",
+    ),
+    "a batch that calls os.system": (batches({"data": Attack()}), "asks for posix.system"),
+    "a batch without pixels": (batches({"data": [1]}), "it has no pixels"),
+    "a batch of floats": (
+        batches({"data": np.zeros((2, 3072))}),
+        "numbers of type 'f8', not bytes",
+    ),
+    "a batch of pointers": (
+        batches(body=crafted(b"K\x01K\x01K\x01\x86DTYPE\x89U\x08AAAAAAAA", b"O8")),
+        "numbers of type 'O8', not bytes",
+    ),
+    "a batch of a shape beyond its data": (
+        batches(
+            body=crafted(
+                b"K\x01\x8a\x08" + (2**61).to_bytes(8, "little") + b"K\x01\x86DTYPE\x89C\x02AA"
+            )
+        ),
+        "data_batch_3 is truncated or damaged",
+    ),
+    "a batch with floats as labels": (batches({"labels": [0.5, 1]}), "image 0 is 0.5, not a whole"),
+    "a batch with nested labels": (batches({"labels": [[0], 1]}), "image 0 is a list, not a whole"),
+    "a batch with too few labels": (batches({"labels": [0]}), "10 images and 9 labels"),
+    "half of a batch": (batches(body=crafted(b"")[:40]), "data_batch_3 is truncated or damaged"),
+}
