@@ -157,7 +157,7 @@ def predict(
         network = ghn if isinstance(ghn, GHN) else _load(str(ghn or DEFAULT_GHN))
     with _timed(report, "graph"):
         if graph is None:
-            graph = Graph.from_model(model, example_inputs)
+            graph = Graph.from_model(model, example_inputs, network.node_types)
         else:
             graph = graph.with_shapes(uses.parameters)
     with _timed(report, "predict"):

@@ -77,6 +77,11 @@ class GHNConfig:
         """Whether such GHNs were trained on networks that look up rows of a table."""
         return False
 
+    @property
+    def is_of_language(self) -> bool:
+        """Whether it was trained on language models, whose graphs tell more (LoGAH)."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """The fields; the published checkpoints and their readers know no ``flat_kernels``."""
         values = asdict(self)

@@ -15,6 +15,7 @@ from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast.checkpoint import files
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.ghn.config import GHNConfig
+from ghn_fast.ghn.logah import LoGAHConfig
 from ghn_fast.ghn.make import config_class, make_ghn
 from ghn_fast.ghn.model import GHN
 from ghn_fast.ghn.published import infer_config, is_ghn, published_config, published_state
@@ -114,17 +115,19 @@ def _load(path: Path, check_finite: bool) -> tuple[GHN, dict[str, Tensor]]:
             raise FileError(_another_kind(tensors))
         del tensors
         inferred = infer_config(state)
-        config = inferred if values is None else _config(values)
+        config = inferred if values is None else _config(values, inferred)
         _compare(config, inferred)
         ghn = empty_ghn(config)
         return ghn, _fitted(ghn, state, check_finite)
 
 
-def _config(values: Any) -> GHNConfig:
+def _config(values: Any, inferred: GHNConfig) -> GHNConfig:
     """The configuration of a file, each value of the type that it must have."""
     if type(values) is not dict or any(type(name) is not str for name in values):
         raise FileError(f"the configuration is {shown(values)}, not a dictionary of names")
     values = published_config(values)
+    if isinstance(inferred, LoGAHConfig):
+        values.setdefault("language", inferred.language)  # published files do not say
     kind = config_class(values)
     for field in fields(kind):
         value = values.get(field.name, field.default)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.decode.decoder import Slices
 from ghn_fast.ghn.decode.low_rank import LowRankDecoder, rounded_channels, weight_and_bias
+from ghn_fast.ghn.embed.shape_encoder import ShapeEncoder
 from ghn_fast.ghn.ghn3 import GHN3, GHN3Config
 from ghn_fast.ghn.mlp import MLP
+from ghn_fast.ghn.place.plan import Group
 from ghn_fast.ghn.place.tiling import along_channels, channel_axis, repeat
+from ghn_fast.graph import LANGUAGE_NODE_TYPES, NODE_TYPES
 
 # hid, layers, heads, rank and the side of the largest block of each size of the paper (table 1).
 SIZES = {
@@ -22,6 +25,9 @@ SIZES = {
     "base": (256, 5, 16, 128, 2048),
     "large": (256, 12, 16, 256, 2560),
 }
+
+VOCABULARIES = (32000, 50257, 128256)
+"""Of Llama 2, GPT-2 and Llama 3: numbers of channels that language models add."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class LoGAHConfig(GHN3Config):
         lora_r: rank of what is decoded, r.
         max_ck_lora: rows of each factor, K; no weight has more channels times kernel size.
         use_1d_decoder: vectors have a decoder of their own; else they are a column of a product.
+        language: it knows the node types and vocabularies of language models.
     """
 
     max_shape: tuple[int, int, int, int] = (2048, 2048, 16, 16)
@@ -40,6 +47,15 @@ class LoGAHConfig(GHN3Config):
     lora_r: int = 32
     max_ck_lora: int = 32768
     use_1d_decoder: bool = False
+    language: bool = False
+
+    @property
+    def decodes_embeddings(self) -> bool:
+        return True
+
+    @property
+    def is_of_language(self) -> bool:
+        return self.language
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,6 +85,15 @@ class LoGAH(GHN3):
         else:
             del self.decoder_1d, self.bias_class
 
+    @property
+    def node_types(self) -> tuple[str, ...]:
+        return LANGUAGE_NODE_TYPES if self.config.language else NODE_TYPES
+
+    def _make_shape_encoder(self, config: GHNConfig) -> ShapeEncoder:
+        assert isinstance(config, LoGAHConfig)
+        larger = VOCABULARIES if config.language else ()
+        return ShapeEncoder(config.hid, config.num_classes, config.max_shape, larger)
+
     def _make_decoder(self, config: GHNConfig) -> LowRankDecoder:  # type: ignore[override]
         assert isinstance(config, LoGAHConfig)
         return LowRankDecoder(config.hid, config.lora_r, config.max_ck_lora)
@@ -85,6 +110,8 @@ class LoGAH(GHN3):
         fan_in: float | None = None,
     ) -> Tensor:
         """See :meth:`GHN.decode`. The classification layer has no head of its own."""
+        if rule == "embedding":
+            return repeat(self._kernels(x, (*shape, 1, 1), slices).flatten(3).squeeze(3), shape)
         if rule == "class_weight":
             rule = "weight"
         elif len(shape) == 1 and not self.config.use_1d_decoder:
@@ -92,6 +119,15 @@ class LoGAH(GHN3):
             values = self._normalised(repeat(vectors, shape), rule)
             return along_channels(values, shape)
         return super().decode(x, rule, shape, slices, fan_in)
+
+    def _decode_groups(
+        self, embeddings: Tensor, groups: Sequence[Group]
+    ) -> Iterator[tuple[Group, Tensor]]:
+        for group, tensors in super()._decode_groups(embeddings, groups):
+            if group.std is not None and group.rule in ("weight", "transposed_weight"):
+                spread = tensors.flatten(1).std(dim=1) + 1e-7
+                tensors = tensors * (group.std / spread).view(-1, *(1,) * (tensors.dim() - 1))
+            yield group, tensors
 
     def _column(self, x: Tensor, channels: int) -> Tensor:
         count = rounded_channels(channels, self.config.max_shape[0])

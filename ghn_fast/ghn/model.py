@@ -60,12 +60,20 @@ class GHN(Pretrained, nn.Module):
             self.ln = nn.LayerNorm(hid)
         # The checkpoints' name of the module and the public name of the method are the same; the
         # method wins in attribute lookup, so the module is reached through `node_type_embedding`.
-        self._modules["embed"] = nn.Embedding(len(NODE_TYPES), hid)
-        self.shape_enc = ShapeEncoder(hid, num_classes, max_shape)
+        self._modules["embed"] = nn.Embedding(len(self.node_types), hid)
+        self.shape_enc = self._make_shape_encoder(config)
         self.gnn = self._make_gnn(config)
         self.decoder = self._make_decoder(config)
         self.decoder_1d = MLP(hid, (2 * hid, 2 * max_channels), last_relu=False)
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(max_channels, num_classes))
+
+    @property
+    def node_types(self) -> tuple[str, ...]:
+        """The types that nodes of its graphs have, in the order of their embedding."""
+        return NODE_TYPES
+
+    def _make_shape_encoder(self, config: GHNConfig) -> ShapeEncoder:
+        return ShapeEncoder(config.hid, config.num_classes, config.max_shape)
 
     def _make_gnn(self, config: GHNConfig) -> nn.Module:
         if config.hypernet == "graphormer":
@@ -283,7 +291,7 @@ class GHN(Pretrained, nn.Module):
     def embed(self, model_or_graph: nn.Module | Graph) -> Tensor:
         """(hid,): the mean of the node embeddings (arXiv 2110.13100, section 5.2)."""
         if not isinstance(model_or_graph, Graph):
-            model_or_graph = Graph.from_model(model_or_graph)
+            model_or_graph = Graph.from_model(model_or_graph, types=self.node_types)
         return self.node_embeddings(GraphBatch([model_or_graph])).mean(dim=0)
 
     @property
@@ -307,7 +315,7 @@ class GHN(Pretrained, nn.Module):
             ValueError: as many graphs as models are needed, each of its model.
         """
         if graphs is None:
-            return GraphBatch([Graph.from_model(model) for model in models])
+            return GraphBatch([Graph.from_model(m, types=self.node_types) for m in models])
         given = [graphs] if isinstance(graphs, Graph) else list(graphs)
         if len(given) != len(models):
             raise ValueError(f"{len(models)} models were passed with {len(given)} graphs")

@@ -13,6 +13,7 @@ from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.ghn3 import GHN3Config
 from ghn_fast.ghn.logah import LoGAHConfig
+from ghn_fast.graph import LANGUAGE_NODE_TYPES
 
 _EVERY_GHN = ("embed.weight", "shape_enc.embed_channel.weight", "shape_enc.embed_spatial.weight")
 
@@ -139,6 +140,7 @@ def _infer_logah(state: Mapping[str, Tensor]) -> LoGAHConfig:
         lora_r=rank,
         max_ck_lora=rows,
         use_1d_decoder=has_vectors,
+        language=len(state["embed.weight"]) == len(LANGUAGE_NODE_TYPES),
     )
 
 

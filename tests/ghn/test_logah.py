@@ -6,6 +6,7 @@ import functools
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from ghn_fast.checkpoint import CheckpointError, load_ghn, save
 from ghn_fast.ghn import GHN, LoGAH, LoGAHConfig, logah
 from ghn_fast.ghn.decode.low_rank import LowRankDecoder, rounded_channels, weight_and_bias
 from ghn_fast.ppuda.utils import adjust_net
+from tests.graph.test_language import build as build_language
 
-CHECKPOINTS = ("logah_tiny", "logah_tiny_1d")
+LANGUAGE_MODELS = ("gpt2_l2_c96", "llama_l2_c96", "gpt2_l2_c96_tied")
 MODELS = [
     *("logah_tiny/resnet18", "logah_tiny/vit_p4_c96", "logah_tiny/convnext_tiny"),
     *("logah_tiny/mobilenet_v2", "logah_tiny/squeezenet1_1"),
@@ -122,6 +124,36 @@ def test_sizes_of_the_paper(size: str, millions: float) -> None:
     assert sum(p.numel() for p in ghn.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
 
 
+class Words(nn.Module):
+    """A language model of one linear layer, with the spread that its configuration asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(40, 8), nn.Linear(8, 40, bias=False)
+        self.config = SimpleNamespace(initializer_range=0.25)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens))
+
+
+@pytest.mark.parametrize("language", [False, True])
+def test_spread_of_language_models(language: bool) -> None:
+    torch.manual_seed(0)
+    model, tokens = Words(), torch.tensor([[1, 2, 3]])
+    _, report = ghn_fast.predict(model, small(language=language), tokens, return_report=True)
+    assert not report.unpredicted
+    assert report.rules["table.weight"] == "embedding"
+    assert (abs(float(model.head.weight.detach().std()) - 0.25) < 1e-4) == language
+
+
+def test_larger_vocabularies() -> None:
+    encoder = small(language=True).shape_enc
+    sizes = torch.tensor([8192, 8193, 20096, 20097, 50257, 10**6])
+    found = encoder.channel_index[sizes.clamp(max=len(encoder.channel_index) - 1)]
+    last = encoder.embed_channel.num_embeddings - 2
+    assert (last - found).tolist() == [3, 3, 3, 2, 1, 0]
+
+
 def test_unknown_size() -> None:
     with pytest.raises(ValueError, match="size must be one of tiny, small, base, large"):
         logah("huge")
@@ -176,3 +208,17 @@ def test_predicts_what_the_public_code_predicts(shared: Path, entry: str) -> Non
     for name, value in expected.get("partial", {}).items():
         assert name == "encoder.pos_embedding[:, 1:]"
         assert_close(parameters["encoder.pos_embedding"][:, 1:], value)
+
+
+@pytest.mark.parametrize("entry", LANGUAGE_MODELS)
+def test_predicts_what_the_public_code_predicts_for_language(shared: Path, entry: str) -> None:
+    expected = expectations(shared)[f"logah_tiny_lm/{entry}"]
+    ghn, model = checkpoint(shared, "logah_tiny_lm"), build_language(expected["construct"])
+    _, report = ghn_fast.predict(model, ghn, return_report=True)
+    assert not report.unpredicted
+    graph = ghn_fast.Graph.from_model(model, types=ghn.node_types)
+    embedding = float(ghn.embed(graph).double().norm())
+    assert embedding == pytest.approx(expected["embedding_mean_norm"], rel=1e-5)
+    parameters = dict(model.named_parameters())
+    for name, value in expected["params"].items():
+        assert_close(parameters[name], value)

@@ -100,20 +100,28 @@ def _channels_first(sizes: Sequence[int]) -> bool:
 
 
 class ShapeEncoder(nn.Module):
-    """Adds to each node the embedding of its shape: out, in, height and width, hid/4 wide each."""
+    """Adds to each node the embedding of its shape: out, in, height and width, hid/4 wide each.
+
+    Args:
+        hid: width of the node embeddings.
+        num_classes, max_shape: of the GHN.
+        larger: sizes above the largest number of channels that are known too, ascending.
+    """
 
     channel_index: Tensor
     spatial_index: Tensor
 
-    def __init__(self, hid: int, num_classes: int, max_shape: Sequence[int]) -> None:
+    def __init__(
+        self, hid: int, num_classes: int, max_shape: Sequence[int], larger: Sequence[int] = ()
+    ) -> None:
         super().__init__()
-        channels = channel_vocabulary(num_classes)
+        channels = [*channel_vocabulary(num_classes), *larger]
         spatial = spatial_vocabulary(max_shape[3])
         # The extra last entry of each is for nodes without a shape.
         self.embed_spatial = nn.Embedding(len(spatial) + 1, hid // 4)
         self.embed_channel = nn.Embedding(len(channels) + 1, hid // 4)
         # 4 to 7 channels and 2x2 kernels do not occur in training; they take a size that does.
-        self.channel_index = nearest(channels, LARGEST_CHANNELS, dict.fromkeys(range(4, 8), 8))
+        self.channel_index = nearest(channels, channels[-1], dict.fromkeys(range(4, 8), 8))
         self.spatial_index = nearest(spatial, spatial[-1], {2: 3})
 
     def indices(self, nodes: Sequence[Node]) -> Tensor:

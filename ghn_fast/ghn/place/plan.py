@@ -25,7 +25,7 @@ from ghn_fast.ghn.place.keep import (
 from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.graph import Graph, GraphBatch, Node, Storage
 
-NORM_TYPES = ("bn", "ln")
+NORM_TYPES = ("bn", "ln", "rmsnorm")
 
 
 class Target(NamedTuple):
@@ -77,17 +77,20 @@ class Group:
               divided by t, so that a still image gives what the image kernel gives
               (arXiv 1705.07750, section 2.4);
             - ``pos_enc``: tables of positions;
+            - ``embedding``: tables of which single rows are looked up, as they are decoded;
             - ``norm_weight``, ``norm_bias``, ``bias``: vectors; where they have several
               dimensions, along the first that is larger than one;
             - ``class_weight``, ``class_bias``: of the classification layer.
         shape: of each parameter, as it is decoded.
         fan_in: of a weight, where it does not follow from the shape.
+        std: of a language model's weights, as its configuration says, whatever is decoded.
         targets: where the predicted tensors go; ``node`` counts through the whole batch.
     """
 
     rule: str
     shape: tuple[int, ...]
     fan_in: float | None = None
+    std: float | None = None
     targets: Sequence[Target] = ()
 
     @property
@@ -144,7 +147,7 @@ def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan
         config: of the GHN.
         uses: how the graphs' models use their parameters.
     """
-    groups: dict[tuple[str, tuple[int, ...], float | None], list[Target]] = {}
+    groups: dict[tuple[str, tuple[int, ...], float | None, float | None], list[Target]] = {}
     kept = []
     offsets = batch.offsets.tolist()
     for index, graph in enumerate(batch):
@@ -152,7 +155,8 @@ def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan
         kept.append(MappingProxyType(reasons))
         for position, rule, shape, parameter, storage in decoded:
             fan_in = uses[index].fan_in.get(parameter)
-            targets = groups.setdefault((rule, shape, fan_in), [])
+            std = uses[index].initializer_range if config.is_of_language else None
+            targets = groups.setdefault((rule, shape, fan_in, std), [])
             targets.append(Target(index, offsets[index] + position, parameter, storage))
     made = tuple(Group(*kind, tuple(targets)) for kind, targets in groups.items())
     kinds = tuple(MappingProxyType(dict(graph.other)) for graph in batch)
@@ -189,7 +193,8 @@ def _sort(graph: Graph, config: GHNConfig, uses: Uses) -> tuple[_Decoded, dict[s
         if node.parameter is not None and reason is not None:
             kept.setdefault(node.parameter, reason)
         elif node.parameter is not None and node.parameter not in kept:
-            rule = rules.get(position) or _rule(node, uses)
+            looked_up = graph.other.get(node.parameter) == "embedding" and node.type == "pos_enc"
+            rule = "embedding" if looked_up else rules.get(position) or _rule(node, uses)
             decoded.append((position, rule, node.shape, node.parameter, node.storage))
         if node.bias is None or node.bias in kept:
             continue

@@ -26,6 +26,8 @@ class Uses:
         complex: {parameter name: dtype} of those that are.
         kept: {parameter name: why it keeps its value}, whatever the GHN could decode
             (:mod:`ghn_fast.ghn.place.keep`).
+        initializer_range: the standard deviation of weights that a transformers ``config`` asks
+            for; 0.02, as there, without one.
         packed: modules whose quantised weights are no parameters.
     """
 
@@ -34,11 +36,13 @@ class Uses:
     fan_in: dict[str, float] = field(default_factory=dict)
     complex: dict[str, torch.dtype] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+    initializer_range: float = 0.02
     packed: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, model: nn.Module) -> Uses:
-        uses = cls()
+        config = getattr(model, "config", None)
+        uses = cls(initializer_range=float(getattr(config, "initializer_range", 0.02) or 0.02))
         for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
             for name, parameter in module._parameters.items():
@@ -83,7 +87,8 @@ class Uses:
     def key(self) -> tuple[object, ...]:
         """All that a plan depends on."""
         shapes = tuple((name, parameter.shape) for name, parameter in self.parameters.items())
-        return shapes, *(tuple(d.items()) for d in (self.fan_in, self.complex, self.kept))
+        others = (tuple(d.items()) for d in (self.fan_in, self.complex, self.kept))
+        return shapes, self.initializer_range, *others
 
 
 # A weight, and what it is made from where it is normalised (torch.nn.utils.parametrizations).
