@@ -7,7 +7,7 @@ namespace ghn_fast {
 namespace {
 
 Isa widest_isa() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(GHN_FAST_PORTABLE_VECTORS)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     return Isa::kAvx512;
