@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import ghn_fast
+from ghn_fast import _core
 
 HEAVY = ("torchvision", "pyarrow", "PIL", "rich", "typer", "huggingface_hub", "tensorboard")
 
@@ -35,9 +39,39 @@ def test_kernels_are_installed() -> None:
     assert import_module("ghn_fast.kernels").__doc__
 
 
-def test_core_that_is_not_built_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_core_that_does_not_load_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ghn_fast._C", None)
     monkeypatch.delattr(ghn_fast, "_C", raising=False)
     monkeypatch.delitem(sys.modules, "ghn_fast._core")
-    with pytest.raises(ImportError, match=r"not built.*pip install -e"):
+    with pytest.raises(ImportError, match=r"does not load here.*pip install -e"):
         import_module("ghn_fast._core")
+
+
+def test_core_that_is_not_built_says_how(tmp_path: Path) -> None:
+    message = _core.explain(ImportError("no _C"), tmp_path / "ghn_fast", [str(tmp_path)])
+    assert re.search(r"not built.*pip install -e.*no _C", message)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="PYTHONSAFEPATH came with Python 3.11")
+def test_checkout_that_hides_the_installed_package(tmp_path: Path) -> None:
+    """Says what to type, and what it says works."""
+    checkout, package = tmp_path / "checkout", Path(ghn_fast.__file__).parent
+    checkout.mkdir()
+    shutil.copytree(
+        package, checkout / "ghn_fast", ignore=shutil.ignore_patterns("_C.*.so", "_C.*.pyd")
+    )
+
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        path = {"PYTHONPATH": str(package.parent)}
+        return subprocess.run(
+            [sys.executable, "-c", "import ghn_fast; print(ghn_fast.__file__)"],
+            cwd=checkout,
+            env={**os.environ, "PYTHONSAFEPATH": "", **path, **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    refused = run()
+    assert refused.returncode == 1
+    assert f"hides the package installed in {package.parent.resolve()}" in refused.stderr
+    assert run(PYTHONSAFEPATH="1").stdout.strip() == ghn_fast.__file__
