@@ -23,6 +23,7 @@ from ghn_fast.evaluation import (
 )
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.nets import Network, count_parameters, sample_net_args
+from ghn_fast.nets.families import sample_member
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +311,30 @@ def test_impossible_evaluations_are_refused(images: Images) -> None:
         evaluate(None, "test", images, baseline="sgd")
     with pytest.raises(EvaluationError, match="unknown split 'tset'"):
         evaluate(None, "tset", images, baseline="random")
+
+
+def test_the_zoo_is_evaluated_by_name(
+    ghn: GHN, images: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("mnasnet0_5", "vit_b_16", "shufflenet_v2_x0_5")
+    monkeypatch.setattr("ghn_fast.evaluation.run.zoo_names", lambda: names)
+    few = images.first(8)
+    result = evaluate(ghn, "zoo", few, num_nets=2)
+    assert [network.name for network in result.networks] == ["mnasnet0_5", "vit_b_16"]
+    # The transformer's class token has no node.
+    assert [network.left for network in result.networks] == [0, 768]
+    assert len(evaluate(None, "zoo", few, num_nets=None, baseline="random").networks) == 3
+    large = Images(few.images.repeat(1, 1, 7, 7), few.labels)
+    with pytest.raises(EvaluationError, match="split 'zoo' are for 32 x 32 images"):
+        evaluate(ghn, "zoo", large)
+
+
+def test_networks_of_families_are_evaluated(ghn: GHN, images: Images) -> None:
+    result = evaluate(ghn, "families/val", images, num_nets=3)
+    for index, network in enumerate(result.networks):
+        member = sample_member("families/val", 0, index)
+        assert (network.name, network.parameters) == (member.family, member.parameters)
+    again = evaluate(
+        None, "families/val", images, num_nets=1, baseline="sgd", sgd_steps=1, train=images
+    )
+    assert again.networks[0].name == result.networks[0].name

@@ -12,6 +12,8 @@ from ghn_fast.cli import options
 from ghn_fast.cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ghn_fast.evaluation import EvaluationResult, NetworkResult
 
 EVALUATED = ("test", "wide", "deep", "dense", "bnfree", "predefined")
@@ -23,8 +25,9 @@ def evaluate(
     split: Annotated[
         str,
         typer.Option(
-            help="test, val, wide, deep, dense, bnfree, search, predefined, or all of those with "
-            "published results."
+            help="test, val, wide, deep, dense, bnfree, search, predefined; all of those with "
+            "published results; zoo (torchvision's and timm's networks); families/val or "
+            "families/test."
         ),
     ] = "test",
     num_nets: Annotated[
@@ -66,7 +69,7 @@ def evaluate(
         typer.Option(help="Folder for per-network results; evaluation goes on from them."),
     ] = None,
 ) -> None:
-    """Evaluate a GHN on networks of DeepNets-1M that it has never seen.
+    """Evaluate a GHN on networks that it has never seen.
 
     In several processes: torchrun --nproc-per-node N -m ghn_fast eval ...
     """
@@ -107,7 +110,9 @@ def evaluate(
                 sgd_steps=sgd_steps or 0,
                 threads=threads,
                 device=place,
-                results_file=None if out is None else out / f"{name}-{baseline}.jsonl",
+                results_file=None
+                if out is None
+                else out / f"{name.replace('/', '-')}-{baseline}.jsonl",
                 on_network=partial(_print_network, name, baseline),
             )
             for name in splits
@@ -119,7 +124,7 @@ def evaluate(
 
 def _print_network(split: str, baseline: str, result: NetworkResult) -> None:
     typer.echo(
-        f"{split} {baseline} network {result.index}: {result.top1:.1f} % "
+        f"{split} {baseline} network {result.name or result.index}: {result.top1:.1f} % "
         f"({result.parameters / 1e6:.2f} M parameters, {result.seconds:.1f} s)"
     )
 
@@ -153,15 +158,40 @@ def _print_tables(ghn: str, results: list[EvaluationResult], is_cifar10: bool) -
             table.add_row(*row, style="dim")
         table.add_section()
     console = Console()
+    for split in dict.fromkeys(result.split for result in results):
+        own = [result for result in results if result.split == split]
+        if own[0].networks[0].name:
+            console.print(_named_table(ghn, own))
     console.print(table)
     if is_cifar10:
         console.print(DIFFERENCES)
 
 
+def _named_table(ghn: str, results: list[EvaluationResult]) -> Table:
+    """A line for each network that has a name, of one split."""
+    from rich.table import Table
+
+    table = Table(title=f"{results[0].split}, network by network", title_justify="left")
+    table.add_column("network")
+    columns = [_way(ghn, result) for result in results]
+    for column in ("parameters", "not predicted", *columns):
+        table.add_column(column, justify="right")
+    for networks in zip(*(result.networks for result in results), strict=True):
+        first = networks[0]
+        share = f"{100 * max(n.left for n in networks) / first.parameters:.2g} %"
+        figures = (f"{network.top1:.1f}" for network in networks)
+        table.add_row(first.name, f"{first.parameters / 1e6:.1f} M", share, *figures)
+    return table
+
+
+def _way(ghn: str, result: EvaluationResult) -> str:
+    names = {"ghn": ghn, "random": "random initialisation", "sgd": f"SGD, {result.sgd_steps} steps"}
+    return names[result.baseline]
+
+
 def _rows(ghn: str, result: EvaluationResult) -> list[list[str]]:
     """A line for the split, or one for each of the predefined networks."""
-    names = {"ghn": ghn, "random": "random initialisation", "sgd": f"SGD, {result.sgd_steps} steps"}
-    name = names[result.baseline]
+    name = _way(ghn, result)
     if result.split == "predefined":
         return [
             [PREDEFINED_NAMES[network.index], name, "1", f"{network.top1:.1f}"]
@@ -182,7 +212,7 @@ def _published_rows(split: str) -> list[list[str]]:
 
     rows = []
     for key in PREDEFINED_NAMES if split == "predefined" else (split,):
-        count = "1" if split == "predefined" else str(SIZES[split])
+        count = "1" if split == "predefined" else str(SIZES.get(split, 0))
         for name, published in CIFAR10.items():
             if key in published:
                 mean, best = published[key]

@@ -1,4 +1,4 @@
-"""``ghn-fast nets``: the networks of DeepNets-1M."""
+"""``ghn-fast nets``: the networks of DeepNets-1M and of the families that people use."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
     from ghn_fast.nets import DeepNets1M
     from ghn_fast.nets.stats import NetsStats
 
-app = typer.Typer(help="Sample, describe and export networks of DeepNets-1M.", no_args_is_help=True)
+app = typer.Typer(
+    help="Sample, describe and export networks of DeepNets-1M, and sample those of families.",
+    no_args_is_help=True,
+)
 
 Split = Annotated[
     str,
-    typer.Option(help="train, val, test, wide, deep, dense, bnfree, search or predefined."),
+    typer.Option(
+        help="train, val, test, wide, deep, dense, bnfree, search or predefined; sample and stats "
+        "also families/train, families/val and families/test."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Of the networks; the evaluation splits are of seed 0.")]
 Large = Annotated[bool, typer.Option("--large-images", help="For 224 x 224 images, 1000 classes.")]
@@ -51,18 +57,69 @@ def sample(
     ] = None,
 ) -> None:
     """Print some networks: their arguments, cells and sizes."""
-    nets = _nets(split, seed, large_images, nets_dir, index + count)
-    for number in range(index, index + count):
-        graph = nets[number]
-        if as_json:
-            typer.echo(json.dumps({"split": split, "index": number, **_plain_arguments(graph)}))
-        else:
-            _print_network(nets, number, graph)
-        if draw is not None:
-            from ghn_fast.graph.draw import draw as draw_graph
+    numbers = range(index, index + count)
+    if _is_of_families(split, large_images, nets_dir):
+        graphs = [_print_member(split, seed, number, as_json) for number in numbers]
+    else:
+        nets = _nets(split, seed, large_images, nets_dir, index + count)
+        graphs = [_print_net(nets, number, as_json) for number in numbers]
+    if draw is not None:
+        from ghn_fast.graph.draw import draw as draw_graph
 
-            draw.mkdir(parents=True, exist_ok=True)
-            draw_graph(graph, draw / f"{split}-{number}.svg", title=f"{split}:{number}")
+        draw.mkdir(parents=True, exist_ok=True)
+        for number, graph in zip(numbers, graphs, strict=True):
+            file = draw / f"{split.replace('/', '-')}-{number}.svg"
+            draw_graph(graph, file, title=f"{split}:{number}")
+
+
+def _is_of_families(split: str, large_images: bool, nets_dir: Path | None) -> bool:
+    from ghn_fast.nets.families import SPLITS
+
+    if not split.startswith("families/"):
+        return False
+    if split not in SPLITS:
+        raise UsageError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+    if large_images or nets_dir is not None:
+        raise UsageError(f"the networks of {split!r} are for 32 x 32 images and in no files")
+    return True
+
+
+def _print_net(nets: DeepNets1M, number: int, as_json: bool) -> Graph:
+    graph = nets[number]
+    if as_json:
+        line = {"split": nets.split, "index": number, **_plain_arguments(graph)}
+        typer.echo(json.dumps(line))
+    else:
+        _print_network(nets, number, graph)
+    return graph
+
+
+def _print_member(split: str, seed: int, number: int, as_json: bool) -> Graph:
+    from rich.console import Console
+
+    from ghn_fast.nets.families import sample_member
+
+    member = sample_member(split, seed, number)
+    sizes = {"parameters": member.parameters, "multiply_adds": member.multiply_adds}
+    if as_json:
+        line = {"split": split, "index": number, "family": member.family, **sizes}
+        typer.echo(json.dumps({**line, "modules": str(member.model)}))
+        return member.graph
+    console = Console(highlight=False)
+    console.print(_heading(split, number, member.graph, *sizes.values()))
+    console.print(f"  {member.family}", markup=False)
+    console.print("  " + str(member.model).replace("\n", "\n  "), markup=False)
+    return member.graph
+
+
+def _heading(split: str, number: int, graph: Graph, parameters: int, multiply_adds: int) -> str:
+    from ghn_fast.nets.stats import longest_path
+
+    return (
+        f"[bold]{split}:{number}[/bold]  {graph.num_nodes} nodes, {len(graph.edges)} edges, "
+        f"depth {longest_path(graph)}, {_short(parameters)} parameters, "
+        f"{_short(multiply_adds)} multiply-adds"
+    )
 
 
 def _nets(
@@ -91,18 +148,12 @@ def _plain_arguments(graph: Graph) -> dict[str, Any]:
 def _print_network(nets: DeepNets1M, index: int, graph: Graph) -> None:
     from rich.console import Console
 
-    from ghn_fast.nets.stats import longest_path, parameters_and_multiply_adds
+    from ghn_fast.nets.stats import parameters_and_multiply_adds
 
     console = Console(highlight=False)
     arguments = _plain_arguments(graph)
-    parameters, multiply_adds = parameters_and_multiply_adds(
-        arguments, nets.num_classes, nets.large_images
-    )
-    console.print(
-        f"[bold]{nets.split}:{index}[/bold]  {graph.num_nodes} nodes, {len(graph.edges)} edges, "
-        f"depth {longest_path(graph)}, {_short(parameters)} parameters, "
-        f"{_short(multiply_adds)} multiply-adds"
-    )
+    sizes = parameters_and_multiply_adds(arguments, nets.num_classes, nets.large_images)
+    console.print(_heading(nets.split, index, graph, *sizes))
     genotype = arguments.pop("genotype")
     console.print("  " + ", ".join(f"{name} {value}" for name, value in arguments.items()))
     if isinstance(genotype, str):
@@ -180,12 +231,16 @@ def stats(
     """Describe networks: sizes, depth, degrees, operations, parameters and FLOPs."""
     from rich.console import Console
 
-    from ghn_fast.nets.stats import measure
+    from ghn_fast.nets.stats import measure, measure_members
 
-    nets = _nets(split, seed, large_images, nets_dir, count)
-    measured = measure(nets, count or min(len(nets), 1000), os.cpu_count() or 1)
+    if _is_of_families(split, large_images, nets_dir):
+        measured, num_classes = measure_members(split, seed, count or 1000), 10
+    else:
+        nets = _nets(split, seed, large_images, nets_dir, count)
+        measured = measure(nets, count or min(len(nets), 1000), os.cpu_count() or 1)
+        num_classes = nets.num_classes
     console = Console(highlight=False)
-    _print_summary(console, nets, measured)
+    _print_summary(console, split, large_images, num_classes, measured)
     for name, values in _columns(measured).items():
         _print_histogram(console, name, values, bins)
     degrees = {f"{degree}": int(n) for degree, n in enumerate(measured.degrees) if n}
@@ -206,14 +261,16 @@ def _columns(measured: NetsStats) -> dict[str, np.ndarray]:
     }
 
 
-def _print_summary(console: Any, nets: DeepNets1M, measured: NetsStats) -> None:
+def _print_summary(
+    console: Any, split: str, large_images: bool, num_classes: int, measured: NetsStats
+) -> None:
     import numpy as np
     from rich.table import Table
 
-    images = "224 x 224" if nets.large_images else "32 x 32"
+    images = "224 x 224" if large_images else "32 x 32"
     table = Table(
-        title=f"{len(measured.nodes):,} networks of split {nets.split}, {images} images, "
-        f"{nets.num_classes} classes; FLOPs are twice the multiply-adds",
+        title=f"{len(measured.nodes):,} networks of split {split}, {images} images, "
+        f"{num_classes} classes; FLOPs are twice the multiply-adds",
         title_justify="left",
     )
     for column in ("", "min", "5 %", "median", "mean", "95 %", "max"):

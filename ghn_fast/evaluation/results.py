@@ -31,12 +31,17 @@ class NetworkResult:
         top1: percent of the images.
         parameters: how many numbers it has.
         seconds: for predicting and classifying.
+        name: of a network of the zoo, or the family that it is of.
+        left: how many of the numbers were not predicted, as the graph has no node for them or
+            they do not reach the output.
     """
 
     index: int
     top1: float
     parameters: int
     seconds: float
+    name: str = ""
+    left: int = 0
 
 
 @dataclass

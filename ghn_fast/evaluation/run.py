@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,7 +31,13 @@ from ghn_fast.ghn import GHN
 from ghn_fast.graph import Graph
 from ghn_fast.nets import adjust_net, build_ghost, build_net, graph_of, sample_net_args
 from ghn_fast.nets.deepnets1m import SIZES
+from ghn_fast.nets.families import SPLITS as FAMILIES_SPLITS
+from ghn_fast.nets.families import sample_member
+from ghn_fast.nets.zoo import build_zoo_net, zoo_names
 
+ZOO = "zoo"
+FAMILIES_SIZE = 100
+"""Networks of the families that are evaluated where no number is given."""
 WAYS = ("ghn", "random", "sgd")
 NORMS = ("batch", "calibrated")
 
@@ -54,7 +60,7 @@ def evaluate(
     results_file: str | Path | None = None,
     on_network: Callable[[NetworkResult], object] | None = None,
 ) -> EvaluationResult:
-    """Classifies images with networks of a split of DeepNets-1M.
+    """Classifies images with networks of a split.
 
     Normalisation uses the statistics of each batch, as predicted parameters come without running
     ones, or of calibration images.
@@ -64,7 +70,9 @@ def evaluate(
 
     Args:
         ghn: predicts the parameters; may be None for the other baselines.
-        split: a split of :class:`ghn_fast.DeepNets1M`.
+        split: a split of :class:`ghn_fast.DeepNets1M` or of :mod:`ghn_fast.nets.families`, or
+            ``"zoo"``, the networks of :mod:`ghn_fast.nets.zoo`. Those of the last two are for
+            32 x 32 images.
         images: what to classify; the test images of CIFAR-10 where left out.
         num_nets: the first ones of the split; None for the published number.
         num_images: use only the first ones.
@@ -113,7 +121,7 @@ def evaluate(
         ghn_digest=ghn_digest(ghn) if baseline == "ghn" and ghn is not None else "",
         images_digest=images_digest(chosen, *(() if train is None else (train,))),
     )
-    count = _network_count(split, num_nets)
+    count = _network_count(split, num_nets, chosen.is_large)
     processes = Processes.current()
     log = ResultsLog(result, results_file, processes)
     job = _Job(ghn, result, chosen, train, _device(ghn, device))
@@ -176,12 +184,15 @@ def _check_classes(ghn: GHN | None, images: ImageSource) -> None:
         )
 
 
-def _network_count(split: str, num_nets: int | None) -> int:
-    if split not in SIZES:
-        raise EvaluationError(f"unknown split {split!r}; there are {', '.join(SIZES)}")
+def _network_count(split: str, num_nets: int | None, is_large: bool) -> int:
+    sizes = {**SIZES, **dict.fromkeys(FAMILIES_SPLITS, FAMILIES_SIZE), ZOO: len(zoo_names())}
+    if split not in sizes:
+        raise EvaluationError(f"unknown split {split!r}; there are {', '.join(sizes)}")
+    if is_large and split not in SIZES:
+        raise EvaluationError(f"the networks of split {split!r} are for 32 x 32 images")
     if num_nets is None:
-        return SIZES[split]
-    return min(num_nets, SIZES[split]) if split == "predefined" else num_nets
+        return sizes[split]
+    return min(num_nets, sizes[split]) if split in ("predefined", ZOO) else num_nets
 
 
 def _images(images: ImageSource | None, num_images: int | None, split: str = "test") -> ImageSource:
@@ -204,27 +215,52 @@ class _Job:
 
     def run(self, index: int) -> NetworkResult:
         start = time.perf_counter()
-        result, large = self.result, self.images.is_large
-        net_args = sample_net_args(result.split, result.seed, index, large)
-        model = self._network(net_args, index)
+        result = self.result
+        made = self._made(index)
+        model = made.model.to(self.device)
+        if result.baseline == "sgd":
+            assert self.train is not None
+            train_network(model, self.train, result.sgd_steps, result.seed + index)
         if result.norm == "calibrated":
             assert self.train is not None
             calibrate(model, self.train, batch_size=result.batch_size)
         is_batch = result.norm == "batch"
         accuracy = top1(model, self.images, result.batch_size, batch_statistics=is_batch)
-        size = sum(parameter.numel() for parameter in model.parameters())
-        return NetworkResult(index, accuracy, size, time.perf_counter() - start)
+        parameters = dict(model.named_parameters())
+        size = sum(parameter.numel() for parameter in parameters.values())
+        left = sum(parameters[name].numel() for name in made.left if name in parameters)
+        seconds = time.perf_counter() - start
+        return NetworkResult(index, accuracy, size, seconds, made.name, left)
 
-    def _network(self, net_args: dict[str, Any], index: int) -> nn.Module:
-        if self.result.baseline == "ghn":
-            assert self.ghn is not None
-            return _predicted_network(self.ghn, net_args, self.images.is_large).to(self.device)
-        seed = self.result.seed + index
-        model = _random_network(net_args, self.images, seed).to(self.device)
-        if self.result.baseline == "sgd":
-            assert self.train is not None
-            train_network(model, self.train, self.result.sgd_steps, seed)
-        return model
+    def _made(self, index: int) -> _Made:
+        """Network ``index`` with the parameters that are to be evaluated."""
+        split, seed, classes = self.result.split, self.result.seed, self.images.num_classes
+        is_large = self.images.is_large
+        if split in SIZES:
+            net_args = sample_net_args(split, seed, index, is_large)
+            if self.ghn is not None and self.result.baseline == "ghn":
+                return _Made(_predicted_network(self.ghn, net_args, is_large))
+            return _Made(_random_network(net_args, self.images, seed + index))
+        with seeded(seed + index):
+            if split == ZOO:
+                name = zoo_names()[index]
+                model, graph = build_zoo_net(name, classes), None
+            else:
+                member = sample_member(split, seed, index, classes, with_values=True)
+                name, model, graph = member.family, member.model, member.graph
+        if self.result.baseline != "ghn":
+            return _Made(model, name)
+        assert self.ghn is not None
+        graph = graph or Graph.from_model(model)
+        return _Made(_predict(self.ghn, model, graph), name, (*graph.other, *graph.unused))
+
+
+class _Made(NamedTuple):
+    """A network, its name, and its parameters that were not predicted."""
+
+    model: nn.Module
+    name: str = ""
+    left: Sequence[str] = ()
 
 
 def _predicted_network(ghn: GHN, net_args: dict[str, Any], is_large: bool) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ghn_fast._core import core
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.deepnets1m import DeepNets1M
+from ghn_fast.nets.families import sample_member
 from ghn_fast.nets.measure.count import count_parameters
 from ghn_fast.nets.measure.multiply_adds import count_multiply_adds
 from ghn_fast.nets.space.network import build_net
@@ -76,14 +77,28 @@ _CHUNK = 1000
 
 
 def _of_graphs(nets: DeepNets1M, count: int) -> NetsStats:
+    def measured(index: int) -> tuple[Graph, int, int]:
+        graph = nets[index]
+        assert graph.net_args is not None
+        sizes = parameters_and_multiply_adds(graph.net_args, nets.num_classes, nets.large_images)
+        return graph, *sizes
+
+    return _of_each(map(measured, range(count)))
+
+
+def measure_members(split: str, seed: int, count: int) -> NetsStats:
+    """Measures the first `count` networks of a split of :mod:`ghn_fast.nets.families`."""
+    members = (sample_member(split, seed, index) for index in range(count))
+    return _of_each((m.graph, m.parameters, m.multiply_adds) for m in members)
+
+
+def _of_each(measured: Iterable[tuple[Graph, int, int]]) -> NetsStats:
+    """From graphs with their numbers of parameters and multiply-adds."""
     rows = []
     degrees = np.zeros(1, dtype=np.int64)
     types = np.zeros(len(NODE_TYPES), dtype=np.int64)
-    for index in range(count):
-        graph = nets[index]
-        assert graph.net_args is not None
-        work = parameters_and_multiply_adds(graph.net_args, nets.num_classes, nets.large_images)
-        rows.append((graph.num_nodes, len(graph.edges), longest_path(graph), *work))
+    for graph, *sizes in measured:
+        rows.append((graph.num_nodes, len(graph.edges), longest_path(graph), *sizes))
         ends = np.bincount(graph.edges.numpy().ravel(), minlength=graph.num_nodes)
         degrees = _added(degrees, np.bincount(ends))
         types += np.bincount(graph.node_types.numpy(), minlength=len(NODE_TYPES))

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from ghn_fast.cli.app import app
 from ghn_fast.cli.errors import UsageError
 from ghn_fast.nets import DeepNets1M, count_parameters, sample_net_args, to_dict
+from ghn_fast.nets.families import sample_member
 
 
 def run(*arguments: object) -> Result:
@@ -45,6 +46,28 @@ def test_sample_of_predefined() -> None:
     assert isinstance(
         run("nets", "sample", "--split", "predefined", "--index", 2).exception, UsageError
     )
+
+
+def test_sample_of_families(tmp_path: Path) -> None:
+    where = ("--split", "families/val", "--index", 5)
+    member = sample_member("families/val", 0, 5)
+    result = run("nets", "sample", *where, "--draw", tmp_path)
+    nodes = f"families/val:5  {member.graph.num_nodes} nodes, {len(member.graph.edges)} edges"
+    assert nodes in result.output
+    assert member.family in result.output
+    assert (tmp_path / "families-val-5.svg").exists()
+    read = json.loads(run("nets", "sample", *where, "--json").output)
+    assert (read["family"], read["parameters"]) == (member.family, member.parameters)
+    refused = run("nets", "sample", "--split", "families/dev").exception
+    assert isinstance(refused, UsageError)
+    assert "there are families/train, families/val, families/test" in str(refused)
+    assert isinstance(run("nets", "sample", *where, "--large-images").exception, UsageError)
+
+
+def test_stats_of_families() -> None:
+    result = run("nets", "stats", "--split", "families/test", "--count", 3)
+    assert "3 networks of split families/test, 32 x 32 images, 10 classes" in result.output
+    assert "multiply-adds" in result.output
 
 
 def test_list() -> None:

@@ -17,6 +17,7 @@ from ghn_fast.graph.graph import Graph
 from ghn_fast.nets.families.ghosts import Ghosts
 from ghn_fast.nets.families.signature import signature
 from ghn_fast.nets.space.adjust import adjust_net
+from ghn_fast.nets.zoo import build_zoo_net, zoo_names
 
 _FILE = "named.txt"
 
@@ -25,8 +26,8 @@ _FILE = "named.txt"
 def named_architectures() -> frozenset[str]:
     """Their signatures (:func:`ghn_fast.nets.families.signature.signature`).
 
-    Of torchvision's classifiers also as :func:`ghn_fast.nets.adjust_net` fits them to 32 x 32
-    images.
+    As they are, and as :func:`ghn_fast.nets.adjust_net` and :mod:`ghn_fast.nets.zoo` fit them to
+    32 x 32 images.
     """
     text = resources.files(__package__).joinpath(_FILE).read_text()
     return frozenset(line.split()[0] for line in text.splitlines())
@@ -44,6 +45,8 @@ def _models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
 
     for name in timm.list_models():
         yield f"timm/{name}", partial(timm.create_model, name)
+    for name in zoo_names():
+        yield name, partial(build_zoo_net, name)
 
 
 def _fitted(make: Callable[[], nn.Module]) -> nn.Module:

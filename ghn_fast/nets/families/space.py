@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from torch import nn
@@ -63,14 +64,17 @@ class Member(NamedTuple):
 
     Attributes:
         family: its name in ``FAMILIES``.
-        model: in evaluation mode; the parameters of its layers are on the meta device.
+        model: in evaluation mode; the parameters of its layers are on the meta device, unless it
+            was sampled with values.
         graph: of the model.
+        multiply_adds: of its layers, for one image.
         work: for one image, in million multiply-adds, as training counts it.
     """
 
     family: str
     model: nn.Module
     graph: Graph
+    multiply_adds: int
     work: float
 
     @property
@@ -96,6 +100,7 @@ def sample_member(
     family: str | None = None,
     max_work: float | None = None,
     max_parameters: int | None = None,
+    with_values: bool = False,
 ) -> Member:
     """Network ``index`` of a split, a pure function of these arguments.
 
@@ -111,6 +116,7 @@ def sample_member(
         family: the networks of this one only, of ``FAMILIES``; None for all, by their shares.
         max_work: the largest ``Member.work``; None for no limit.
         max_parameters: the largest number of parameters; None for no limit.
+        with_values: initialise the parameters, from PyTorch's global generator.
 
     Raises:
         ValueError: an unknown split or family.
@@ -121,7 +127,7 @@ def sample_member(
     if own not in FAMILIES:
         raise ValueError(f"unknown family {own!r}; there are {', '.join(FAMILIES)}")
     for _ in range(_ATTEMPTS):
-        member = _build(own, draw, index, num_classes)
+        member = _build(own, draw, index, num_classes, with_values)
         if max_work is not None and member.work > max_work:
             continue
         if max_parameters is not None and member.parameters > max_parameters:
@@ -134,16 +140,18 @@ def sample_member(
     )
 
 
-def _build(family: str, draw: Draw, index: int, num_classes: int) -> Member:
+def _build(
+    family: str, draw: Draw, index: int, num_classes: int, with_values: bool = False
+) -> Member:
     with uncollected():
-        with Ghosts(index % 2**63):
+        with nullcontext() if with_values else Ghosts(index % 2**63):
             model = FAMILIES[family][1](draw, num_classes)
         model = without_running_statistics(model).eval()
         model.expected_input_sz = IMAGE_SIZE  # type: ignore[assignment]
         with counted(model) as work:
             graph = Graph.from_model(model)
     graph.index = index
-    member = Member(family, model, graph, 0.0)
+    member = Member(family, model, graph, work.multiply_adds, 0.0)
     return member._replace(work=(work.total + member.parameters) / 1e6)
 
 

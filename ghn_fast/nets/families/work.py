@@ -16,10 +16,21 @@ _SOFTMAX_PASSES = 2
 
 
 class Work:
-    """Of one image, in multiply-adds: of layers, and ``VALUE_COST`` for every value put out."""
+    """Of one image.
+
+    Attributes:
+        multiply_adds: of layers and of the two products of attention.
+        values: put out by modules.
+    """
 
     def __init__(self) -> None:
-        self.total = 0.0
+        self.multiply_adds = 0
+        self.values = 0
+
+    @property
+    def total(self) -> int:
+        """In multiply-adds, ``VALUE_COST`` for every value."""
+        return self.multiply_adds + VALUE_COST * self.values
 
     def add(self, module: nn.Module, _: Any, output: Any) -> None:
         """A forward hook."""
@@ -36,12 +47,12 @@ class Work:
         else:
             weight = module._parameters.get("weight")
             if weight is not None and weight.dim() > 1:
-                self.total += values * math.prod(weight.shape[1:])
-            self.total += VALUE_COST * values
+                self.multiply_adds += values * math.prod(weight.shape[1:])
+            self.values += values
 
     def _attention(self, tokens: int, seen: int, width: int, heads: int) -> None:
-        self.total += tokens * (4 * width**2 + 2 * seen * width)
-        self.total += VALUE_COST * tokens * (4 * width + _SOFTMAX_PASSES * heads * seen)
+        self.multiply_adds += tokens * (4 * width**2 + 2 * seen * width)
+        self.values += tokens * (4 * width + _SOFTMAX_PASSES * heads * seen)
 
 
 @contextmanager
