@@ -1,4 +1,4 @@
-"""The command line: ``ghn-fast predict``, ``train``, ``eval``, ``nets`` and ``draw``.
+"""The command line: ``ghn-fast predict``, ``fit``, ``train``, ``eval``, ``nets`` and ``draw``.
 
 Knows everything but ``ghn_fast.ppuda``; computes nothing itself, and nothing imports it.
 """

@@ -10,6 +10,7 @@ from ghn_fast._version import __version__
 from ghn_fast.cli import nets
 from ghn_fast.cli.draw import draw
 from ghn_fast.cli.eval import evaluate
+from ghn_fast.cli.fit import fit
 from ghn_fast.cli.predict import predict
 from ghn_fast.cli.train import plot, train
 
@@ -21,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(predict)
+app.command()(fit)
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(draw)

@@ -11,48 +11,81 @@ from torch import nn
 from ghn_fast.cli.errors import UsageError
 
 
-def build_model(name: str, num_classes: int) -> nn.Module:
+def build_model(name: str, num_classes: int, image_size: int | None = None) -> nn.Module:
     """A randomly initialised model.
 
     Args:
         name: a torchvision classifier (``resnet50``), ``timm/<name>``, or
             ``package.module:callable``, which is called without arguments.
         num_classes: of the first two.
+        image_size: of those whose tables of positions are made for one size; None for their own.
 
     Raises:
-        UsageError: nothing has that name; suggests the nearest.
+        UsageError: nothing has that name, with the nearest suggested, or it cannot be made for
+            that size.
+    """
+    if ":" in name and not name.startswith("timm/"):
+        return _imported_model(name)
+    function, options = recipe(name, num_classes, image_size)
+    try:
+        return _called(function, options)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{name} cannot be made for images of {image_size} pixels: {error}"
+        ) from error
+
+
+def recipe(
+    name: str, num_classes: int, image_size: int | None = None
+) -> tuple[str, dict[str, Any]]:
+    """What makes a model of a library: the function's name and its arguments.
+
+    Raises:
+        UsageError: nothing has that name.
     """
     if name.startswith("timm/"):
-        return _timm_model(name.removeprefix("timm/"), num_classes)
-    if ":" in name:
-        return _imported_model(name)
-    return _torchvision_model(name, num_classes)
+        return "timm.create_model", _timm_options(name[5:], num_classes, image_size)
+    return "torchvision.models.get_model", _torchvision_options(name, num_classes, image_size)
 
 
-def _torchvision_model(name: str, num_classes: int) -> nn.Module:
+def _called(function: str, options: dict[str, Any]) -> nn.Module:
+    module, _, attribute = function.rpartition(".")
+    model: nn.Module = getattr(importlib.import_module(module), attribute)(**options)
+    return model
+
+
+def _torchvision_options(name: str, num_classes: int, image_size: int | None) -> dict[str, Any]:
     from torchvision import models
 
     known = models.list_models(module=models)
     if name not in known:
         raise UsageError(_unknown("torchvision model", name, known))
-    # Inception warns unless told that its slow initialisation is known; it is overwritten anyway.
-    extra: dict[str, Any] = {"init_weights": False} if name in _SLOW_INITIALISATION else {}
-    model: nn.Module = models.get_model(name, num_classes=num_classes, **extra)
-    return model
+    options: dict[str, Any] = {"name": name, "num_classes": num_classes}
+    if name in _SLOW_INITIALISATION:
+        # They warn unless told that it is known; it is overwritten anyway.
+        options["init_weights"] = False
+    if image_size is not None and name.startswith("vit_"):
+        options["image_size"] = image_size
+    if image_size is not None and name.startswith("maxvit_"):
+        options["input_size"] = (image_size, image_size)
+    return options
 
 
 _SLOW_INITIALISATION = ("inception_v3", "googlenet")
 
 
-def _timm_model(name: str, num_classes: int) -> nn.Module:
+def _timm_options(name: str, num_classes: int, image_size: int | None) -> dict[str, Any]:
     try:
         import timm
     except ImportError:
         raise UsageError(f"timm/{name} needs timm: pip install timm") from None
     if not timm.is_model(name):
         raise UsageError(_unknown("timm model", name, timm.list_models()))
-    model: nn.Module = timm.create_model(name, num_classes=num_classes)
-    return model
+    options: dict[str, Any] = {"model_name": name, "num_classes": num_classes}
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if image_size is not None and settings is not None and settings.fixed_input_size:
+        options["img_size"] = image_size
+    return options
 
 
 def _imported_model(name: str) -> nn.Module:

@@ -61,12 +61,15 @@ class EncodedImages:
         labels: (N,) int64.
         num_classes: of the data set.
         size: height and width that they are brought to.
+        mean, std: of the channels, that normalise them.
     """
 
     items: Sequence[Encoded]
     labels: Tensor
     num_classes: int
     size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,7 +79,8 @@ class EncodedImages:
         return self.size > LARGEST_SMALL_SIZE
 
     def select(self, indices: Tensor) -> EncodedImages:
-        items = [self.items[index] for index in indices.tolist()]
+        take = getattr(self.items, "take", None)
+        items = take(indices) if take else [self.items[index] for index in indices.tolist()]
         return replace(self, items=items, labels=self.labels[indices])
 
     def first(self, count: int | None) -> EncodedImages:
@@ -90,7 +94,7 @@ class EncodedImages:
         Raises:
             DataError: an image is damaged; says which.
         """
-        return normalise(self._decode(indices), IMAGENET_MEAN, IMAGENET_STD)
+        return normalise(self._decode(indices), self.mean, self.std)
 
     def training_batch(
         self, indices: Tensor, generator: torch.Generator, crop: bool = True
@@ -100,12 +104,12 @@ class EncodedImages:
         pixels = self._decode(indices, draws if crop else None)
         mirrored = draws[:, 4] < 0.5
         pixels[mirrored] = pixels[mirrored].flip(-1)
-        return normalise(pixels, IMAGENET_MEAN, IMAGENET_STD)
+        return normalise(pixels, self.mean, self.std)
 
     def in_memory(self) -> Images:
         """All of them, decoded."""
         pixels = self._decode(torch.arange(len(self)))
-        return Images(pixels, self.labels, self.num_classes, IMAGENET_MEAN, IMAGENET_STD)
+        return Images(pixels, self.labels, self.num_classes, self.mean, self.std)
 
     def _decode(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
         """(B, 3, size, size) uint8."""

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from ghn_fast._system.errors import FileError, failures, shown
-from ghn_fast.data.cifar10 import SPLITS, find_cifar10, load_cifar10
+from ghn_fast.data.cifar10 import CLASSES, SPLITS, find_cifar10, load_cifar10
 from ghn_fast.data.encoded import Encoded, EncodedImages, pictures
 from ghn_fast.data.errors import DataError
 from ghn_fast.data.images import ImageSource, held_out
+from ghn_fast.data.mapped import MappedItems, arrow_files, arrow_schema, as_arrow, read_arrow
 
 MEMORY = 2 * 2**30
 """Bytes up to which a data set is decoded at once and kept."""
@@ -26,6 +27,7 @@ _STORED = {
     "test": ("test",),
 }
 """Names under which splits are stored."""
+TEST_SHARE = 5
 ORDER_SEED = 0
 """Of the order of all images but CIFAR-10's, which are stored by class as often as not."""
 _LABELS = ("label", "labels", "fine_label", "target")
@@ -39,13 +41,17 @@ def load_images(
 ) -> ImageSource:
     """Reads a data set of images with labels.
 
-    Known are CIFAR-10 (see :func:`load_cifar10`), a folder with ``train`` and ``val`` or ``test``
-    folders that have a folder of pictures for each class (as ImageNet is stored, and as
-    ``torchvision.datasets.ImageFolder`` reads), and Parquet files with a column of pictures and one
-    of labels (as Hugging Face stores image data sets), in a folder or by their name on the hub.
+    Known are CIFAR-10 (see :func:`load_cifar10`); a folder of pictures for each class (as
+    ``torchvision.datasets.ImageFolder`` reads), or ``train`` and ``val`` or ``test`` folders of
+    such (as ImageNet is stored); Parquet files with a column of pictures and one of labels (as
+    Hugging Face stores image data sets), in a folder or by their name on the hub; and what
+    ``datasets.Dataset.save_to_disk`` wrote. Of pictures that are in no parts a fifth is for
+    ``"test"``.
 
     What is small enough (2 GiB decoded) is decoded at once and kept, and augmented as CIFAR-10 is;
-    the rest is decoded when needed, and cropped and scaled at random in training. Images come in a
+    the rest is decoded when needed, and cropped and scaled at random in training. Encoded pictures
+    are read through a memory map where they are more than that (:mod:`ghn_fast.data.mapped`).
+    Images come in a
     fixed random order, so that the first ones are of all classes; CIFAR-10 keeps its own order.
     Classes are numbered as the training images have them, in all parts. A data set
     without a test part of its own gives its validation part as ``"test"``; ``"val"`` is then held
@@ -107,6 +113,24 @@ def _is_cifar10(folder: Path) -> bool:
     return not files or set(_schema(files[0]).names) >= CIFAR10_COLUMNS
 
 
+def load_class_names(source: str | Path | None = None) -> list[str]:
+    """What the classes of a data set are called, in the order of their numbers.
+
+    Their numbers where they have no names.
+
+    Raises:
+        DataError: as :func:`load_images`.
+    """
+    if is_cifar10(source):
+        return list(CLASSES)
+    assert source is not None
+    parts = _Parts(_folder(source))
+    if parts.has_folders:
+        return parts.class_folders()
+    files = parts.training_files
+    return _class_names(files[0]) or [str(i) for i in range(_class_count(files, files))]
+
+
 class _Parts:
     """The stored parts of a data set, read when they are asked for."""
 
@@ -114,15 +138,23 @@ class _Parts:
         self.folder = folder
         self.files = {split: self._find_files(split) for split in SPLITS}
         self.folders = {split: self._find_folder(split) for split in SPLITS}
+        self.is_whole = not self.has_folders and not any(self.files.values())
+        if self.is_whole:
+            self.files["train"] = arrow_files(folder)
+            has_pictures = not self.files["train"] and _has_class_folders(folder)
+            self.folders["train"] = folder if has_pictures else None
         if not any(self.files.values()) and not any(self.folders.values()):
             raise DataError(
                 f"{folder} has no images in a known layout. Looked for train-*.parquet and "
-                "test-*.parquet, and for folders train and val or test with a folder of pictures "
-                "for each class."
+                "test-*.parquet, for folders of pictures for each class, in folders train and "
+                "val or test or in none, and for what save_to_disk of datasets writes."
             )
 
     def _find_files(self, split: str) -> list[Path]:
-        found = (_parquet_files(self.folder, name) for name in _STORED[split])
+        found = (
+            _parquet_files(self.folder, name) or arrow_files(self.folder / name)
+            for name in _STORED[split]
+        )
         return next((files for files in found if files), [])
 
     def _find_folder(self, split: str) -> Path | None:
@@ -132,27 +164,39 @@ class _Parts:
     def has(self, split: str) -> bool:
         return self.folders[split] is not None or bool(self.files[split])
 
+    @property
+    def has_folders(self) -> bool:
+        return any(folder is not None for folder in self.folders.values())
+
+    @property
+    def training_files(self) -> list[Path]:
+        """Those of the training images; where there are none, of the first part that has files."""
+        return next(files for files in self.files.values() if files)
+
     def is_labelled(self, split: str) -> bool:
         """Whether there is such a part, with labels: those of some test parts are kept back."""
         folder = self.folders[split]
         if folder is not None:
-            return not set(self._class_folders()).isdisjoint(_folder_names(folder))
+            return not set(self.class_folders()).isdisjoint(_folder_names(folder))
         files = self.files[split]
         return bool(files) and min(_read_labels(files[0]), default=-1) >= 0
 
     def read(self, split: str, image_size: int) -> EncodedImages:
         folder = self.folders[split]
         if folder is not None:
-            return _read_folder(folder, self._class_folders(), image_size)
+            return _read_folder(folder, self.class_folders(), image_size)
         files = self.files[split]
         return _read_parquet(files, self.files["train"] or files, image_size)
 
-    def _class_folders(self) -> list[str]:
+    def class_folders(self) -> list[str]:
         """Of the training images; where there are none, of the first part that has folders."""
         return next(_folder_names(path) for path in self.folders.values() if path is not None)
 
 
 def _split(parts: _Parts, split: str, image_size: int) -> EncodedImages:
+    if parts.is_whole:
+        images = parts.read("train", image_size)
+        return images.select(_share_of(len(images), split))
     has_test = parts.is_labelled("test")
     is_whole = split == "test" or (has_test and parts.is_labelled("val"))
     stored = split if is_whole else "train"
@@ -162,6 +206,26 @@ def _split(parts: _Parts, split: str, image_size: int) -> EncodedImages:
         raise DataError(f"{parts.folder} has no labelled images for {split!r}")
     images = parts.read(stored, image_size)
     return images if is_whole else images.select(held_out(len(images), split))
+
+
+def _share_of(count: int, split: str) -> torch.Tensor:
+    """Of images in no parts every fifth in a fixed random order is for testing."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(ORDER_SEED))
+    tested = max(count // TEST_SHARE, 1)
+    if split == "test":
+        return order[:tested].sort().values
+    return order[tested:][held_out(count - tested, split)].sort().values
+
+
+def _has_class_folders(path: Path) -> bool:
+    """Whether there are two folders or more with pictures in them."""
+    return sum(_has_pictures(child) for child in path.iterdir() if child.is_dir()) > 1
+
+
+def _has_pictures(path: Path) -> bool:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    return any(child.suffix.lower() in IMG_EXTENSIONS for child in path.iterdir())
 
 
 def _has_folders(path: Path) -> bool:
@@ -204,13 +268,16 @@ def _schema(path: Path) -> Any:
     import pyarrow.parquet
 
     with failures(path, DataError):
-        return pyarrow.parquet.read_schema(path)
+        is_arrow = path.suffix == ".arrow"
+        return arrow_schema(path) if is_arrow else pyarrow.parquet.read_schema(path)
 
 
 def _read_table(path: Path, columns: list[str]) -> Any:
     import pyarrow.parquet
 
     with failures(path, DataError):
+        if path.suffix == ".arrow":
+            return read_arrow(path).select(columns)
         return pyarrow.parquet.read_table(path, columns=columns)
 
 
@@ -228,13 +295,12 @@ def _read_parquet(
     files: Sequence[Path], training_files: Sequence[Path], image_size: int
 ) -> EncodedImages:
     image, label = _columns(_schema(files[0]), files[0])
-    items: list[Encoded] = []
     labels: list[int] = []
     num_classes = _class_count(files, training_files)
-    for path in files:
-        table = _read_table(path, [image, label])
+    files = _mapped_where_large(files, [image, label])
+    tables = [_read_table(path, [image, label]) for path in files]
+    for path, table in zip(files, tables, strict=True):
         with failures(path, DataError):
-            items += pictures(table[image], path)
             found = _numbers(table[label])
             unknown = sorted({value for value in found if not 0 <= value < num_classes})
             if unknown:
@@ -244,9 +310,32 @@ def _read_parquet(
                     f"{num_classes - 1}"
                 )
         labels += found
-    if not items:
+    if not labels:
         raise DataError(f"{files[0]} has no images")
+    items = _items([table[image] for table in tables], files)
     return EncodedImages(items, torch.tensor(labels), num_classes, image_size)
+
+
+def _mapped_where_large(files: Sequence[Path], columns: list[str]) -> Sequence[Path]:
+    """The files, or Arrow files of the same content where they are too large for the memory."""
+    is_large = sum(path.stat().st_size for path in files) > MEMORY
+    if not is_large or files[0].suffix == ".arrow":
+        return files
+    found = []
+    for path in files:
+        with failures(path, DataError):
+            found.append(as_arrow(path, columns))
+    return found
+
+
+def _items(columns: Sequence[Any], files: Sequence[Path]) -> Sequence[Encoded]:
+    if files[0].suffix == ".arrow":
+        return MappedItems.of(columns, files)
+    items: list[Encoded] = []
+    for column, path in zip(columns, files, strict=True):
+        with failures(path, DataError):
+            items += pictures(column, path)
+    return items
 
 
 def _class_count(files: Sequence[Path], training_files: Sequence[Path]) -> int:

@@ -5,7 +5,13 @@ Knows GHNs, networks and images; nothing of training a GHN.
 
 from __future__ import annotations
 
-from ghn_fast.evaluation.accuracy import BATCH_SIZE, calibrate, top1, use_batch_statistics
+from ghn_fast.evaluation.accuracy import (
+    BATCH_SIZE,
+    batches_in_order,
+    calibrate,
+    top1,
+    use_batch_statistics,
+)
 from ghn_fast.evaluation.baselines import SGD_BATCH, train_network
 from ghn_fast.evaluation.errors import EvaluationError
 from ghn_fast.evaluation.results import EvaluationResult, NetworkResult
@@ -17,6 +23,7 @@ __all__ = [
     "EvaluationError",
     "EvaluationResult",
     "NetworkResult",
+    "batches_in_order",
     "calibrate",
     "evaluate",
     "evaluate_resnet50",

@@ -7,12 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 
-from ghn_fast.data import DataError, EncodedImages, Images, load_images
+from ghn_fast.data import (
+    DataError,
+    EncodedImages,
+    Images,
+    load_class_names,
+    load_images,
+    normalised_by,
+)
+from ghn_fast.data.mapped import MappedItems
 from ghn_fast.nets import build_ghost, sample_net_args
 
 CLASSES = 3
@@ -220,3 +229,84 @@ def test_few_images_are_shared_by_no_two_parts(tmp_path: Path) -> None:
     parts = [load_images(tmp_path, split).labels.tolist() for split in ("train", "val")]
     assert sorted(map(len, parts)) == [1, 2]
     assert sorted(parts[0] + parts[1]) == [0, 1, 2]
+
+
+def write_arrow(folder: Path, labels: list[int], parts: int = 2) -> None:
+    """As ``datasets.Dataset.save_to_disk`` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").write_text("{}")
+    names = ["red", "green", "blue"]
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for part in range(parts):
+        own = labels[part::parts]
+        pictures = [{"bytes": encoded(label), "path": None} for label in own]
+        table = pyarrow.table({"image": pictures, "label": pyarrow.array(own, pyarrow.int64())})
+        path = folder / f"data-{part:05}-of-{parts:05}.arrow"
+        with pyarrow.ipc.new_stream(str(path), table.schema.with_metadata(metadata)) as sink:
+            sink.write_table(table.replace_schema_metadata(metadata))
+
+
+def test_folders_of_classes_without_parts(class_folders: Path) -> None:
+    folder = class_folders / "train"
+    parts = {split: load_images(folder, split) for split in ("train", "val", "test")}
+    assert {s: len(part) for s, part in parts.items()} == {"train": 44, "val": 4, "test": 12}
+    for part in parts.values():
+        assert part.num_classes == CLASSES
+        images = part.batch(torch.arange(len(part)))
+        assert len(set(zip(part.labels.tolist(), colours(images), strict=True))) <= CLASSES
+    assert load_class_names(class_folders / "train") == ["class0", "class1", "class2"]
+    assert load_class_names(class_folders) == ["class0", "class1", "class2"]
+
+
+@pytest.mark.parametrize("has_parts", [True, False])
+def test_what_datasets_saved(tmp_path: Path, has_parts: bool) -> None:
+    labels = [number % CLASSES for number in range(30)]
+    write_arrow(tmp_path / "train" if has_parts else tmp_path, labels)
+    if has_parts:
+        write_arrow(tmp_path / "test", labels[:6])
+    parts = {split: load_images(tmp_path, split) for split in ("train", "val", "test")}
+    sizes = {split: len(part) for split, part in parts.items()}
+    assert sizes == {"train": 27 if has_parts else 22, "val": 3 if has_parts else 2, "test": 6}
+    images = parts["test"].batch(torch.arange(6))
+    by_label = dict(zip(parts["test"].labels.tolist(), colours(images), strict=True))
+    assert sorted(by_label.values()) == [by_label[label] for label in sorted(by_label)]
+    assert load_class_names(tmp_path) == ["red", "green", "blue"]
+
+
+def test_many_encoded_pictures_are_read_through_a_memory_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [number % CLASSES for number in range(40)]
+    write_parquet(tmp_path / "train-0.parquet", labels, ["a", "b", "c"])
+    write_parquet(tmp_path / "test-0.parquet", labels[:4], ["a", "b", "c"])
+    expected = load_images(tmp_path, "train")
+    monkeypatch.setattr("ghn_fast.data.load.MEMORY", 64)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    images = load_images(tmp_path, "train")
+    assert isinstance(images, EncodedImages)
+    assert isinstance(images.items, MappedItems)
+    assert torch.equal(images.labels, expected.labels)
+    chosen = torch.tensor([5, 0, 30])
+    assert torch.equal(images.batch(chosen), expected.batch(chosen))
+    few = images.select(chosen).first(2)
+    assert torch.equal(few.batch(torch.arange(2)), images.batch(chosen[:2]))
+    written = set((tmp_path / "cache").rglob("*.arrow"))
+    load_images(tmp_path, "train")
+    assert set((tmp_path / "cache").rglob("*.arrow")) == written
+
+
+def test_a_damaged_arrow_file_is_named(tmp_path: Path) -> None:
+    write_arrow(tmp_path, [0, 1, 2] * 4)
+    path = tmp_path / "data-00000-of-00002.arrow"
+    path.write_bytes(b"no such thing")
+    with pytest.raises(DataError, match=r"data-00000-of-00002\.arrow is truncated or damaged"):
+        load_images(tmp_path, "train")
+
+
+def test_images_can_be_normalised_otherwise(class_folders: Path) -> None:
+    images = load_images(class_folders, "train")
+    other = normalised_by(images, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    pixels = other.batch(torch.arange(3))
+    assert 0 <= float(pixels.min()) <= float(pixels.max()) <= 1
+    assert {round(255 * value) for value in colours(pixels)} <= {20, 80, 140}

@@ -1,0 +1,368 @@
+"""``ghn-fast fit``: from labelled pictures to a classifier."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ghn_fast._system.files import replace
+from ghn_fast.cli import options
+from ghn_fast.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from ghn_fast.data import ImageSource
+    from ghn_fast.finetune import FinetuneConfig, History
+    from ghn_fast.ghn import GHN
+
+LARGEST_SMALL_STEM = 64
+"""Pixels up to which stems are fitted to small images by default."""
+REFINE_NOISE, REFINE_FROM = 3e-5, 2 / 3
+"""Of ``--refine``, as in arXiv 2207.10049: noise, and the share of layers that are left before."""
+NORMALISATIONS = ("auto", "cifar10", "imagenet")
+
+
+def fit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A torchvision model (resnet50), timm/<name>, or package.module:callable."
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Pictures: a folder with a folder for each class, with or without train, val and "
+            "test folders around them; Parquet files; what datasets.save_to_disk wrote; or "
+            "owner/name of a data set on the Hugging Face hub."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The trained model, as safetensors.")] = Path(
+        "model.safetensors"
+    ),
+    ghn: options.Ghn = "ghn2-cifar10",
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Height and width; by default what the GHN was trained with."),
+    ] = None,
+    small_images: Annotated[
+        bool | None,
+        typer.Option(
+            help="Fit the model's stem to small images; by default up to 64 pixels, for a GHN of "
+            "few classes."
+        ),
+    ] = None,
+    normalise: Annotated[
+        str, typer.Option(help="By whose means: cifar10, imagenet, or auto, as for the GHN.")
+    ] = "auto",
+    epochs: Annotated[int, typer.Option(min=0, help="Of training after the closed form.")] = 0,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start of the cosine.")] = 0.01,
+    batch_size: options.BatchSize = 64,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Refine what was predicted (ghn_fast.refine_).")
+    ] = False,
+    compare: Annotated[
+        str | None, typer.Option(help="random: the same from random initialisation beside it.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of initialisation and images.")] = 0,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
+    ] = "auto",
+    progress: Annotated[bool, typer.Option(help="Draw a progress bar.")] = True,
+) -> None:
+    """Make a classifier of pictures: predict, calibrate, fit the output layer, train if asked.
+
+    Interrupted, the same command goes on after the last whole epoch.
+    """
+    from ghn_fast._system.processes import choose_device
+    from ghn_fast.checkpoint import from_pretrained
+    from ghn_fast.finetune import FinetuneConfig
+
+    if compare not in (None, "random"):
+        raise UsageError(f"--compare takes random, not {compare!r}")
+    if normalise not in NORMALISATIONS:
+        raise UsageError(f"--normalise takes {', '.join(NORMALISATIONS)}, not {normalise!r}")
+    network = from_pretrained(ghn)
+    is_small = network.config.num_classes < 1000
+    size = image_size or (32 if is_small else 224)
+    by = normalise if normalise != "auto" else "cifar10" if is_small else "imagenet"
+    task = _Task.load(data, size, by)
+    has_small_stem = small_images
+    if has_small_stem is None:
+        has_small_stem = is_small and size <= LARGEST_SMALL_STEM
+    job = _Job(model, network, ghn, task, has_small_stem, refine, batch_size, seed)
+    job.build()  # refuses what cannot be built before anything else is done
+    task.describe()
+    place = choose_device(device)
+    fitted = {}
+    for start in ("predicted", *((compare,) if compare is not None else ())):
+        name = f"{model} {start} {ghn} {data} {size} {by} {has_small_stem} {refine}"
+        config = FinetuneConfig(epochs, lr, batch_size, seed, name)
+        fitted[start] = _fit(job, start, config, _state_file(out, start), place, progress)
+    job.write(fitted["predicted"], out)
+    if compare is not None or epochs > 0:
+        _show_curves({start: one.history for start, one in fitted.items()}, job, out)
+    for start in fitted:
+        _state_file(out, start).unlink(missing_ok=True)
+
+
+def _state_file(out: Path, start: str) -> Path:
+    return out.with_name(f"{out.stem}-{start}.unfinished")
+
+
+@dataclass
+class _Task:
+    """Labelled pictures in three parts."""
+
+    train: ImageSource
+    validation: ImageSource
+    test: ImageSource
+    classes: list[str]
+    size: int
+    normalisation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def load(cls, data: str, size: int, normalisation: str) -> _Task:
+        from ghn_fast.data import images, load_class_names, load_images, normalised_by
+        from ghn_fast.data.load import is_cifar10
+
+        if is_cifar10(data) and size != 32:
+            raise UsageError(f"CIFAR-10's images have 32 pixels, not --image-size {size}")
+        name = normalisation.upper()
+        mean, std = getattr(images, f"{name}_MEAN"), getattr(images, f"{name}_STD")
+        train, validation, test = (
+            normalised_by(load_images(data, part, size), mean, std)
+            for part in ("train", "val", "test")
+        )
+        names = load_class_names(data)
+        return cls(train, validation, test, names, size, normalisation, mean, std)
+
+    def describe(self) -> None:
+        mean, std = (", ".join(f"{v:.3f}" for v in values) for values in (self.mean, self.std))
+        typer.echo(
+            f"pictures: {len(self.train):,} to train with, {len(self.validation):,} to choose by, "
+            f"{len(self.test):,} to measure with, of {self.train.num_classes} classes, "
+            f"{self.size} x {self.size}"
+        )
+        typer.echo(f"normalised as {self.normalisation}: mean {mean}, deviation {std}")
+
+
+@dataclass
+class _Fitted:
+    model: nn.Module
+    history: History
+    start: str
+
+
+@dataclass
+class _Job:
+    """What is made of which pictures."""
+
+    name: str
+    ghn: GHN
+    ghn_name: str
+    task: _Task
+    has_small_stem: bool
+    refine: bool
+    batch_size: int
+    seed: int
+
+    def build_plain(self) -> nn.Module:
+        """Random, as its library makes it for the classes and the size of the pictures."""
+        import torch
+
+        from ghn_fast.cli.models import build_model
+
+        torch.manual_seed(self.seed)
+        return build_model(self.name, self.task.train.num_classes, self.task.size)
+
+    def build(self) -> nn.Module:
+        """The same, with a stem for small images where that is wanted."""
+        from ghn_fast.nets import adjust_net
+
+        model = self.build_plain()
+        if self.has_small_stem and _can_be_small(self.name):
+            adjust_net(model)
+        return model
+
+    def prepare(self, start: str, device: torch.device) -> nn.Module:
+        """With statistics and an output layer, by one forward pass and one linear solve."""
+        import torch
+
+        import ghn_fast
+        from ghn_fast.evaluation import batches_in_order, calibrate
+
+        model, task = self.build(), self.task
+        if start == "predicted":
+            some = task.train.batch(torch.arange(2))
+            _, report = ghn_fast.predict(model, self.ghn, some, return_report=True)
+            typer.echo(
+                f"{start}: {report.num_predicted:,} parameters by {self.ghn_name} in "
+                f"{report.seconds:.2f} s"
+            )
+            if self.refine:
+                weights = sum(parameter.dim() >= 2 for parameter in model.parameters())
+                generator = torch.Generator().manual_seed(self.seed)
+                first = 1 + round(REFINE_FROM * weights)
+                ghn_fast.refine_(model, noise=REFINE_NOISE, first_layer=first, generator=generator)
+        model.to(device).to(memory_format=torch.channels_last)
+        calibrate(model, task.train)
+        head = ghn_fast.fit_head_(model, batches_in_order(task.train, self.batch_size))
+        typer.echo(f"{start}: output layer {head}")
+        return model
+
+    def write(self, fitted: _Fitted, out: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_model
+
+        from ghn_fast._version import __version__
+
+        task, best = self.task, fitted.history.best
+        metadata = {
+            "format": "pt",
+            "model": self.name,
+            "ghn": self.ghn_name,
+            "ghn_fast": __version__,
+            "classes": json.dumps(task.classes),
+            "image_size": str(task.size),
+            "mean": json.dumps(task.mean),
+            "std": json.dumps(task.std),
+            "pixels": "RGB from 0 to 1, less mean, divided by std",
+            "epochs": str(best),
+            "top1": f"{fitted.history.test[best]:.1f}",
+            "load": self._loading(fitted.model),
+        }
+        model = fitted.model.cpu()
+        try:
+            replace(out, lambda aside: save_model(model, str(aside), metadata=metadata))
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"cannot write {out} ({error}); pass another file as --out") from None
+        typer.echo(f"wrote {out}; how it is loaded and what it takes is in its metadata")
+
+    def _loading(self, model: nn.Module) -> str:
+        """Lines of Python that load the file ``path``, without ghn_fast."""
+        from ghn_fast.cli.models import recipe
+
+        if ":" in self.name:
+            module, _, attribute = self.name.partition(":")
+            lines = [f"import {module}", f"model = {module}.{attribute}()"]
+        else:
+            function, arguments = recipe(self.name, self.task.train.num_classes, self.task.size)
+            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            lines = ["import torch", f"import {function.rpartition('.')[0]}"]
+            lines.append(f"model = {function}({given})")
+        return "\n".join(
+            [
+                *lines,
+                *_replaced_layers(self.build_plain(), model),
+                "import safetensors.torch",
+                "safetensors.torch.load_model(model, path)",
+                "model.eval()",
+            ]
+        )
+
+
+def _can_be_small(name: str) -> bool:
+    """Whether its stem is to be fitted: torchvision's that are not made for one size."""
+    return ":" not in name and not name.startswith(("timm/", "vit_", "maxvit_"))
+
+
+def _replaced_layers(plain: nn.Module, model: nn.Module) -> list[str]:
+    """Lines that give a model of a library the layers of one whose stem was fitted."""
+    own = {name: repr(layer) for name, layer in plain.named_modules()}
+    return [
+        f"model.set_submodule({name!r}, torch.nn.{layer!r})"
+        for name, layer in model.named_modules()
+        if not any(layer.children()) and own.get(name) != repr(layer)
+    ]
+
+
+def _fit(
+    job: _Job,
+    start: str,
+    config: FinetuneConfig,
+    state_file: Path,
+    device: torch.device,
+    progress: bool,
+) -> _Fitted:
+    """One start, from its first parameters or from where an interrupted run was."""
+    from rich.progress import Progress
+
+    from ghn_fast.finetune import finetune_
+
+    if state_file.exists():
+        typer.echo(f"{start}: going on from {state_file}")
+        model = job.build().to(device)
+    else:
+        model = job.prepare(start, device)
+    task, chance = job.task, 100 / job.task.train.num_classes
+
+    def tell(epoch: int, history: History) -> None:
+        loss = f"loss {history.loss[-1]:.3f}, " if epoch else ""
+        bar.console.print(
+            f"{start}, epoch {epoch}: {loss}{history.test[-1]:.1f} % of {len(task.test):,} "
+            f"held-out pictures (chance is {chance:.1f} %)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    with Progress(disable=not progress or config.epochs == 0) as bar:
+        row = bar.add_task(start, total=None)
+        history = finetune_(
+            model,
+            task.train,
+            task.validation,
+            task.test,
+            config,
+            state_file=state_file,
+            on_step=lambda done, whole: bar.update(row, completed=done, total=whole),
+            on_epoch=tell,
+        )
+    return _Fitted(model, history, start)
+
+
+def _show_curves(histories: dict[str, History], job: _Job, out: Path) -> None:
+    from ghn_fast.train.plot import has_matplotlib
+
+    _tell_result(histories, len(job.task.validation))
+    if has_matplotlib():
+        picture = out.with_suffix(".png")
+        _plot(histories, f"{job.name}, {job.task.size} pixels", picture)
+        typer.echo(f"wrote {picture}")
+    else:
+        typer.echo("no plot without matplotlib: pip install 'ghn-fast[draw]'")
+
+
+def _tell_result(histories: dict[str, History], chosen_by: int) -> None:
+    final = {start: history.test[history.best] for start, history in histories.items()}
+    for start, history in histories.items():
+        typer.echo(
+            f"{start}: {final[start]:.1f} % after epoch {history.best}, the best of "
+            f"{len(history.validation) - 1} by {chosen_by:,} other pictures"
+        )
+    if final.get("random", 0.0) > final["predicted"]:
+        typer.echo("random initialisation ends ahead: prediction does not help here")
+
+
+def _plot(histories: dict[str, History], title: str, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots()
+    for start, history in histories.items():
+        axes.plot(range(len(history.test)), history.test, marker="o", label=start)
+    axes.set(xlabel="epoch", ylabel="top-1 on held-out pictures, %", title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    replace(path, lambda aside: figure.savefig(aside, format="png", dpi=120))

@@ -1,0 +1,122 @@
+"""Encoded pictures of any number, read from Arrow files through the operating system's memory map.
+
+Only the pages that are looked at are in memory. Arrow files, as ``datasets`` writes them, are
+mapped as they are; Parquet files are compressed, and are written as Arrow once, into
+``$XDG_CACHE_HOME/ghn_fast`` (``~/.cache/ghn_fast``).
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ghn_fast._system.files import replace
+from ghn_fast.data.encoded import Row
+
+_BATCH = 256
+"""Pictures that are in memory at once when a Parquet file is written as Arrow."""
+
+
+class MappedItems(Sequence[Row]):
+    """Pictures in Arrow columns, one for each file, and which of them in which order."""
+
+    def __init__(self, columns: Sequence[Any], files: Sequence[Path], indices: Tensor) -> None:
+        self.columns = columns
+        self.files = files
+        self.indices = indices
+        self._ends = list(itertools.accumulate(len(column) for column in columns))
+
+    @classmethod
+    def of(cls, columns: Sequence[Any], files: Sequence[Path]) -> MappedItems:
+        """All pictures of columns of structs with a field ``bytes``."""
+        import pyarrow.compute
+
+        content = [pyarrow.compute.struct_field(column, "bytes") for column in columns]
+        return cls(content, files, torch.arange(sum(len(column) for column in columns)))
+
+    def take(self, positions: Tensor) -> MappedItems:
+        return MappedItems(self.columns, self.files, self.indices[positions])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, position: int) -> Row: ...
+    @overload
+    def __getitem__(self, position: slice) -> MappedItems: ...
+    def __getitem__(self, position: int | slice) -> Row | MappedItems:
+        if isinstance(position, slice):
+            return MappedItems(self.columns, self.files, self.indices[position])
+        index = int(self.indices[position])
+        part = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[part - 1] if part else 0)
+        return Row(self.files[part], row, self.columns[part][row].as_py())
+
+
+def arrow_files(folder: Path) -> list[Path]:
+    """The parts of what ``datasets.Dataset.save_to_disk`` wrote; none if it is no such folder."""
+    if not (folder / "state.json").is_file():
+        return []
+    return sorted(folder.glob("data-*.arrow")) or sorted(folder.glob("dataset.arrow"))
+
+
+def arrow_schema(path: Path) -> Any:
+    return _reader(path).schema
+
+
+def read_arrow(path: Path) -> Any:
+    """A table whose columns lie in the file.
+
+    Raises:
+        OSError, ValueError: it is not one.
+    """
+    return _reader(path).read_all()
+
+
+def _reader(path: Path) -> Any:
+    import pyarrow.ipc
+
+    with path.open("rb") as file:
+        is_file = file.read(6) == b"ARROW1"
+    opened = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+    return opened(pyarrow.memory_map(str(path)))
+
+
+def as_arrow(path: Path, columns: Sequence[str]) -> Path:
+    """An Arrow file of some columns of a Parquet file, written once.
+
+    Raises:
+        OSError, ValueError: it cannot be read or written.
+    """
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    status = path.stat()
+    key = repr((str(path.resolve()), status.st_size, status.st_mtime_ns, tuple(columns)))
+    target = _cache() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.arrow"
+    if target.exists():
+        return target
+
+    def write(aside: Path) -> None:
+        source = pyarrow.parquet.ParquetFile(path)
+        chosen = [source.schema_arrow.field(name) for name in columns]
+        schema = pyarrow.schema(chosen, source.schema_arrow.metadata)
+        with pyarrow.ipc.new_stream(str(aside), schema) as sink:
+            for batch in source.iter_batches(_BATCH, columns=list(columns)):
+                sink.write_batch(batch.select(list(columns)).cast(schema))
+
+    replace(target, write)
+    return target
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "ghn_fast"

@@ -1,0 +1,179 @@
+"""``ghn-fast fit``: a folder of pictures becomes a classifier that loads without ghn_fast."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from torch import nn
+
+from ghn_fast.cli import main
+from ghn_fast.data import Images, load_images
+from ghn_fast.data.images import CIFAR10_MEAN
+from ghn_fast.finetune import History
+from tests.graphs import SmallClassifier
+
+NAMES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of three colours, in train and test folders."""
+    root = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 6)):
+        for place, name in enumerate(NAMES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 120, (40, 40, 3), dtype=np.uint8)
+                pixels[:, :, 2 - place] += 80
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return root
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["ghn-fast", "fit", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return SmallClassifier(num_classes=3)
+
+
+SMALL = "tests.cli.test_fit:small"
+
+
+def loaded(path: Path) -> tuple[nn.Module, dict[str, str]]:
+    """By the lines of Python in the file's metadata."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert "ghn_fast" not in metadata["load"]
+    names: dict[str, object] = {"path": str(path)}
+    exec(metadata["load"], names)
+    model = names["model"]
+    assert isinstance(model, nn.Module)
+    return model, metadata
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "timm/test_vit"])
+def test_the_file_loads_with_its_library_and_says_how_to_normalise(
+    name: str,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if name.startswith("timm/"):
+        pytest.importorskip("timm")
+    out = tmp_path / "model.safetensors"
+    assert run(monkeypatch, name, "--data", pictures, "--out", out) == 0
+    text = capsys.readouterr().out
+    assert "54 to train with, 6 to choose by, 18 to measure with, of 3 classes, 32 x 32" in text
+    assert "normalised as cifar10: mean 0.491" in text
+    assert "% of 18 held-out pictures (chance is 33.3 %)" in text
+    model, metadata = loaded(out)
+    assert json.loads(metadata["classes"]) == list(NAMES)
+    assert json.loads(metadata["mean"]) == pytest.approx(CIFAR10_MEAN)
+    test = load_images(pictures, "test", int(metadata["image_size"]))
+    assert isinstance(test, Images)
+    mean, std = (torch.tensor(json.loads(metadata[key])).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        right = model((test.images / 255 - mean) / std).argmax(1) == test.labels
+    assert 100 * float(right.double().mean()) == pytest.approx(float(metadata["top1"]), abs=0.1)
+    assert float(metadata["top1"]) > 60
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_training_beside_a_random_start(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("matplotlib")
+    out = tmp_path / "model.safetensors"
+    options = ("--epochs", 2, "--compare", "random", "--refine", "--no-progress")
+    assert run(monkeypatch, SMALL, "--data", pictures, "--out", out, *options) == 0
+    text = capsys.readouterr().out
+    for start in ("predicted", "random"):
+        assert f"{start}, epoch 2: loss" in text
+        assert f"{start}: output layer fc" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.png"}
+    assert loaded(out)[1]["epochs"] in ("0", "1", "2")
+
+
+def test_an_interrupted_fit_goes_on(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import ghn_fast.finetune
+
+    arguments = (SMALL, "--data", pictures, "--epochs", 3, "--no-progress", "--out")
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "model.safetensors"
+    assert run(monkeypatch, *arguments, whole) == 0
+    append = ghn_fast.finetune._Tuning.keep
+
+    def keep(self: ghn_fast.finetune._Tuning, epoch: int) -> None:
+        append(self, epoch)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(ghn_fast.finetune._Tuning, "keep", keep)
+        assert run(stopping, *arguments, out) == 130
+    assert (tmp_path / "model-predicted.unfinished").exists()
+    capsys.readouterr()
+    assert run(monkeypatch, *arguments, out) == 0
+    assert "going on from" in capsys.readouterr().out
+    one, other = (loaded(path)[0].state_dict() for path in (whole, out))
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert not (tmp_path / "model-predicted.unfinished").exists()
+
+
+def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    from ghn_fast.cli.fit import _tell_result
+
+    ahead, behind = History([50.0], [60.0]), History([50.0], [40.0])
+    _tell_result({"predicted": behind, "random": ahead}, 10)
+    assert "prediction does not help here" in capsys.readouterr().out
+    _tell_result({"predicted": ahead, "random": behind}, 10)
+    assert "does not help" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet18", "--compare", "sgd"), "--compare takes random"),
+        (("resnet18", "--normalise", "mine"), "--normalise takes auto, cifar10, imagenet"),
+        (("resnet81", "--image-size", 32), "did you mean resnet18"),
+        (("maxvit_t", "--image-size", 32), "maxvit_t cannot be made for images of 32 pixels"),
+        (("vit_b_16", "--image-size", 40), "vit_b_16 cannot be made for images of 40 pixels"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_first(
+    arguments: tuple[object, ...],
+    message: str,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "model.safetensors"
+    assert run(monkeypatch, *arguments, "--data", pictures, "--out", out) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,111 @@
+"""Training one network: it learns, goes on where it stopped, and keeps its best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ghn_fast.calibration import calibrate_
+from ghn_fast.data import Images
+from ghn_fast.finetune import FinetuneConfig, History, finetune_
+from tests.graphs import SmallClassifier
+
+
+def _images(count: int, seed: int) -> Images:
+    """Classes that differ in colour."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    pixels = torch.randint(0, 156, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    pixels[torch.arange(count), labels] += 60
+    return Images(pixels, labels, num_classes=3)
+
+
+TRAIN, VALIDATION, TEST = _images(60, 0), _images(30, 1), _images(30, 2)
+CONFIG = FinetuneConfig(epochs=3, lr=0.1, batch_size=20)
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(SmallClassifier(num_classes=8), nn.Dropout(0.2), nn.Linear(8, 3))
+    return calibrate_(model, TRAIN.batch(torch.arange(60)))
+
+
+def test_it_learns() -> None:
+    steps: list[tuple[int, int]] = []
+    model = _model()
+    history = finetune_(
+        *(model, TRAIN, VALIDATION, TEST, FinetuneConfig(8, 0.1, 20)),
+        on_step=lambda *done: steps.append(done),
+    )
+    assert history.loss[-1] < history.loss[0]
+    assert history.test[history.best] > history.test[0]
+    assert steps[-1] == (24, 24)
+    assert not model.training
+
+
+def test_no_epochs_measure_the_start() -> None:
+    model = _model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    history = finetune_(model, TRAIN, VALIDATION, TEST, FinetuneConfig(0))
+    assert (len(history.test), history.best) == (1, 0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_best_epoch_is_what_is_left() -> None:
+    states: list[dict[str, torch.Tensor]] = []
+    model = _model()
+
+    def keep(epoch: int, history: History) -> None:
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    config = FinetuneConfig(4, 3.0, 20)  # too large a rate: it does not only get better
+    history = finetune_(model, TRAIN, VALIDATION, TEST, config, on_epoch=keep)
+    assert history.validation[history.best] == max(history.validation)
+    best = states[history.best]
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 2])
+def test_an_interrupted_training_ends_as_one_without(tmp_path: Path, stopped: int) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(epoch: int, history: History) -> None:
+        if epoch == stopped:
+            raise Stop
+
+    torch.manual_seed(5)
+    whole = _model()
+    expected = finetune_(whole, TRAIN, VALIDATION, TEST, CONFIG)
+    path = tmp_path / "run.unfinished"
+    torch.manual_seed(5)
+    with pytest.raises(Stop):
+        finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, state_file=path, on_epoch=stop)
+    model = SmallClassifier(num_classes=8)
+    resumed = nn.Sequential(model, nn.Dropout(0.2), nn.Linear(8, 3))
+    assert finetune_(resumed, TRAIN, VALIDATION, TEST, CONFIG, state_file=path) == expected
+    state = whole.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in resumed.state_dict().items())
+
+
+@pytest.mark.parametrize("what", ["config", "model", "damaged"])
+def test_a_state_of_something_else_is_refused(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "run.unfinished"
+    finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, state_file=path)
+    if what == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    config = FinetuneConfig(3, 0.1, 20, name="another") if what == "config" else CONFIG
+    model = SmallClassifier(num_classes=3) if what == "model" else _model()
+    with pytest.raises(ValueError, match=r"run\.unfinished"):
+        finetune_(model, TRAIN, VALIDATION, TEST, config, state_file=path)
+
+
+def test_a_loss_that_is_not_finite_ends_with_the_best_so_far() -> None:
+    model = _model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="smaller learning rate"):
+        finetune_(model, TRAIN, VALIDATION, TEST, FinetuneConfig(3, 1e30, 20))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
