@@ -626,9 +626,11 @@ def test_model_on_cuda() -> None:
 
 def test_model_that_cannot_run_says_what_to_pass() -> None:
     model = Runs(lambda model, x, y: model.a(x + y), a=nn.Linear(4, 4))
-    with pytest.raises(TraceError, match=r"missing 1 required .*pass example_inputs"):
+    with pytest.raises(TraceError, match=r"(?s)missing 1 required .*pass example_inputs"):
         trace(model)
-    with pytest.raises(TraceError, match=r"model\(<float32 \(2, 5\)>.*cannot be mult"):
+    with pytest.raises(
+        TraceError, match=r"model\(<float32 \(2, 5\)>.*(cannot be mult|inputs got 5)"
+    ):
         trace(model, (torch.zeros(2, 5), torch.zeros(2, 5)))
 
 

@@ -1,17 +1,27 @@
-"""What to call a model with, worked out from the model."""
+"""What to call a model with, worked out from the model.
+
+The model itself comes before what is written down about it: its first layer says how many
+channels or features there are, its patches how large images are. What a model does not say is
+tried (:mod:`ghn_fast.graph.trace.search`): usual sizes first, then the size at which a
+layer over flattened maps gets what it needs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-DEFAULT_SIZE = 224
-_SEQUENCE_LENGTH = 16
+from ghn_fast.graph.trace.configured import transformers_guesses
+from ghn_fast.graph.trace.guess import DEFAULT_SIZE, SEQUENCE_LENGTH, Call, Guess, Maker
+
+VIDEO_SIZES = (DEFAULT_SIZE, 112, 64, 32)
+SIGNAL_LENGTHS = (DEFAULT_SIZE, 16000, 1024, 128, 4096)
+_FRAMES = 16
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-_FIRST_LAYERS = (nn.Embedding, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_MOST_KINDS = 4
+"""Of first layers whose inputs are tried."""
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -27,13 +37,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def guess_inputs(
     model: nn.Module, batch: int = 2, device: torch.device | str | None = None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments for one call of the model.
+) -> Call:
+    """Positional and keyword arguments for one call: the first that :func:`guesses` has."""
+    guess = next(guesses(model, batch, device))
+    return guess.make(guess.sizes[0])
 
-    An ``expected_input_sz`` attribute (a size or (channels, height, width)), timm's
-    ``pretrained_cfg``, a transformers ``config``, torchvision's Inception (299), detection, video
-    and optical flow models are known; everything else gets 3 x 224 x 224 images, or token ids
-    where the first layer is an embedding.
+
+def guesses(
+    model: nn.Module, batch: int = 2, device: torch.device | str | None = None
+) -> Iterator[Guess]:
+    """What a model may be called with, the likeliest first.
+
+    An ``expected_input_sz`` attribute (a size or (channels, height, width)), a transformers
+    ``config``, torchvision's detection, video and optical flow models are known. Else the first
+    layers tell: images, signals, videos, sequences, features or token ids.
 
     Args:
         model: may be on any device and of any floating point type.
@@ -41,23 +58,23 @@ def guess_inputs(
         device: where to make them; by default where the model is.
     """
     model = unwrapped(model)
-    if device is None:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-    def images(*shape: int) -> Tensor:
-        return torch.zeros(batch, *shape, dtype=dtype, device=device)
-
+    maker = Maker(model, batch, device)
     size = getattr(model, "expected_input_sz", None)
     if size is not None:
-        return (images(*_image_shape(size)),), {}
-    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    if config is not None:
-        return (images(*_timm_shape(config)),), {}
-    config = getattr(model, "config", None)
-    if config is not None and hasattr(config, "model_type"):
-        return (), _transformers_inputs(model, config, images, device)
-    return _torchvision_inputs(model, images, device), {}
+        shape = _image_shape(size)
+        yield Guess(lambda last: maker.call(maker.zeros(*shape[:-1], last)), shape[-1:])
+    if hasattr(getattr(model, "config", None), "model_type"):
+        yield from transformers_guesses(maker)
+    yield from _torchvision_guesses(maker)
+    kinds: set[type] = set()
+    for layer in model.modules():
+        if type(layer) not in kinds and len(kinds) < _MOST_KINDS:
+            found = list(_guesses_by(layer, maker))
+            kinds |= {type(layer)} if found else set()
+            yield from found
+    channels = {3, maker.channels}
+    for count in sorted(channels, key=lambda c: c != maker.channels):
+        yield maker.images(count)
 
 
 def _image_shape(size: int | Sequence[int]) -> tuple[int, ...]:
@@ -67,61 +84,55 @@ def _image_shape(size: int | Sequence[int]) -> tuple[int, ...]:
     return (3, *shape) if len(shape) == 2 else shape
 
 
-def _timm_shape(config: Any) -> tuple[int, ...]:
-    size = config.get("input_size") if isinstance(config, Mapping) else config.input_size
-    return tuple(size or (3, DEFAULT_SIZE, DEFAULT_SIZE))
-
-
-def _transformers_inputs(
-    model: nn.Module, config: Any, images: Any, device: torch.device | str
-) -> dict[str, Any]:
-    vision = getattr(config, "vision_config", None)
-    text = getattr(config, "text_config", None)
-    inputs: dict[str, Any] = {}
-    has_images = any(hasattr(c, "image_size") for c in (config, vision) if c is not None)
-    if has_images:
-        inputs["pixel_values"] = images(*_config_image(vision or config))
-    elif hasattr(config, "num_channels") and hasattr(config, "depths"):
-        inputs["pixel_values"] = images(config.num_channels, DEFAULT_SIZE, DEFAULT_SIZE)
-    if not inputs or text is not None:
-        batch = images().shape[0]
-        tokens = torch.arange(2, 2 + _SEQUENCE_LENGTH, device=device)
-        limit = getattr(text or config, "vocab_size", _SEQUENCE_LENGTH + 2)
-        ids = (tokens % limit).expand(batch, -1).contiguous()
-        inputs["input_ids"] = ids
-        if getattr(config, "is_encoder_decoder", False):
-            inputs["decoder_input_ids"] = ids.clone()
-    return inputs
-
-
-def _config_image(config: Any) -> tuple[int, ...]:
-    size = config.image_size
-    pair = (size, size) if isinstance(size, int) else tuple(size)[-2:]
-    return (getattr(config, "num_channels", 3), *pair)
-
-
-def _torchvision_inputs(
-    model: nn.Module, images: Any, device: torch.device | str
-) -> tuple[Any, ...]:
-    package, name = type(model).__module__, type(model).__name__
+def _torchvision_guesses(maker: Maker) -> Iterator[Guess]:
+    package, name = type(maker.model).__module__, type(maker.model).__name__
     if name == "Inception3":
-        return (images(3, 299, 299),)
-    if package.startswith("torchvision.models.detection"):
-        return (list(images(3, DEFAULT_SIZE, DEFAULT_SIZE)),)
-    if package.startswith("torchvision.models.optical_flow"):
-        return images(3, 128, 128), images(3, 128, 128)
-    if package.startswith("torchvision.models.video"):
-        return (images(3, 16, DEFAULT_SIZE, DEFAULT_SIZE),)
-    first = next((m for m in model.modules() if isinstance(m, _FIRST_LAYERS)), None)
-    if isinstance(first, nn.Embedding):
-        batch = images().shape[0]
-        ids = torch.arange(_SEQUENCE_LENGTH, device=device) % first.num_embeddings
-        return (ids.expand(batch, -1).contiguous(),)
-    channels = getattr(first, "in_channels", 3)
-    if isinstance(first, nn.Linear):
-        return (images(first.in_features),)
-    if isinstance(first, nn.Conv1d):
-        return (images(channels, DEFAULT_SIZE),)
-    if isinstance(first, nn.Conv3d):
-        return (images(channels, 16, DEFAULT_SIZE, DEFAULT_SIZE),)
-    return (images(channels, DEFAULT_SIZE, DEFAULT_SIZE),)
+        yield Guess(lambda size: maker.call(maker.zeros(3, size, size)), (299,))
+    elif package.startswith("torchvision.models.detection"):
+        yield Guess(lambda size: ((list(maker.zeros(3, size, size)),), {}), (DEFAULT_SIZE,))
+    elif package.startswith("torchvision.models.optical_flow"):
+        yield Guess(lambda size: maker.call(maker.zeros(3, size, size)), (128,))
+
+
+def _guesses_by(layer: nn.Module, maker: Maker) -> Iterator[Guess]:
+    """What a model gets whose first layer this may be."""
+
+    def shaped(*before: int, after: int = 0, sizes: Sequence[int], most: int) -> Guess:
+        """Of ``before``, then ``after`` times the size."""
+        return Guess(
+            lambda size: maker.call(maker.zeros(*before, *(size,) * after)), sizes, (1, most)
+        )
+
+    def sequences(width: int) -> Guess:
+        return Guess(
+            lambda length: maker.call(maker.zeros(length, width)), (SEQUENCE_LENGTH, 64), (1, 1024)
+        )
+
+    if isinstance(layer, nn.Embedding):
+        count = layer.num_embeddings
+        yield Guess(lambda n: maker.call(maker.ids(count, n)), (SEQUENCE_LENGTH, 64), (1, 1024))
+    elif isinstance(layer, nn.RNNBase):
+        yield sequences(layer.input_size)
+    elif isinstance(layer, nn.MultiheadAttention):
+        yield sequences(layer.embed_dim)
+    elif isinstance(layer, nn.Linear):
+        yield Guess(lambda width: maker.call(maker.zeros(width)), (layer.in_features,))
+        yield sequences(layer.in_features)
+    elif isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+        yield shaped(layer.in_channels, after=1, sizes=SIGNAL_LENGTHS, most=1 << 17)
+    elif isinstance(layer, nn.Conv2d):
+        yield maker.images(layer.in_channels)
+    elif isinstance(layer, nn.Conv3d):
+        yield shaped(layer.in_channels, _FRAMES, after=2, sizes=VIDEO_SIZES, most=512)
+        yield shaped(layer.in_channels, after=3, sizes=(32, 64), most=128)
+    elif isinstance(layer, nn.ConvTranspose2d):
+        yield shaped(layer.in_channels, after=2, sizes=(1, 4, 8, 32), most=64)
+    elif isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+        yield maker.images(getattr(layer, "num_features", getattr(layer, "num_channels", 3)))
+    elif isinstance(layer, nn.BatchNorm1d):
+        yield Guess(lambda width: maker.call(maker.zeros(width)), (layer.num_features,))
+        yield shaped(layer.num_features, after=1, sizes=SIGNAL_LENGTHS, most=1 << 17)
+    elif isinstance(layer, nn.LayerNorm):
+        shape = tuple(layer.normalized_shape)
+        yield Guess(lambda n: maker.call(maker.zeros(n, *shape)), (SEQUENCE_LENGTH,), (1, 1024))
+        yield Guess(lambda last: maker.call(maker.zeros(*shape[:-1], last)), shape[-1:])

@@ -14,6 +14,7 @@ from ghn_fast.graph.trace.flattened import note_flattening
 from ghn_fast.graph.trace.recorder import (
     LARGE,
     Args,
+    AsksValues,
     Func,
     Kwargs,
     NeedsValues,
@@ -102,7 +103,9 @@ def binary_result(
     if changes:
         rec.mutate(first, number)
         return first
-    out = shapes.broadcast(a.shape, b.shape) if both else first.shape
+    # A table of positions says how many there should be.
+    pair = (b, a) if rec.parameter_of(a) else (a, b)
+    out = shapes.broadcast(pair[0].shape, pair[1].shape) if both else first.shape
     return rec.fresh(out, number, first.dtype)
 
 
@@ -214,7 +217,7 @@ def values(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     if rec.execute:
         rec.taken += parents if name_of(func) in _ARRAYS else ()
     elif any(rec.shape_only(tensor) for tensor in rec.tensors_in(args)):
-        raise NeedsValues(f"the model asks for the value of an activation ({name_of(func)})")
+        raise AsksValues(f"the model asks for the value of an activation ({name_of(func)})")
     return func(*args, **kwargs)
 
 

@@ -47,6 +47,10 @@ class NeedsValues(Exception):
     """The model asked for the values of a tensor that has only a shape."""
 
 
+class AsksValues(NeedsValues):
+    """It did so in plain words, such as ``if x.sum() > 0``."""
+
+
 class Hidden(Exception):
     """A tensor came from a call that was not seen, such as one in a scripted function."""
 

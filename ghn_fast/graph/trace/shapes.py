@@ -15,6 +15,14 @@ Shape = tuple[int, ...]
 IntOrSeq = int | Sequence[int]
 
 
+class Misfit(ValueError):
+    """A size that does not match, with what came and what was wanted."""
+
+    def __init__(self, message: str, got: int, wanted: int) -> None:
+        super().__init__(message)
+        self.got, self.wanted = got, wanted
+
+
 def as_tuple(value: IntOrSeq, length: int) -> Shape:
     """``length`` values; a single one is repeated."""
     if isinstance(value, int):
@@ -27,15 +35,14 @@ def broadcast(a: Sequence[int], b: Sequence[int]) -> Shape:
     """The common shape of two tensors.
 
     Raises:
-        ValueError: the shapes do not match.
+        Misfit: they do not match.
     """
-    if len(a) < len(b):
-        a, b = b, a
-    padded = (1,) * (len(a) - len(b)) + tuple(b)
+    dims = max(len(a), len(b))
+    left, right = ((1,) * (dims - len(shape)) + tuple(shape) for shape in (a, b))
     result = []
-    for m, n in zip(a, padded, strict=True):
+    for m, n in zip(left, right, strict=True):
         if m != n and m != 1 and n != 1:
-            raise ValueError(f"shapes {tuple(a)} and {tuple(b)} do not broadcast")
+            raise Misfit(f"shapes {tuple(a)} and {tuple(b)} do not broadcast", m, n)
         result.append(n if m == 1 else m)
     return tuple(result)
 
@@ -98,7 +105,8 @@ def transposed_convolution(
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape:
     """Of ``torch.nn.functional.linear``."""
     if x.shape[-1] != weight.shape[-1]:
-        raise ValueError(f"a linear layer of {weight.shape[-1]} inputs got {x.shape[-1]}")
+        message = f"a linear layer of {weight.shape[-1]} inputs got {x.shape[-1]}"
+        raise Misfit(message, x.shape[-1], weight.shape[-1])
     return (*x.shape[:-1], *weight.shape[:-1])
 
 

@@ -19,12 +19,14 @@ from ghn_fast._system.collection import uncollected
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace.contract import contract
 from ghn_fast.graph.trace.dispatched import dispatched
+from ghn_fast.graph.trace.guess import Call as Inputs
 from ghn_fast.graph.trace.head import ends_of, first_output, head_of
-from ghn_fast.graph.trace.inputs import guess_inputs, unwrapped
+from ghn_fast.graph.trace.inputs import guesses, unwrapped
 from ghn_fast.graph.trace.layers import is_norm, is_position_table, layer_record, norm_record
 from ghn_fast.graph.trace.preserve import preserved
 from ghn_fast.graph.trace.recorder import Kind, NeedsValues, Parameter, Recorder
 from ghn_fast.graph.trace.rules import MODULES, ROLES, function_rules
+from ghn_fast.graph.trace.search import Search, describe_failures, innermost
 from ghn_fast.graph.trace.unused import FROZEN, GUESSED, TRAINING_ONLY, reason, whole_parts
 from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX, NODE_TYPES
 
@@ -82,8 +84,11 @@ def trace(
     with uncollected(), torch.inference_mode(False):
         modules = list(model.named_modules())
         _check_parameters(model, modules)
-        call = _Call(model, modules, *_arguments(model, example_inputs), types)
-        result = _attempt(call, training=False)
+        if example_inputs is None:
+            call, result = _guessed(model, modules, types)
+        else:
+            call = _Call(model, modules, *_arguments(example_inputs), types)
+            result = _attempt(call, training=False)
         if result.missing:
             result = _with_training_parts(call, result)
         if example_inputs is None and result.missing:
@@ -106,6 +111,10 @@ class _Call:
     types: tuple[str, ...]
 
     @property
+    def scripted(self) -> bool:
+        return any(isinstance(module, torch.jit.ScriptModule) for _, module in self.modules)
+
+    @property
     def on_meta(self) -> bool:
         return any(p.is_meta for p in self.model.parameters())
 
@@ -120,7 +129,30 @@ def _describe(value: Any) -> str:
         return f"<{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}>"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_describe(item) for item in value) + "]"
+    if isinstance(value, dict):
+        items = (f"{name!r}: {_describe(item)}" for name, item in value.items())
+        return "{" + ", ".join(items) + "}"
     return type(value).__name__
+
+
+def _guessed(model: nn.Module, modules: Modules, types: tuple[str, ...]) -> tuple[_Call, Trace]:
+    """The graph for the first inputs that the model runs with."""
+
+    def run(inputs: Inputs, real: bool) -> Trace:
+        call = _Call(model, modules, *inputs, types)
+        return _run(call, training=False, execute=real or call.scripted)
+
+    on_meta = any(p.is_meta for p in model.parameters())
+    search: Search[Trace] = Search(run, may_run=not on_meta)
+    found = search.first(guesses(model))
+    if found is not None:
+        inputs, result = found
+        return _Call(model, modules, *inputs, types), result
+    tried = [(str(_Call(model, modules, *inputs, types)), e) for inputs, e in search.failures]
+    raise TraceError(
+        f"{type(model).__name__} could not be run with any input that was worked out from it:\n"
+        f"{describe_failures(tried)}\n{_advice(on_meta, [error for _, error in tried])}"
+    ) from search.failures[0][1]
 
 
 def _check_parameters(model: nn.Module, modules: Modules) -> None:
@@ -153,11 +185,10 @@ def _with_training_parts(call: _Call, evaluated: Trace) -> Trace:
 
 
 def _attempt(call: _Call, training: bool) -> Trace:
-    scripted = any(isinstance(module, torch.jit.ScriptModule) for _, module in call.modules)
     try:
-        return _run(call, training, execute=scripted)
+        return _run(call, training, execute=call.scripted)
     except Exception as error:
-        if call.on_meta or scripted:
+        if call.on_meta or call.scripted:
             raise _explain(call, error) from error
     try:
         return _run(call, training, execute=True)
@@ -166,16 +197,22 @@ def _attempt(call: _Call, training: bool) -> Trace:
 
 
 def _explain(call: _Call, error: Exception) -> TraceError:
-    advice = "pass example_inputs=... (a tensor, a tuple of arguments or a dict of keywords)"
-    if isinstance(error, NeedsValues) and call.on_meta:
-        advice = "its course depends on values, so it needs parameters that are not on meta"
-    reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    return TraceError(f"{type(call.model).__name__} could not be run as {call}: {reason}; {advice}")
+    return TraceError(
+        f"{type(call.model).__name__} could not be run as {call}: {innermost(error)}\n"
+        f"{_advice(call.on_meta, [error])}"
+    )
 
 
-def _arguments(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if example_inputs is None:
-        return guess_inputs(model)
+def _advice(on_meta: bool, errors: Sequence[Exception]) -> str:
+    if on_meta and any(isinstance(error, NeedsValues) for error in errors):
+        return "its course depends on values, so it needs parameters that are not on meta"
+    return (
+        "pass example_inputs=...: a tensor, a tuple of arguments or a dict of keyword arguments "
+        "(a dict that is itself an argument goes into a tuple: ({...},))"
+    )
+
+
+def _arguments(example_inputs: Any) -> Inputs:
     if isinstance(example_inputs, Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, Mapping):

@@ -1,0 +1,112 @@
+"""What a model of transformers is called with, by its class and its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from ghn_fast.graph.trace.guess import IMAGE_SIZES, Call, Guess, Maker
+
+_AUDIO_LENGTHS = (16000, 4000, 48000)
+_SPECTRUM_LENGTHS = (64, 128, 1024)
+
+
+def transformers_guesses(maker: Maker) -> Iterator[Guess]:
+    """By ``main_input_name``; with token ids beside images where a text part reads them."""
+    config = maker.model.config
+    main = getattr(maker.model, "main_input_name", "input_ids")
+    if main == "input_ids":
+        yield Guess(lambda length: ((), _texts(maker, config, length)), (16, 8, 64), (1, 512))
+    readers = {"input_values": _sounds, "input_features": _spectra, "pixel_values": _pictures}
+    read = readers.get(main)
+    if read is not None:
+        yield from read(maker, config)
+    elif main.startswith("pixel"):
+        yield from _pictures(maker, config, main)
+
+
+def _texts(maker: Maker, config: Any, length: int) -> dict[str, Any]:
+    text = getattr(config, "text_config", None) or config
+    ids = maker.ids(_vocabulary(text), length)
+    inputs = {"input_ids": ids}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = ids.clone()
+    vision = getattr(config, "vision_config", None)
+    if vision is not None and hasattr(vision, "image_size"):
+        inputs["pixel_values"] = maker.zeros(*_picture_shape(maker, vision, _side(vision)))
+    return inputs
+
+
+def _vocabulary(config: Any) -> int:
+    size = getattr(config, "vocab_size", None)
+    return size if isinstance(size, int) else 18
+
+
+def _decoder(maker: Maker, config: Any) -> dict[str, Any]:
+    """What an encoder's decoder reads."""
+    if not getattr(config, "is_encoder_decoder", False):
+        return {}
+    text = getattr(config, "decoder", None) or getattr(config, "text_config", None) or config
+    return {"decoder_input_ids": maker.ids(_vocabulary(text))}
+
+
+def _side(config: Any) -> int:
+    size = getattr(config, "image_size", None) or 224
+    return size if isinstance(size, int) else int(size[-1])
+
+
+def _picture_shape(maker: Maker, config: Any, side: int) -> tuple[int, ...]:
+    first = next((m for m in maker.model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
+    channels: int = getattr(first, "in_channels", 0) or getattr(config, "num_channels", 3)
+    if isinstance(first, nn.Conv3d):
+        frames: int = getattr(config, "num_frames", 0) or getattr(config, "frames_per_clip", 16)
+        return frames, channels, side, side
+    return channels, side, side
+
+
+def _pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator[Guess]:
+    vision = getattr(config, "vision_config", None) or config
+    ids = {}
+    if getattr(config, "text_config", None) is not None:
+        ids = {"input_ids": maker.ids(_vocabulary(config.text_config))}
+    known = (_side(vision),) if getattr(vision, "image_size", None) else ()
+    sizes = tuple(dict.fromkeys((*known, *IMAGE_SIZES)))
+
+    def make(side: int) -> Call:
+        images = maker.zeros(*_picture_shape(maker, vision, side))
+        return (), {name: images, **ids, **_decoder(maker, config)}
+
+    yield Guess(make, sizes, (1, 1024))
+    if ids:
+        yield Guess(
+            lambda side: ((), {name: maker.zeros(*_picture_shape(maker, vision, side))}), sizes
+        )
+
+
+def _sounds(maker: Maker, config: Any) -> Iterator[Guess]:
+    """Waves, or the spectra that some models call values."""
+    bins = getattr(config, "num_mel_bins", None)
+    if bins:
+        length = getattr(config, "max_length", None) or 1024
+        yield Guess(lambda n: ((), {"input_values": maker.zeros(n, bins)}), (length,), (1, 4096))
+    decoder = _decoder(maker, config)
+    yield Guess(lambda n: ((), {"input_values": maker.zeros(n)} | decoder), _AUDIO_LENGTHS)
+    channels = getattr(config, "audio_channels", 1)
+    yield Guess(lambda n: ((), {"input_values": maker.zeros(channels, n)}), _AUDIO_LENGTHS)
+
+
+def _spectra(maker: Maker, config: Any) -> Iterator[Guess]:
+    """(B, bins, T) or (B, T, bins)."""
+    names = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "input_dim")
+    bins = next((getattr(config, name) for name in names if getattr(config, name, None)), 80)
+    positions = getattr(config, "max_source_positions", None)
+    lengths = (*((2 * positions,) if positions else ()), *_SPECTRUM_LENGTHS)
+    decoder = _decoder(maker, config)
+
+    def call(*shape: int) -> Call:
+        return (), {"input_features": maker.zeros(*shape), **decoder}
+
+    yield Guess(lambda length: call(bins, length), lengths, (1, 4096))
+    yield Guess(lambda length: call(length, bins), lengths, (1, 4096))

@@ -1,0 +1,147 @@
+"""What a guess of a model's inputs is made of: tensors, sizes, and arguments by their names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
+
+DEFAULT_SIZE = 224
+SEQUENCE_LENGTH = 16
+IMAGE_SIZES = (DEFAULT_SIZE, 32, 28, 64, 96, 128, 256, 112, 48, 299, 384, 512)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Calls that differ in one size, such as that of images or the length of sequences.
+
+    Attributes:
+        make: from a size to the call.
+        sizes: in the order in which to try them.
+        range: other sizes that may be searched; empty if the model says which it is.
+    """
+
+    make: Callable[[int], Call]
+    sizes: Sequence[int]
+    range: tuple[int, int] = (1, 0)
+
+
+class Maker:
+    """Makes tensors for a model, and what else its ``forward`` asks for by name."""
+
+    def __init__(self, model: nn.Module, batch: int, device: torch.device | str | None) -> None:
+        parameters = list(model.parameters())
+        floating = (p.dtype for p in parameters if p.is_floating_point())
+        self.model, self.batch = model, batch
+        self.device = device or next((p.device for p in parameters), torch.device("cpu"))
+        self.dtype = next(floating, torch.float32)
+        self.required = _required(model)
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(self.batch, *shape, dtype=self.dtype, device=self.device)
+
+    def ids(self, vocabulary: int, length: int = SEQUENCE_LENGTH) -> Tensor:
+        """Different tokens, and no padding where there are enough."""
+        first = 2 if vocabulary > length + 2 else 0
+        ids = (first + torch.arange(length, device=self.device)) % max(1, vocabulary)
+        return ids.expand(self.batch, -1).contiguous()
+
+    def images(self, channels: int) -> Guess:
+        """Square ones."""
+        known = image_sizes(self.model)
+        sizes = tuple(dict.fromkeys((*known, *IMAGE_SIZES)))
+        return Guess(lambda size: self.call(self.zeros(channels, size, size)), sizes, (1, 1024))
+
+    @property
+    def channels(self) -> int:
+        """Of images: by the first convolution, then by what is written down."""
+        convolutions = (m for m in self.model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+        first = next(convolutions, None)
+        if first is not None:
+            return first.in_channels
+        shape = _written_size(self.model)
+        return int(shape[0]) if len(shape) == 3 else 3
+
+    def call(self, first: Tensor) -> Call:
+        """A tensor as the first argument, and the others that have no default."""
+        return (first, *(self.argument(name, first) for name in self.required[1:])), {}
+
+    def argument(self, name: str, first: Tensor) -> Any:
+        """Another argument, by its name; by default one like the first."""
+        width = self.width("cross_attention_dim", "joint_attention_dim", "text_embed_dim")
+        if re.search(r"^t$|time|sigma|noise_level|step|label|^y$|class", name):
+            return torch.ones(self.batch, dtype=torch.int64, device=self.device)
+        if name == "edge_index":
+            nodes = torch.arange(self.batch, device=self.device)
+            return torch.stack([nodes, nodes.roll(1)])
+        if re.search(r"ids|token|text", name) and first.is_floating_point():
+            tables = (m for m in self.model.modules() if isinstance(m, nn.Embedding))
+            words = max((table.num_embeddings for table in tables), default=2)
+            return self.ids(words, getattr(self.model, "context_length", SEQUENCE_LENGTH))
+        if re.search(r"encoder_hidden|context|cond", name) and width:
+            return self.zeros(SEQUENCE_LENGTH, width)
+        if re.search(r"pooled", name) and width:
+            return self.zeros(self.width("pooled_projection_dim") or width)
+        if re.search(r"image|pixel|img|video", name) and not first.is_floating_point():
+            return self.zeros(self.channels, DEFAULT_SIZE, DEFAULT_SIZE)
+        return first.clone()
+
+    def width(self, *names: str) -> int:
+        """A size that the model's configuration names; 0 if it names none of them."""
+        config = getattr(self.model, "config", None)
+        values = (_written(config, name) for name in names)
+        return next((value for value in values if isinstance(value, int)), 0)
+
+
+def _required(model: nn.Module) -> list[str]:
+    """The names of ``forward``'s arguments that have no default."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in positional and p.default is p.empty]
+
+
+_SIZE_NAMES = ("img_size", "image_size", "input_size", "img_dim", "image_dim")
+
+
+def image_sizes(model: nn.Module) -> Iterator[int]:
+    """Of square images: what the model's parts say, then what is written down about it."""
+    for module in model.modules():
+        for name in _SIZE_NAMES:
+            size = getattr(module, name, None)
+            if _is_size(size):
+                yield _side(size)
+    yield from _written_size(model)[-1:]
+
+
+def _is_size(value: Any) -> bool:
+    pair = value[-2:] if isinstance(value, (tuple, list)) else (value,)
+    return all(type(side) is int and side >= 4 for side in pair) and len(set(pair)) == 1
+
+
+def _side(size: Any) -> int:
+    return int(size if isinstance(size, int) else size[-1])
+
+
+def _written_size(model: nn.Module) -> tuple[int, ...]:
+    """Of images, by the metadata of timm, diffusers or transformers."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if config is not None:
+        return tuple(_written(config, "input_size") or ())
+    config = getattr(model, "config", None)
+    sizes = (_written(config, name) for name in ("sample_size", "image_size"))
+    return next(((_side(size),) for size in sizes if _is_size(size)), ())
+
+
+def _written(config: Any, name: str) -> Any:
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)

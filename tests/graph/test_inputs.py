@@ -1,0 +1,200 @@
+"""Inputs are worked out from the model, and what was tried is told where none runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ghn_fast.graph.trace.inputs import guess_inputs
+from ghn_fast.graph.trace.tracer import TraceError, trace
+from tests.graph.test_trace import Runs
+
+
+class Flat(nn.Module):
+    """Convolutions that halve, then a linear layer over the whole map."""
+
+    def __init__(self, dims: int, channels: int, side: int, layers: int = 2) -> None:
+        super().__init__()
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        widths = [channels, *(8,) * layers]
+        pairs = pairwise(widths)
+        self.layers = nn.Sequential(*(conv(a, b, 3, 2, 1) for a, b in pairs))
+        self.head = nn.Linear(8 * side**dims, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("dims", "channels", "side"),
+    [(2, 1, 7), (2, 3, 8), (2, 4, 13), (2, 3, 57), (1, 1, 4000), (1, 2, 333), (3, 1, 8)],
+)
+def test_size_that_a_flat_layer_needs(dims: int, channels: int, side: int) -> None:
+    assert not trace(Flat(dims, channels, side)).unused
+
+
+def test_classifiers_of_digits() -> None:
+    class Net(nn.Module):
+        def __init__(self, padding: int) -> None:
+            super().__init__()
+            self.c1, self.c2 = nn.Conv2d(1, 6, 5, padding=padding), nn.Conv2d(6, 16, 5)
+            self.f1 = nn.Linear(16 * 5 * 5, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for conv in (self.c1, self.c2):
+                x = nn.functional.max_pool2d(conv(x).relu(), 2)
+            return self.f1(x.view(x.size(0), -1))
+
+    for padding in (0, 2):
+        assert not trace(Net(padding)).unused
+
+
+class Patches(nn.Module):
+    """A transformer's stem whose positions alone tell how large its images are."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, 8)
+        self.positions = nn.Parameter(torch.zeros(1, (size // 8) ** 2, 8))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head((self.positions + x).mean(1))
+
+
+@pytest.mark.parametrize("size", [64, 72, 200])
+def test_size_that_a_table_of_positions_needs(size: int) -> None:
+    assert not trace(Patches(size)).unused
+
+
+class Sized(nn.Module):
+    def __init__(self, **attributes: object) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(5, 4, 3)
+        self.part = nn.Module()
+        for name, value in attributes.items():
+            setattr(self.part, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("size", [{"img_size": 72}, {"image_size": (72, 72)}])
+def test_size_that_a_part_tells(size: dict[str, object]) -> None:
+    (x,), _ = guess_inputs(Sized(**size))
+    assert x.shape == (2, 5, 72, 72)
+
+
+def test_channels_come_before_metadata() -> None:
+    model = Sized()
+    model.default_cfg = {"input_size": (3, 96, 96)}
+    (x,), _ = guess_inputs(model)
+    assert x.shape == (2, 5, 96, 96)
+
+
+def sequence(layer: nn.Module, width: int) -> nn.Module:
+    def run(model: Runs, x: Tensor) -> Tensor:
+        y = model.layer(x)
+        return model.head(y[0] if isinstance(y, tuple) else y)
+
+    return Runs(run, layer=layer, head=nn.Linear(width, 2))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "LSTM": lambda: sequence(nn.LSTM(28, 8, batch_first=True), 8),
+    "GRU": lambda: sequence(nn.GRU(5, 8), 8),
+    "encoder": lambda: sequence(nn.TransformerEncoderLayer(12, 2), 12),
+    "features": lambda: sequence(nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, 3)), 3),
+    "tokens": lambda: sequence(nn.Embedding(11, 6), 6),
+    "normed": lambda: sequence(nn.Sequential(nn.LayerNorm(9), nn.Linear(9, 4)), 4),
+    "signal": lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten()),
+    "video": lambda: nn.Sequential(nn.Conv3d(3, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten()),
+    "generator": lambda: nn.Sequential(nn.ConvTranspose2d(16, 3, 4), nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_first_layers(kind: str) -> None:
+    assert not trace(MODELS[kind]()).unused
+
+
+def test_layer_that_is_registered_first_but_called_last() -> None:
+    def run(model: Runs, x: Tensor) -> Tensor:
+        return model.head(model.conv(x).mean((2, 3)))
+
+    assert not trace(Runs(run, head=nn.Linear(4, 2), conv=nn.Conv2d(1, 4, 3))).unused
+
+
+ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
+    "step": lambda: Runs2(nn.Conv2d(3, 4, 3), nn.Embedding(9, 4)),
+    "pair": lambda: Pair(nn.Linear(6, 2)),
+}
+
+
+class Runs2(nn.Module):
+    """Of images and the steps of a diffusion."""
+
+    def __init__(self, conv: nn.Module, steps: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.steps = conv, steps
+
+    def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+        return self.conv(x) + self.steps(timestep)[:, :, None, None]
+
+
+class Pair(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.layer(left) - self.layer(right)
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_further_arguments_by_their_names(kind: str) -> None:
+    assert not trace(ARGUMENTS[kind]()).unused
+
+
+def test_course_that_depends_on_values_is_followed_at_once() -> None:
+    sizes = []
+
+    def run(model: Runs, x: Tensor) -> Tensor:
+        sizes.append(x.shape[-1])
+        return model.a(x) if x.sum() < 1 else x
+
+    assert not trace(Runs(run, a=nn.Conv2d(3, 4, 3))).unused
+    assert sizes == [224, 224]
+
+
+def test_all_that_was_tried_is_told() -> None:
+    def run(model: Runs, x: Tensor) -> Tensor:
+        raise ValueError("needs a moon\nand stars") from KeyError("the cause:\nno moon")
+
+    with pytest.raises(TraceError) as caught:
+        trace(Runs(run, a=nn.Linear(4, 4), b=nn.Conv2d(3, 4, 3)))
+    message = str(caught.value)
+    for part in ("<float32 (2, 4)>", "and ", "no moon", "example_inputs", "({...},)"):
+        assert part in message
+    assert len(message) < 1000
+
+
+def test_the_whole_of_the_innermost_error_is_told() -> None:
+    def run(model: Runs, x: Tensor) -> Tensor:
+        raise ValueError("first line\nsecond line")
+
+    with pytest.raises(TraceError, match=r"(?s)first line\nsecond line.*\(\{\.\.\.\},\)"):
+        trace(Runs(run, a=nn.Linear(4, 4)), torch.zeros(2, 4))
+
+
+def test_a_dict_as_the_argument() -> None:
+    model = Runs(lambda model, batch: model.a(batch["x"]), a=nn.Linear(4, 4))
+    batch = {"x": torch.zeros(2, 4)}
+    assert not trace(model, (batch,)).unused
+    with pytest.raises(TraceError, match=r"\(\{\.\.\.\},\)"):
+        trace(model, batch)
