@@ -11,6 +11,8 @@ from ghn_fast._version import __version__
 if TYPE_CHECKING:
     from ghn_fast.calibration import calibrate_ as calibrate_
     from ghn_fast.checkpoint import from_pretrained as from_pretrained
+    from ghn_fast.embedding import embed as embed
+    from ghn_fast.embedding import similar as similar
     from ghn_fast.environment import show_config as show_config
     from ghn_fast.evaluation import evaluate as evaluate
     from ghn_fast.ghn import GHN as GHN
@@ -43,11 +45,13 @@ _EXPORTS = {
     "calibrate_": "ghn_fast.calibration",
     "HeadReport": "ghn_fast.head",
     "fit_head_": "ghn_fast.head",
+    "embed": "ghn_fast.embedding",
     "evaluate": "ghn_fast.evaluation",
     "from_pretrained": "ghn_fast.checkpoint",
     "ghn2": "ghn_fast.ghn",
     "predict": "ghn_fast.prediction",
     "refine_": "ghn_fast.refine",
+    "similar": "ghn_fast.embedding",
     "show_config": "ghn_fast.environment",
 }
 

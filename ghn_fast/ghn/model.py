@@ -237,13 +237,23 @@ class GHN(Pretrained, nn.Module):
             x = embeddings[nodes]
             yield group, self.decode(x, group.rule, group.shape, slices, group.fan_in)
 
-    def node_embeddings(self, batch: GraphBatch) -> Tensor:
-        """(sum N, hid): the embeddings that parameters are decoded from."""
+    def node_embeddings(self, batch: GraphBatch, sizes: Tensor | None = None) -> Tensor:
+        """(sum N, hid): the embeddings that parameters are decoded from.
+
+        Args:
+            batch: of graphs.
+            sizes: (sum N, 4) int64, the nodes' shapes as (out, in, height, width), zeros for those
+                without one, where they are at hand; else they are asked of the graphs.
+        """
         types = self.node_type_embedding
         device = types.weight.device
         batch = batch.to(device)
-        shapes = [self.shape_enc.indices(self._encoded_nodes(graph)) for graph in batch]
-        x = self.shape_enc(types(batch.node_types), to_device(torch.cat(shapes), device))
+        if sizes is None:
+            shapes = [self.shape_enc.indices(self._encoded_nodes(graph)) for graph in batch]
+            indices = torch.cat(shapes)
+        else:
+            indices = self.shape_enc.indices_of(sizes)
+        x = self.shape_enc(types(batch.node_types), to_device(indices, device))
         x = self._propagate(x, batch)
         return self.ln(x) if self.config.layernorm else x
 

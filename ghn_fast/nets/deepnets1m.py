@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from ghn_fast._core import core
+from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.graph.graph import Graph
 from ghn_fast.nets.generate.graphs import graph_of
 from ghn_fast.nets.generate.sampler import SPLITS, sample_net_args
 from ghn_fast.nets.published.files import PublishedNets
 from ghn_fast.nets.space.genotypes import Genotype, to_dict
+from ghn_fast.ops.shortest_paths import MAX_DISTANCE
 
 SIZES = {
     "train": 1_000_000,
@@ -112,6 +117,35 @@ class DeepNets1M(Dataset[Graph]):
             return self._published.net_args(index, self.seed, self.large_images)
         return sample_net_args(self.split, self.seed, index, self.large_images)
 
+    def arrays(self, indices: Sequence[int], threads: int = 1) -> tuple[GraphBatch, Tensor]:
+        """Several networks as a batch and its nodes' shapes, without making a graph of each.
+
+        The batch makes graphs where they are asked for. 10,000 networks a second and thread.
+
+        Args:
+            indices: of the networks, which are sampled ones (:attr:`is_sampled`).
+            threads: that make them.
+
+        Returns:
+            The batch, and the shapes (sum N, 4) int64 as (out, in, height, width), zeros for nodes
+            without one.
+        """
+        num_nodes, types, shapes, _, _, distances, _ = core.deepnets_batch(
+            *(self.split, self.seed, list(indices), self.num_classes, self.large_images),
+            max_distance=MAX_DISTANCE,
+            with_rows=False,
+            num_threads=threads,
+        )
+        sizes = torch.from_numpy(shapes).long()
+        has_shape = sizes[:, :1] > 0
+        batch = GraphBatch.from_arrays(
+            LazyGraphs(self, list(indices)),
+            torch.from_numpy(num_nodes),
+            torch.from_numpy(types).long(),
+            torch.from_numpy(distances),
+        )
+        return batch, torch.where(has_shape, sizes.clamp(min=1), sizes)
+
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the arguments and the graphs of all networks.
 
@@ -130,3 +164,30 @@ class DeepNets1M(Dataset[Graph]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"network {index} of {len(self)} in split {self.split!r}")
         return index % len(self)
+
+
+class LazyGraphs(Sequence[Graph]):
+    """Graphs that are made when they are asked for; only their numbers travel between processes."""
+
+    def __init__(self, nets: DeepNets1M, indices: list[int]) -> None:
+        self._nets = nets
+        self._indices = indices
+        self._made: dict[int, Graph] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_made": {}}
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, place: int) -> Graph: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Graph]: ...
+    def __getitem__(self, place: int | slice) -> Graph | Sequence[Graph]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        index = self._indices[place]
+        if index not in self._made:
+            self._made[index] = self._nets[index]
+        return self._made[index]

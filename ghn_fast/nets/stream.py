@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Iterator
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ghn_fast._core import core
 from ghn_fast.graph.batch import GraphBatch
-from ghn_fast.graph.graph import Graph
 from ghn_fast.nets.deepnets1m import DeepNets1M
 from ghn_fast.nets.generate.philox import Stream
-from ghn_fast.ops.shortest_paths import MAX_DISTANCE
 
 MAX_NODES = 2200
 """The published limit of the nodes of a meta-batch."""
@@ -96,48 +91,10 @@ class MetaBatches(IterableDataset[GraphBatch]):
         nets = self.nets
         if not nets.is_sampled:
             return GraphBatch([nets[index] for index in indices])
-        num_nodes, types, _, _, _, distances, _ = core.deepnets_batch(
-            *(nets.split, nets.seed, indices, nets.num_classes, nets.large_images),
-            max_distance=MAX_DISTANCE,
-            with_rows=False,
-            num_threads=1,
-        )
-        return GraphBatch.from_arrays(
-            _Graphs(nets, indices),
-            torch.from_numpy(num_nodes),
-            torch.from_numpy(types).long(),
-            torch.from_numpy(distances),
-        )
+        return nets.arrays(indices)[0]
 
 
 def _below(stream: Stream, limit: int) -> int:
     """An integer from 0 to limit - 1, which may be larger than a word."""
     word = (stream.below(1 << 32) << 32) | stream.below(1 << 32)
     return (word * limit) >> 64
-
-
-class _Graphs(Sequence[Graph]):
-    """Graphs that are made when they are asked for; only their numbers travel between processes."""
-
-    def __init__(self, nets: DeepNets1M, indices: list[int]) -> None:
-        self._nets = nets
-        self._indices = indices
-        self._made: dict[int, Graph] = {}
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_made": {}}
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    @overload
-    def __getitem__(self, place: int) -> Graph: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Graph]: ...
-    def __getitem__(self, place: int | slice) -> Graph | Sequence[Graph]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        index = self._indices[place]
-        if index not in self._made:
-            self._made[index] = self._nets[index]
-        return self._made[index]

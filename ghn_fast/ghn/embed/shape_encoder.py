@@ -99,6 +99,9 @@ def _channels_first(sizes: Sequence[int]) -> bool:
     return sizes[0] >= sizes[-1]
 
 
+_NO_SHAPE = (0, 0, 0, 0)
+
+
 class ShapeEncoder(nn.Module):
     """Adds to each node the embedding of its shape: out, in, height and width, hid/4 wide each.
 
@@ -127,13 +130,16 @@ class ShapeEncoder(nn.Module):
     def indices(self, nodes: Sequence[Node]) -> Tensor:
         """(N, 4) int64: the embeddings' indices of each node's shape, on the CPU."""
         shapes = [
-            (0, 0, 0, 0) if node.shape is None else shape_as_4d(node.shape, node.type)
+            _NO_SHAPE if node.shape is None else shape_as_4d(node.shape, node.type)
             for node in nodes
         ]
-        sizes = torch.tensor(shapes, dtype=torch.int64, device="cpu")
+        return self.indices_of(torch.tensor(shapes, dtype=torch.int64, device="cpu"))
+
+    def indices_of(self, sizes: Tensor) -> Tensor:
+        """:meth:`indices` of shapes (N, 4) as (out, in, height, width); zeros stand for none."""
         channels = self.channel_index[sizes[:, :2].clamp(max=len(self.channel_index) - 1)]
         spatial = self.spatial_index[sizes[:, 2:].clamp(max=len(self.spatial_index) - 1)]
-        without = torch.tensor([node.shape is None for node in nodes], device="cpu")
+        without = sizes[:, 0] == 0
         channels[without] = self.embed_channel.num_embeddings - 1
         spatial[without] = self.embed_spatial.num_embeddings - 1
         return torch.cat((channels, spatial), dim=1)

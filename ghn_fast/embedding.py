@@ -1,0 +1,129 @@
+"""Architectures as vectors: mean node embeddings of many, and which are alike (arXiv 2110.13100,
+section 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghn_fast.ghn import GHN
+from ghn_fast.ghn.hub import DEFAULT, from_pretrained
+from ghn_fast.graph import NODE_TYPE_INDEX, Graph, GraphBatch
+from ghn_fast.nets import DeepNets1M
+
+_BATCH = 32
+"""Graphs; the distances of more do not stay in a core's cache."""
+
+Models = nn.Module | Graph | Iterable[nn.Module | Graph]
+
+
+@torch.no_grad()
+def embed(models_or_graphs: Models, ghn: GHN | str | Path | None = None) -> Tensor:
+    """Each architecture as a vector: the mean of its node embeddings.
+
+    Args:
+        models_or_graphs: a model or graph, or many; of a :class:`ghn_fast.DeepNets1M` no graphs
+            are made one by one.
+        ghn: a GHN, or what :func:`ghn_fast.from_pretrained` takes; by default the shipped one.
+
+    Returns:
+        (n, hid) float32 on the CPU, in the order of what was given.
+
+    Raises:
+        ghn_fast.graph.TraceError: a model could not be run.
+
+    Example:
+        >>> import ghn_fast
+        >>> ghn_fast.embed(ghn_fast.DeepNets1M("test", num_nets=3)).shape
+        torch.Size([3, 32])
+    """
+    network = ghn if isinstance(ghn, GHN) else from_pretrained(ghn or DEFAULT)
+    if isinstance(models_or_graphs, DeepNets1M) and models_or_graphs.is_sampled:
+        return _of_sampled(models_or_graphs, network)
+    one = isinstance(models_or_graphs, (nn.Module, Graph))
+    given: Iterable[Any] = [models_or_graphs] if one else models_or_graphs  # type: ignore[assignment]
+    means = [_means(network, GraphBatch(graphs)) for graphs in _batches(given, network)]
+    return torch.cat(means) if means else torch.empty(0, network.config.hid)
+
+
+def similar(
+    model: nn.Module | Graph,
+    among: Mapping[str, nn.Module | Graph] | Sequence[nn.Module | Graph],
+    ghn: GHN | str | Path | None = None,
+) -> list[tuple[str | int, float]]:
+    """Which of several architectures a GHN sees as most alike to one.
+
+    Args:
+        model: that one.
+        among: the others, by name or in a sequence.
+        ghn: as for :func:`embed`.
+
+    Returns:
+        (name or position, cosine of the angle between the embeddings less the others' mean), the
+        most alike first.
+
+    Example:
+        >>> import ghn_fast
+        >>> nets = ghn_fast.DeepNets1M("test", num_nets=4)
+        >>> ghn_fast.similar(nets[2], nets)[0][0]
+        2
+    """
+    names: list[str | int] = list(among) if isinstance(among, Mapping) else [*range(len(among))]
+    others = embed(list(among.values()) if isinstance(among, Mapping) else among, ghn)
+    centre = others.mean(dim=0)
+    alike = torch.cosine_similarity(others - centre, embed(model, ghn) - centre)
+    return [(names[place], float(alike[place])) for place in alike.argsort(descending=True)]
+
+
+def principal_components(embeddings: Tensor, count: int = 2) -> Tensor:
+    """Embeddings (n, hid) to (n, count): their coordinates along the directions of most variance.
+
+    As in figure 6 of arXiv 2110.13100. The sign of each is that which makes its largest entry
+    positive.
+    """
+    left, scale, _ = torch.linalg.svd(embeddings - embeddings.mean(dim=0), full_matrices=False)
+    found = left[:, :count] * scale[:count]
+    largest = found.gather(0, found.abs().argmax(dim=0, keepdim=True))
+    return found * largest.sign()
+
+
+def _batches(given: Iterable[nn.Module | Graph], ghn: GHN) -> Iterator[list[Graph]]:
+    graphs = (
+        item if isinstance(item, Graph) else Graph.from_model(item, types=ghn.node_types)
+        for item in given
+    )
+    while batch := list(islice(graphs, _BATCH)):
+        yield batch
+
+
+def _of_sampled(nets: DeepNets1M, ghn: GHN) -> Tensor:
+    """In threads of one core each: the operations of a small batch do not fill several."""
+    parts = [range(start, min(start + _BATCH, len(nets))) for start in range(0, len(nets), _BATCH)]
+
+    def run(indices: range) -> Tensor:
+        batch, sizes = nets.arrays(indices)
+        if ghn.config.flat_kernels and not _all_average(batch):
+            return _means(ghn, batch)
+        return _means(ghn, batch, sizes)
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        means = list(workers.map(torch.no_grad()(run), parts))
+    return torch.cat(means) if means else torch.empty(0, ghn.config.hid)
+
+
+def _all_average(batch: GraphBatch) -> bool:
+    """Whether no network flattens its last maps, which a layer's shape then does not tell."""
+    average = batch.node_types == NODE_TYPE_INDEX["glob_avg"]
+    return all(bool(part.any()) for part in average.split(batch.num_nodes.tolist()))
+
+
+def _means(ghn: GHN, batch: GraphBatch, sizes: Tensor | None = None) -> Tensor:
+    nodes = ghn.node_embeddings(batch, sizes).cpu().float()
+    return torch.stack([part.mean(dim=0) for part in nodes.split(batch.num_nodes.tolist())])
