@@ -37,6 +37,16 @@ def predict(
             help="Fit the model's stem to 32x32 images; by default for a GHN of few classes."
         ),
     ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            help="Of one example, such as 3x64x64, where it cannot be worked out from the model.",
+        ),
+    ] = None,
+    input_ids: Annotated[
+        int | None, typer.Option(min=1, help="Call the model with so many token ids.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the model's state dict here, as safetensors.")
     ] = None,
@@ -63,6 +73,7 @@ def predict(
 ) -> None:
     """Predict a model's parameters; tell what was decoded, how fast, and how good it is."""
     from ghn_fast.checkpoint import from_pretrained
+    from ghn_fast.cli.inputs import make_inputs
     from ghn_fast.cli.models import build_model
     from ghn_fast.nets import adjust_net
     from ghn_fast.prediction import predict as predict_parameters
@@ -79,7 +90,11 @@ def predict(
     if ":" not in model and small:
         target = adjust_net(target)
     _, report = predict_parameters(
-        target, network, return_report=True, keep=keep or (), only=only or (), fill=fill
+        *(target, network, make_inputs(target, input_shape, input_ids)),
+        return_report=True,
+        keep=keep or (),
+        only=only or (),
+        fill=fill,
     )
     report.stages["load"] = loaded
     _print_report(model, ghn, report, built)

@@ -91,6 +91,23 @@ def test_predict_reports_what_it_did_not(
     assert "fc.weight: output layer of 7; this GHN predicts 10" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", [("--input", "3x9x9"), ("--input-ids", 4)])
+def test_predict_calls_the_model_as_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ghn_file: Path,
+    option: tuple[str, object],
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "ghn_fast.prediction.predict",
+        lambda model, ghn, inputs, **options: seen.append(inputs) or sys.exit(0),
+    )
+    run(monkeypatch, "predict", "tests.graphs:SmallClassifier", "--ghn", ghn_file, *option)
+    (inputs,) = seen[0]
+    assert inputs.shape == ((2, 3, 9, 9) if option[0] == "--input" else (2, 4))
+
+
 def test_predict_makes_the_folder_of_what_it_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ghn_file: Path
 ) -> None:

@@ -70,6 +70,12 @@ class Maker:
         shape = _written_size(self.model)
         return int(shape[0]) if len(shape) == 3 else 3
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are, as far as tables tell."""
+        tables = (m for m in self.model.modules() if isinstance(m, nn.Embedding))
+        return max((table.num_embeddings for table in tables), default=2)
+
     def call(self, first: Tensor) -> Call:
         """A tensor as the first argument, and the others that have no default."""
         return (first, *(self.argument(name, first) for name in self.required[1:])), {}
@@ -83,9 +89,8 @@ class Maker:
             nodes = torch.arange(self.batch, device=self.device)
             return torch.stack([nodes, nodes.roll(1)])
         if re.search(r"ids|token|text", name) and first.is_floating_point():
-            tables = (m for m in self.model.modules() if isinstance(m, nn.Embedding))
-            words = max((table.num_embeddings for table in tables), default=2)
-            return self.ids(words, getattr(self.model, "context_length", SEQUENCE_LENGTH))
+            length = getattr(self.model, "context_length", SEQUENCE_LENGTH)
+            return self.ids(self.vocabulary, length)
         if re.search(r"encoder_hidden|context|cond", name) and width:
             return self.zeros(SEQUENCE_LENGTH, width)
         if re.search(r"pooled", name) and width:

@@ -1,0 +1,39 @@
+"""What to call a model with, by the options of the command line."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from torch import Tensor, nn
+
+from ghn_fast.cli.errors import UsageError
+
+
+def make_inputs(
+    model: nn.Module, shape: str | None, token_ids: int | None
+) -> dict[str, Tensor] | tuple[Tensor, ...] | None:
+    """What to call a model with, by the options of the command line; None without any.
+
+    Args:
+        model: gets both under the names that it has for them, else images before token ids.
+        shape: of one example, such as ``3x64x64``.
+        token_ids: how many.
+
+    Raises:
+        UsageError: a shape that is none.
+    """
+    from ghn_fast.graph.trace.guess import Maker
+
+    maker = Maker(model, batch=2, device=None)
+    inputs: dict[str, Tensor] = {}
+    if shape is not None:
+        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+            raise UsageError(f"--input is the shape of one example, such as 3x64x64, not {shape!r}")
+        inputs["pixel_values"] = maker.zeros(*map(int, shape.split("x")))
+    if token_ids is not None:
+        inputs["input_ids"] = maker.ids(maker.vocabulary, token_ids)
+    if not inputs:
+        return None
+    named = inputs.keys() <= inspect.signature(model.forward).parameters.keys()
+    return inputs if named else tuple(inputs.values())
