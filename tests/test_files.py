@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ghn_fast._system.files import append_line, replace, write_text
+from ghn_fast._system.files import append_line, lock, replace, write_text, writing
 
 
 def test_the_content_is_replaced(tmp_path: Path) -> None:
@@ -61,3 +61,39 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path: Path) -> None:
     assert "File too large" in done.stderr
     append_line(path, "last")
     assert path.read_text() == "first\nlast\n"
+
+
+BEHIND_A_LIBRARY = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from ghn_fast._system.files import writing
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    with writing(Path(sys.argv[1])) as file:
+        torch.save({"a": torch.zeros(300_000)}, file)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_failed_write_behind_a_library_is_a_failed_write(tmp_path: Path) -> None:
+    """Files cannot grow beyond 200 kB in the process; PyTorch makes a RuntimeError of that."""
+    command = [sys.executable, "-c", BEHIND_A_LIBRARY, str(tmp_path / "x")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[Errno 27] File too large", done.stderr
+
+
+def test_errors_of_the_library_stay_its_own(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), writing(tmp_path / "x"):
+        raise KeyError("x")
+
+
+def test_a_lock_is_held_once(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("ab") as one, (tmp_path / "x").open("ab") as other:
+        lock(one)
+        with pytest.raises(BlockingIOError):
+            lock(other)
+    with (tmp_path / "x").open("ab") as later:
+        lock(later)

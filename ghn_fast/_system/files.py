@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,6 +55,63 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A file for a library to write to, whose failures stay those of the system.
+
+    Whatever the library makes of a failed write, as PyTorch does a RuntimeError without the
+    reason, here it is the OSError that it was.
+    """
+    with path.open("wb", buffering=0) as raw:
+        file = _Remembering(raw)
+        try:
+            yield file  # type: ignore[misc]
+        except Exception:
+            if file.failure is None:
+                raise
+            raise file.failure from None
+
+
+class _Remembering(io.RawIOBase):
+    """A file that writes all or fails, and remembers with what."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest:
+                rest = rest[self._raw.write(rest) or 0 :]
+        except OSError as failure:
+            self.failure = failure
+            raise
+        return size
+
+
+def lock(file: IO[bytes]) -> None:
+    """Keeps other processes from locking the same file, until it is closed or this process ends.
+
+    Raises:
+        BlockingIOError: another one has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        return
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +52,6 @@ def train(
     from ghn_fast.train.denormals import flush_denormals
 
     flush_denormals()
-    settings = _settings(out, config, preset, overrides or [])
     given: dict[str, Any] = {
         "max_minutes": max_minutes,
         "steps": steps,
@@ -61,7 +59,8 @@ def train(
         "data": data,
         "device": device,
     }
-    settings = replace(settings, **{name: v for name, v in given.items() if v is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = _settings(out, config, preset, {**dict(map(_override, overrides or [])), **given})
     with process_group(choose_device(settings.device)) as processes:
         parts = ("train", "val")
         images = load_parts(processes, settings.data, parts, settings.image_size, download)
@@ -85,20 +84,19 @@ def plot(
 
 
 def _settings(
-    out: Path, config: Path | None, preset: str | None, overrides: list[str]
+    out: Path, config: Path | None, preset: str | None, changes: dict[str, Any]
 ) -> TrainConfig:
-    """What ``config``, ``preset`` or the run's own folder has, with fields overridden."""
+    """What ``config``, ``preset`` or the run's own folder has, with fields changed."""
     from ghn_fast.train import TrainConfig
 
     if config is not None and preset is not None:
         raise typer.BadParameter("give --config or --preset, not both")
     saved = config if config is not None else out / "config.json"
-    settings = TrainConfig()
     if preset is not None:
-        settings = TrainConfig.preset(preset)
-    elif config is not None or saved.exists():
-        settings = TrainConfig.load(saved)
-    return TrainConfig.from_dict({**settings.to_dict(), **dict(map(_override, overrides))})
+        return TrainConfig.preset(preset, **changes)
+    if config is not None or saved.exists():
+        return TrainConfig.load(saved, **changes)
+    return TrainConfig.from_dict(changes)
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.files import write_text
 
 OPTIMIZERS = ("adamw", "adam", "soap")
@@ -75,7 +76,7 @@ epochs 200 and 250 of 300. ``ghn3-paper`` trains a GHN-3-T with the optimiser of
 parameters of its public code, on CIFAR-10."""
 
 
-class ConfigError(ValueError):
+class ConfigError(FileError):
     """A field has a value of another type or that makes no sense; the message names it."""
 
 
@@ -291,8 +292,17 @@ class TrainConfig:
         write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> TrainConfig:
-        return cls.from_dict(json.loads(Path(path).read_text()))
+    def load(cls, path: str | Path, **changes: Any) -> TrainConfig:
+        """From a file that :meth:`save` wrote, with fields changed.
+
+        Raises:
+            ConfigError: there is none, it is damaged, or a field is unknown or wrong.
+        """
+        with failures(path, ConfigError):
+            values = json.loads(Path(path).read_text())
+            if type(values) is not dict:
+                raise FileError(f"it has {shown(values)}, and settings are a dictionary")
+            return cls.from_dict({**values, **changes})
 
 
 def _check_mixture(mixture: Mapping[str, float]) -> None:

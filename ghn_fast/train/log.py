@@ -91,6 +91,7 @@ class RunLog:
         """Appends a line; numbers go to TensorBoard as well.
 
         A line that cannot be written, for example to a full disk, is left out with a warning.
+        TensorBoard's writer does not recover from that, and gets nothing more.
         """
         if not self.is_open:
             return
@@ -98,6 +99,13 @@ class RunLog:
             append_line(self.path, json.dumps({"kind": kind, "step": step, **values}))
         except OSError as error:
             warnings.warn(f"step {step}: no line in {self.path}: {error}", stacklevel=2)
+        try:
+            self._write_events(kind, step, values)
+        except OSError as error:
+            self._writer = None
+            warnings.warn(f"step {step}: no more events for TensorBoard: {error}", stacklevel=2)
+
+    def _write_events(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self._writer is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -113,7 +121,12 @@ class RunLog:
         traceback: TracebackType | None,
     ) -> None:
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as failure:
+                warnings.warn(
+                    f"the last events are not in {self.path.parent}: {failure}", stacklevel=2
+                )
 
     def _drop_after(self, step: int) -> None:
         lines = read_log(self.path) if self.path.exists() else []
@@ -134,9 +147,9 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
 def _parsed(line: str, where: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         values = error
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
         raise ValueError(f"{where} is not a line of a log ({line[:40]!r}); remove it")
     return values
 

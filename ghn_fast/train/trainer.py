@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from ghn_fast._system.device import images_to_device, to_device
-from ghn_fast._system.files import remove_leftovers, replace
+from ghn_fast._system.errors import FileError, failures, shown
+from ghn_fast._system.files import lock, remove_leftovers, replace, writing
 from ghn_fast._system.processes import Processes, choose_device
 from ghn_fast._system.random import seeded
-from ghn_fast.checkpoint import from_pretrained, save
-from ghn_fast.data import ImageSource, ImageStream
+from ghn_fast.checkpoint import CheckpointError, from_pretrained, save
+from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
+from ghn_fast.data import DataError, ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.ghn import GHN, make_config, make_ghn
 from ghn_fast.graph import GraphBatch
@@ -38,6 +40,7 @@ from ghn_fast.train.step import StepResult, train_step
 CONFIG_FILE = "config.json"
 CHECKPOINT_FILE = "checkpoint.pt"
 EXPORT_FILE = "ghn.safetensors"
+LOCK_FILE = "lock"
 _FORMAT = 1
 _MAY_CHANGE = {
     "data",
@@ -94,8 +97,9 @@ class Trainer:
         validation: images to validate with; without them there is no validation.
 
     Raises:
-        ConfigError: the folder holds a run of another configuration, or the GHN of the
-            configuration has another number of classes than the images.
+        ConfigError: the folder holds a run of another configuration or a damaged one, or the GHN
+            of the configuration has another number of classes than the images.
+        DataError: there are fewer images than a batch has.
     """
 
     def __init__(
@@ -108,6 +112,11 @@ class Trainer:
         self.config = config
         self.folder = Path(folder)
         self.validation = validation
+        if len(train) < config.image_batch:
+            raise DataError(
+                f"{config.data or 'the data set'} has {len(train)} images to learn from, fewer "
+                f"than the {config.image_batch} of image_batch"
+            )
         self.processes = Processes.current()
         self.device = choose_device(config.device)
         with seeded(config.seed):
@@ -166,14 +175,21 @@ class Trainer:
 
         Returns:
             The GHN with averaged weights, in evaluation mode.
+
+        Raises:
+            ConfigError: another run is writing in the folder, or has since this one was made.
         """
         is_first = self.processes.is_first
         self._stop = self._stopping = False
         self._started = time.perf_counter() - 60 * self.minutes
         with ExitStack() as stack:
             stack.enter_context(_signals(self.stop))
+            if self.processes.first(is_first and not self._locked(stack)):
+                raise ConfigError(
+                    f"another run is writing in {self.folder}, or has since this one read its "
+                    "checkpoint; use another folder, or start again once it has ended"
+                )
             if is_first:
-                self.folder.mkdir(parents=True, exist_ok=True)
                 for name in (CHECKPOINT_FILE, EXPORT_FILE, CONFIG_FILE, LOG_FILE):
                     remove_leftovers(self.folder / name)
                 self.config.save(self.folder / CONFIG_FILE)
@@ -187,6 +203,15 @@ class Trainer:
         if is_first and has_matplotlib():
             plot_run(self.folder)
         return self.average
+
+    def _locked(self, stack: ExitStack) -> bool:
+        """Whether the folder is this run's alone while the stack is open, and as it was found."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock(stack.enter_context((self.folder / LOCK_FILE).open("ab")))
+        except BlockingIOError:
+            return False
+        return _version(self.folder / CHECKPOINT_FILE) == self._found
 
     def _loop(
         self,
@@ -349,6 +374,7 @@ class Trainer:
         }
         with self._timed("save"):
             replace(self.folder / CHECKPOINT_FILE, lambda aside: _write_checkpoint(state, aside))
+            self._found = _version(self.folder / CHECKPOINT_FILE)
             save(self.average, self.folder / EXPORT_FILE, {"steps": str(self.step)})
 
     def _save_if_possible(self, log: RunLog) -> None:
@@ -362,6 +388,7 @@ class Trainer:
 
     def _resume(self) -> None:
         path = self.folder / CHECKPOINT_FILE
+        self._found = _version(path)
         found = self.processes.gather(path.exists())
         if any(found) and not all(found):
             missing = [str(rank) for rank, there in enumerate(found) if not there]
@@ -372,13 +399,17 @@ class Trainer:
         if not all(found):
             return
         state = _load_checkpoint(path)
-        saved = TrainConfig.from_dict(state["config"])
-        _check_same_run(self.config, self.processes.size, saved, state.get("processes", 1), path)
-        self.ghn.load_state_dict(state["ghn"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in _COUNTERS:
-            setattr(self, name, state.get(name, getattr(self, name)))
+        with failures(path, ConfigError):
+            saved = TrainConfig.from_dict(state["config"])
+            _check_same_run(self.config, self.processes.size, saved, state.get("processes", 1))
+            self.ghn.load_state_dict(state["ghn"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            for name in _COUNTERS:
+                value = state.get(name, getattr(self, name))
+                if type(value) is not type(getattr(self, name)):
+                    raise FileError(f"its {name} is {shown(value)}")
+                setattr(self, name, value)
 
     def _report(self, meter: Meter) -> dict[str, Any]:
         return {
@@ -442,25 +473,33 @@ def _make_optimizer(config: TrainConfig, ghn: GHN) -> torch.optim.Optimizer:
 
 def _load_checkpoint(path: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        state: dict[str, Any] = load_tensor_pickle(path)
+    except CheckpointError as error:
         raise ConfigError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}: {error}); "
-            f"move it away to start the run anew"
+            f"{path} is not a readable checkpoint ({error}); move it away to start the run anew"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+    needed = {"config", "ghn", "average", "optimizer"}
+    if not isinstance(state, dict) or state.get("format") != _FORMAT or not needed <= set(state):
         raise ConfigError(f"{path} is not a checkpoint of this trainer; use another folder")
     return state
 
 
+def _version(path: Path) -> tuple[int, int] | None:
+    """What another writing of the file would change."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
 def _write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """Through a Python file, whose errors are those of the system, with their reason."""
-    with path.open("wb") as file:
+    with writing(path) as file:
         torch.save(state, file)
 
 
 def _check_same_run(
-    config: TrainConfig, processes: int, saved: TrainConfig, saved_processes: int, path: Path
+    config: TrainConfig, processes: int, saved: TrainConfig, saved_processes: int
 ) -> None:
     now, then = config.to_dict(), saved.to_dict()
     for values, one, count in ((now, config, processes), (then, saved, saved_processes)):
@@ -471,8 +510,7 @@ def _check_same_run(
     if changed:
         differences = ", ".join(f"{name}: {then.get(name)!r} -> {now[name]!r}" for name in changed)
         raise ConfigError(
-            f"{path} belongs to a run with other settings ({differences}); "
-            f"use these, or another folder"
+            f"it belongs to a run with other settings ({differences}); use these, or another folder"
         )
 
 

@@ -171,10 +171,10 @@ def test_train_resume_and_eval(
     settings = [
         *("--set", "meta_batch=2", "--set", "image_batch=4", "--set", "widths=[16]"),
         *("--set", "max_work=5", "--set", 'ghn={"max_shape": [16, 16, 3, 3]}'),
-        *("--set", "validate_every=0", "--set", "threads=1"),
+        *("--set", "validate_every=0", "--set", "threads=1", "--set", "max_minutes=null"),
     ]
     common = ("--out", run_folder, "--data", cifar10, "--no-progress")
-    assert run(monkeypatch, "train", *common, "--steps", 2, *settings) == 0
+    assert run(monkeypatch, "train", *common, "--steps", 2, *settings) == 0  # --steps is its end
     assert "step 2" in capsys.readouterr().out
     assert run(monkeypatch, "train", *common) == 0
     assert "going on at step 2" in capsys.readouterr().out

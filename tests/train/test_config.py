@@ -52,6 +52,34 @@ def test_impossible_settings_are_named(values: dict[str, Any], message: str) -> 
         TrainConfig.from_dict(values)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "it has a list, and settings are a dictionary"),
+        ('{"lr": 0.0', "truncated or damaged"),
+        ("[" * 100_000, "truncated or damaged"),
+        ('{"lr": "fast"}', "lr must be float"),
+        ('{"' + "a" * 10_000 + '": 1}', "unknown settings"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        TrainConfig.load(path)
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 700
+
+
+def test_what_is_given_counts_before_the_check(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"max_minutes": null}')
+    with pytest.raises(ConfigError, match="a run needs an end"):
+        TrainConfig.load(path)
+    assert TrainConfig.load(path, steps=3).steps == 3
+
+
 def test_types_of_json_are_taken() -> None:
     config = TrainConfig.from_dict({"lr": 1, "widths": [16], "max_work": None, "betas": [0, 0.9]})
     assert (config.lr, config.widths, config.max_work, config.betas) == (1, (16,), None, (0, 0.9))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ghn_fast.checkpoint import load_ghn, save
-from ghn_fast.data import Images, ImageStream
+from ghn_fast.data import DataError, Images, ImageStream
 from ghn_fast.ghn import ghn2
 from ghn_fast.train import (
     ConfigError,
@@ -357,6 +357,88 @@ def test_a_full_disk_keeps_the_last_checkpoint(uninterrupted: Path, tmp_path: Pa
     assert trainer.step == 4
     trainer.fit()
     assert_same_run(uninterrupted, run)
+
+
+def test_a_full_disk_does_not_end_training(tmp_path: Path) -> None:
+    """A disk of 2 MB that is full for two steps and has room again."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("only root can mount a small disk")
+    try:
+        trainer = make_trainer(disk / "run")
+        advance, filler = trainer._advance, disk / "filler"
+
+        def advance_on_a_full_disk(*arguments: Any) -> Any:
+            if trainer.step == 2:
+                with pytest.raises(OSError, match="No space left"), filler.open("wb") as file:
+                    file.write(bytes(2**21))
+            if trainer.step == 4:
+                filler.unlink()
+            return advance(*arguments)
+
+        trainer._advance = advance_on_a_full_disk  # type: ignore[method-assign]
+        with pytest.warns(UserWarning, match=r"step 3: no checkpoint was written: .*No space left"):
+            trainer.fit()
+        assert trainer.failed_checkpoints == 2
+        assert make_trainer(disk / "run").step == 6
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    one, other = make_trainer(tmp_path), make_trainer(tmp_path)
+    advance = one._advance
+
+    def advance_beside_the_other(*arguments: Any) -> Any:
+        with pytest.raises(ConfigError, match="another run is writing in"):
+            other.fit()
+        return advance(*arguments)
+
+    one._advance = advance_beside_the_other  # type: ignore[method-assign]
+    one.fit()
+    assert [line["step"] for line in train_lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(ConfigError, match="or has since this one read its checkpoint"):
+        other.fit()
+    one.fit()
+    make_trainer(tmp_path).fit()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"config": None}, "not a checkpoint of this trainer"),
+        ({"config": [1]}, "truncated or damaged"),
+        ({"config": {"lr": "fast"}}, "lr must be float"),
+        ({"step": "6"}, "its step is '6'"),
+        ({"ghn": {}}, "Missing key"),
+        ({"optimizer": [1]}, "truncated or damaged"),
+    ],
+)
+def test_a_checkpoint_of_other_content_is_named(
+    uninterrupted: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    state = {**state_of(uninterrupted), **changes}
+    path = tmp_path / "checkpoint.pt"
+    torch.save({name: value for name, value in state.items() if value is not None}, path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_trainer(tmp_path)
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).isprintable()
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_found(uninterrupted: Path, tmp_path: Path) -> None:
+    content = bytearray((uninterrupted / "checkpoint.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ConfigError, match="Bad CRC-32"):
+        make_trainer(tmp_path)
+
+
+def test_fewer_images_than_a_batch_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="7 images to learn from, fewer than the 8 of image_batch"):
+        Trainer(TINY, tmp_path, make_images(7))
 
 
 def test_starts_from_a_trained_ghn(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from ghn_fast._core import core
-from ghn_fast._system.files import write_text
+from ghn_fast._system.files import lock, write_text
 from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.generate.sampler import MIN_WIDTH, REFERENCE_FC_DIM, RULES, sample_net_args
 from ghn_fast.nets.published.files import ARGUMENTS, file_of, import_h5py
@@ -110,7 +110,10 @@ class _Exporter:
 
     def run(self, on_progress: Callable[[int, int], object]) -> tuple[Path, Path]:
         with self.lines.open("ab") as lines:
-            _lock(lines, self.path)
+            try:
+                lock(lines)
+            except BlockingIOError:
+                raise PartialExportError(f"another process is writing {self.path}") from None
             while not self._write_all(lines, on_progress):
                 warnings.warn(
                     f"{self.partial} was damaged by a process that was killed while it closed the "
@@ -309,18 +312,6 @@ def _numbers(split: str) -> dict[str, dict[int, str]]:
     primitives = dict(enumerate((*NODE_TYPES, "conv_1x1")))
     names = core.deepnets_published_names(2 * RULES[split].steps[2])
     return {"primitives_ext": primitives, "unique_op_names": dict(enumerate(names))}
-
-
-def _lock(file: IO[bytes], path: Path) -> None:
-    """Keeps other processes from writing the same files; the lock ends with the process."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise PartialExportError(f"another process is writing {path}") from None
 
 
 def _compressed(distances: np.ndarray) -> bytes:
