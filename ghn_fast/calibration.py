@@ -53,7 +53,8 @@ def calibrate_(
 
     Example:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
-        >>> ghn_fast.calibrate_(model, loader).eval()
+        >>> model is ghn_fast.calibrate_(model, loader).eval()
+        True
     """
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     if layer_by_layer and not isinstance(loader, Tensor) and iter(loader) is loader:

@@ -17,6 +17,12 @@ def show_config() -> None:
     """Prints versions, how the core was built, and which backend each operation takes where.
 
     As :func:`torch.__config__.show`, for ghn_fast.
+
+    Example:
+        >>> ghn_fast.show_config()
+        ghn_fast ...
+        operation       CPU        CUDA
+        ...
     """
     print(describe())
 

@@ -48,6 +48,12 @@ class HeadReport:
         balanced_accuracy: the mean of the classes' accuracies, percent.
         loss: cross-entropy of the held-out pictures, all classes weighing alike unless asked.
         absent: classes that the pictures do not have; they are never predicted.
+
+    Example:
+        >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
+        >>> report = ghn_fast.fit_head_(model, loader)
+        >>> report.layer, report.classes, report.features
+        ('fc', 10, 512)
     """
 
     layer: str
@@ -113,9 +119,10 @@ def fit_head_(
             is as it was then.
 
     Example:
-        >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=7))
-        >>> ghn_fast.calibrate_(model, loader)
+        >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
+        >>> model = ghn_fast.calibrate_(model, loader)
         >>> print(ghn_fast.fit_head_(model, loader))
+        fc (512 features, 10 classes) fitted to 64 pictures: ...
     """
     if not 0 <= held_out < 1 or (ridge is not None and ridge < 0):
         raise ValueError("held_out must be from 0 to below 1, and ridge not negative")

@@ -41,6 +41,15 @@ class PredictionReport:
         num_parameters: how many scalars the model has.
         stages: {stage: seconds}; ``load`` (the GHN), ``graph`` and ``predict``.
         seconds: graph and prediction together.
+
+    Example:
+        >>> model, report = ghn_fast.predict(
+        ...     torchvision.models.resnet18(num_classes=10), return_report=True
+        ... )
+        >>> report.rules["conv1.weight"], report.rules["fc.weight"], report.unpredicted
+        ('weight', 'class_weight', {})
+        >>> print(report)
+        decoded 62 of 62 tensors, 11,181,642 of 11,181,642 parameters
     """
 
     predicted: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -144,6 +153,11 @@ def predict(
             Nothing has been written then.
         ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         ghn_fast.checkpoint.CheckpointError: the GHN could not be loaded.
+
+    Example:
+        >>> model = ghn_fast.adjust_net(torchvision.models.resnet50(num_classes=10))
+        >>> model is ghn_fast.predict(model)
+        True
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")

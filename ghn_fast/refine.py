@@ -50,6 +50,12 @@ def refine_(
 
     Raises:
         ValueError: a negative number, or a weight that is computed from other parameters.
+
+    Example:
+        >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> model is ghn_fast.refine_(model, first_layer=14, generator=generator)
+        True
     """
     if noise < 0 or first_layer < 0 or min_channels < 0:
         raise ValueError("noise, first_layer and min_channels must not be negative")

@@ -96,6 +96,13 @@ def evaluate(
         EvaluationError: no GHN or one for another number of classes, an unknown baseline, or a
             results file of something else.
         ghn_fast.data.DataError: there are no images.
+
+    Example:
+        >>> result = ghn_fast.evaluate(
+        ...     ghn_fast.from_pretrained("ghn2-cifar10"), split="test", images=images, num_nets=1
+        ... )
+        >>> len(result.networks)
+        1
     """
     _check_ghn(ghn)
     _check_choice("baseline", baseline, WAYS)

@@ -32,6 +32,10 @@ class GHNConfig:
 
     Raises:
         ValueError: a value that no GHN can have.
+
+    Example:
+        >>> ghn_fast.GHNConfig(hid=16, max_shape=(32, 32, 3, 3)).decoder
+        'conv'
     """
 
     max_shape: tuple[int, int, int, int] = (64, 64, 11, 11)

@@ -66,6 +66,11 @@ def from_pretrained(
     Raises:
         CheckpointError: nothing has that name (with the nearest that exist), it cannot be
             downloaded, or the file is not a GHN's checkpoint.
+
+    Example:
+        >>> ghn = ghn_fast.from_pretrained("ghn2-cifar10")
+        >>> ghn.config.num_classes
+        10
     """
     name = str(name_or_path)
     weights = _weights_folder() / f"{name}.safetensors"

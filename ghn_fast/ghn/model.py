@@ -47,6 +47,12 @@ class GHN(Pretrained, nn.Module):
 
     Attributes:
         interpolates: kernels larger than the largest block are interpolated, not repeated.
+
+    Example:
+        >>> ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3)))
+        >>> model = torchvision.models.resnet18(num_classes=10)
+        >>> ghn.train()(model).conv1.weight.grad_fn is not None  # in the parameter's place
+        True
     """
 
     interpolates = False
@@ -405,5 +411,11 @@ def ghn1(num_classes: int = 10, **config: object) -> GHN:
 
 
 def ghn2(num_classes: int = 10, **config: object) -> GHN:
-    """A GHN-2 (arXiv 2110.13100). For ImageNet pass ``max_shape=(64, 64, 16, 16)``."""
+    """A GHN-2 (arXiv 2110.13100). For ImageNet pass ``max_shape=(64, 64, 16, 16)``.
+
+    Example:
+        >>> ghn = ghn_fast.ghn2(num_classes=100, hid=16, max_shape=(32, 32, 5, 5))
+        >>> ghn.config.num_classes
+        100
+    """
     return GHN(GHNConfig.from_dict({"num_classes": num_classes, **config}))

@@ -25,6 +25,12 @@ class GraphBatch:
         offsets: (B + 1,) int64 on the CPU, where each graph's nodes begin in the batch.
         node_types: (sum N,) int64.
         distances: (sum N*N,) uint8, the distance matrices flattened row by row.
+
+    Example:
+        >>> nets = ghn_fast.DeepNets1M(split="train")
+        >>> batch = ghn_fast.GraphBatch([nets[0], nets[1]])
+        >>> len(batch.node_types) == int(batch.num_nodes.sum()) == int(batch.offsets[-1])
+        True
     """
 
     def __init__(self, graphs: Sequence[Graph], device: torch.device | str = "cpu") -> None:

@@ -55,6 +55,12 @@ class DeepNets1M(Dataset[Graph]):
     Raises:
         ValueError: an unknown split or an impossible number of networks.
         FileNotFoundError, NetsFileError: a file in `nets_dir` is missing or damaged.
+
+    Example:
+        >>> nets = ghn_fast.DeepNets1M(split="test")
+        >>> len(nets), nets[0]
+        (500, ...)
+        >>> network = ghn_fast.Network(num_classes=10, is_imagenet_input=False, **nets[0].net_args)
     """
 
     def __init__(

@@ -32,6 +32,13 @@ class Genotype(NamedTuple):
     States 0 and 1 of a cell are the outputs of the two cells before it. Entries `2 * i` and
     `2 * i + 1` of `normal` (or `reduce`) are the operations, with the states they read, that are
     added up to state `i + 2`. The output concatenates the states of `normal_concat`.
+
+    Example:
+        >>> genotype = ghn_fast.Genotype(
+        ...     normal=[("conv_3x3", 0), ("skip_connect", 1)], normal_concat=[2],
+        ...     reduce=[("max_pool_3x3", 0), ("conv_1x1", 1)], reduce_concat=[2],
+        ... )
+        >>> network = ghn_fast.Network(16, 10, genotype, n_cells=3)
     """
 
     normal: list[tuple[str, int]]

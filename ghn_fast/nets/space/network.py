@@ -110,6 +110,12 @@ class Network(nn.Module):
 
     Raises:
         TypeError, ValueError: an argument that describes no network; the message says which.
+
+    Example:
+        >>> from ghn_fast.nets import DARTS
+        >>> network = ghn_fast.Network(16, 10, DARTS, n_cells=3)
+        >>> network(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     expected_input_sz: int
