@@ -11,13 +11,16 @@ from ghn_fast._version import __version__
 if TYPE_CHECKING:
     from ghn_fast.calibration import calibrate_ as calibrate_
     from ghn_fast.checkpoint import from_pretrained as from_pretrained
+    from ghn_fast.checkpoint import list_models as list_models
     from ghn_fast.embedding import embed as embed
     from ghn_fast.embedding import similar as similar
     from ghn_fast.environment import show_config as show_config
     from ghn_fast.evaluation import evaluate as evaluate
     from ghn_fast.ghn import GHN as GHN
     from ghn_fast.ghn import GHNConfig as GHNConfig
+    from ghn_fast.ghn import ghn1 as ghn1
     from ghn_fast.ghn import ghn2 as ghn2
+    from ghn_fast.ghn.ghn3 import ghn3 as ghn3
     from ghn_fast.graph import Graph as Graph
     from ghn_fast.graph import GraphBatch as GraphBatch
     from ghn_fast.head import HeadReport as HeadReport
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from ghn_fast.prediction import PredictionReport as PredictionReport
     from ghn_fast.prediction import predict as predict
     from ghn_fast.refine import refine_ as refine_
+    from ghn_fast.train import TrainConfig as TrainConfig
+    from ghn_fast.train import train_step as train_step
 
 # Each public name is imported when it is first used, so that `import ghn_fast` costs next to
 # nothing on top of `import torch`.
@@ -39,20 +44,25 @@ _EXPORTS = {
     "Genotype": "ghn_fast.nets",
     "Graph": "ghn_fast.graph",
     "GraphBatch": "ghn_fast.graph",
+    "HeadReport": "ghn_fast.head",
     "Network": "ghn_fast.nets",
     "PredictionReport": "ghn_fast.prediction",
+    "TrainConfig": "ghn_fast.train",
     "adjust_net": "ghn_fast.nets",
     "calibrate_": "ghn_fast.calibration",
-    "HeadReport": "ghn_fast.head",
-    "fit_head_": "ghn_fast.head",
     "embed": "ghn_fast.embedding",
     "evaluate": "ghn_fast.evaluation",
+    "fit_head_": "ghn_fast.head",
     "from_pretrained": "ghn_fast.checkpoint",
+    "ghn1": "ghn_fast.ghn",
     "ghn2": "ghn_fast.ghn",
+    "ghn3": "ghn_fast.ghn",
+    "list_models": "ghn_fast.checkpoint",
     "predict": "ghn_fast.prediction",
     "refine_": "ghn_fast.refine",
     "similar": "ghn_fast.embedding",
     "show_config": "ghn_fast.environment",
+    "train_step": "ghn_fast.train",
 }
 
 __all__ = ["__version__", *sorted(_EXPORTS)]

@@ -27,7 +27,7 @@ DEFAULT_GHN = "ghn2-cifar10"
 Model = TypeVar("Model", bound=nn.Module)
 
 
-@dataclass
+@dataclass(repr=False)
 class PredictionReport:
     """What :func:`predict` did.
 
@@ -66,6 +66,13 @@ class PredictionReport:
     def num_predicted(self) -> int:
         """Number of scalars that were predicted."""
         return sum(torch.Size(shape).numel() for shape in self.predicted.values())
+
+    def __repr__(self) -> str:
+        tensors = len(self.predicted) + len(self.unpredicted)
+        return (
+            f"PredictionReport({len(self.predicted):,} of {tensors:,} tensors, "
+            f"{self.num_predicted:,} of {self.num_parameters:,} parameters)"
+        )
 
     def __str__(self) -> str:
         tensors = len(self.predicted) + len(self.unpredicted)

@@ -111,7 +111,9 @@ def checkpoint_file(path: str | Path) -> Path:
     with failures(path, CheckpointError):
         file = Path(path).expanduser()
         if file.is_dir():
-            file = file / "model.safetensors"
+            # What `save_pretrained` writes, or a run of training.
+            inside = (file / "model.safetensors", file / "ghn.safetensors")
+            file = next((path for path in inside if path.is_file()), inside[0])
         if file.is_file():
             return file
         beside = _beside(file)

@@ -16,7 +16,6 @@ from ghn_fast.cli.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ghn_fast.ghn import GHN
     from ghn_fast.prediction import PredictionReport
 
 
@@ -84,8 +83,9 @@ def predict(
     classes = network.config.num_classes if num_classes is None else num_classes
     small = network.config.num_classes < 1000 if small_images is None else small_images
 
+    target = build_model(model, classes)  # imports what it needs
     start = time.perf_counter()
-    target = build_model(model, classes)
+    build_model(model, classes)
     built = time.perf_counter() - start
     if ":" not in model and small:
         target = adjust_net(target)
@@ -100,8 +100,13 @@ def predict(
     _print_report(model, ghn, report, built)
     if out is not None:
         _write(target, out, model, ghn)
-    if small:
-        _print_accuracy(target, network, data, download, images, batch_size)
+    if network.config.num_classes == 10 and small:
+        _print_accuracy(target, data, download, images, batch_size)
+    elif data is not None or download:
+        typer.echo(
+            "accuracy: not measured, as CIFAR-10 is for GHNs of 10 classes and models for small "
+            "images; ghn-fast fit MODEL --data FOLDER takes any pictures"
+        )
 
 
 def _print_report(model: str, ghn: str, report: PredictionReport, built: float) -> None:
@@ -127,8 +132,14 @@ def _print_report(model: str, ghn: str, report: PredictionReport, built: float) 
     console.print(table)
     for name, reason in report.unpredicted.items():
         console.print(f"{name}: {reason}", highlight=False, soft_wrap=True)
-    stages = ", ".join(f"{stage} {spent:.3f} s" for stage, spent in report.stages.items())
-    console.print(f"predicted in {report.seconds:.3f} s ({stages})", highlight=False)
+    stages = ", ".join(
+        f"{stage} {spent:.3f} s" for stage, spent in report.stages.items() if stage != "load"
+    )
+    console.print(
+        f"predicted in {report.seconds:.3f} s ({stages}); loading the GHN took "
+        f"{report.stages['load']:.3f} s",
+        highlight=False,
+    )
     console.print(f"random initialisation took {built:.3f} s", highlight=False)
 
 
@@ -146,7 +157,6 @@ def _write(model: nn.Module, out: Path, name: str, ghn: str) -> None:
 
 def _print_accuracy(
     model: nn.Module,
-    ghn: GHN,
     data: Path | None,
     download: bool,
     num_images: int,
@@ -157,8 +167,6 @@ def _print_accuracy(
     from ghn_fast.data import find_cifar10, load_cifar10
     from ghn_fast.evaluation import top1
 
-    if ghn.config.num_classes != 10:
-        return
     if data is None and not download and find_cifar10() is None:
         typer.echo("accuracy: not measured, no CIFAR-10 found; pass --data FOLDER or --download")
         return

@@ -50,6 +50,7 @@ def train(
     from ghn_fast.cli.images import load_parts
     from ghn_fast.train import Trainer, choose_device, process_group
     from ghn_fast.train.denormals import flush_denormals
+    from ghn_fast.train.schedule import LONGEST_WARMUP
 
     flush_denormals()
     given: dict[str, Any] = {
@@ -61,6 +62,11 @@ def train(
     }
     given = {name: value for name, value in given.items() if value is not None}
     settings = _settings(out, config, preset, {**dict(map(_override, overrides or [])), **given})
+    lowered = int(LONGEST_WARMUP * (settings.steps or 0))
+    if settings.steps is not None and settings.warmup_steps > lowered:
+        typer.echo(
+            f"warm-up: {lowered} steps, a tenth of the run, instead of {settings.warmup_steps}"
+        )
     with process_group(choose_device(settings.device)) as processes:
         parts = ("train", "val")
         images = load_parts(processes, settings.data, parts, settings.image_size, download)

@@ -52,7 +52,7 @@ LARGEST_RATIO = 4 / 3
 """Of random crops in training (Szegedy et al., arXiv 1409.4842, section 6)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EncodedImages:
     """Labelled images, decoded when asked for; an :class:`ImageSource`.
 
@@ -73,6 +73,11 @@ class EncodedImages:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return (
+            f"EncodedImages({len(self):,} as {self.size} x {self.size}, {self.num_classes} classes)"
+        )
 
     @property
     def is_large(self) -> bool:

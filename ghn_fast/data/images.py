@@ -61,7 +61,7 @@ class ImageSource(Protocol):
         """The same, half of them mirrored and, with ``crop``, cropped, as the generator decides."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Images:
     """Labelled images in memory.
 
@@ -92,6 +92,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        height, width = self.images.shape[2:]
+        return f"Images({len(self):,} of {height} x {width}, {self.num_classes} classes)"
 
     def select(self, indices: Tensor) -> Images:
         """The images at these positions."""

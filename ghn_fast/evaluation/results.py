@@ -44,7 +44,7 @@ class NetworkResult:
     left: int = 0
 
 
-@dataclass
+@dataclass(repr=False)
 class EvaluationResult:
     """The networks of a split, one by one and together.
 
@@ -66,6 +66,12 @@ class EvaluationResult:
     sgd_steps: int = 0
     ghn_digest: str = ""
     images_digest: str = ""
+
+    def __repr__(self) -> str:
+        found = f": {self.mean:.1f} ± {self.standard_error:.1f} %" if self.networks else ""
+        return (
+            f"EvaluationResult({self.split}, {self.baseline}, {len(self.networks)} networks{found})"
+        )
 
     @property
     def top1(self) -> list[float]:

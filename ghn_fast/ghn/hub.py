@@ -108,6 +108,10 @@ def known_names() -> list[str]:
     return [*shipped(), *_GHN3_FILES]
 
 
+list_models = known_names
+"""As timm and torchvision call it."""
+
+
 def save_pretrained(
     ghn: GHN,
     save_directory: str | Path,

@@ -73,6 +73,15 @@ class GHN(Pretrained, nn.Module):
         self.decoder_1d = MLP(hid, (2 * hid, 2 * max_channels), last_relu=False)
         self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(max_channels, num_classes))
 
+    def __repr__(self) -> str:
+        """On one line; its modules are listed by ``named_modules()``."""
+        size = sum(parameter.numel() for parameter in self.parameters())
+        block = "x".join(map(str, self.config.max_shape))
+        return (
+            f"{type(self).__name__}(hid={self.config.hid}, blocks of {block}, "
+            f"{self.config.num_classes} classes, {size:,} parameters)"
+        )
+
     @property
     def node_types(self) -> tuple[str, ...]:
         """The types that nodes of its graphs have, in the order of their embedding."""

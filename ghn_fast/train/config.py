@@ -134,7 +134,7 @@ class TrainConfig:
         max_cells, max_parameters: networks beyond are passed over; None for no limit.
         optimizer: ``adamw``, ``adam`` or ``soap`` (:class:`ghn_fast.train.soap.SOAP`).
         lr, weight_decay, betas: of the optimiser.
-        warmup_steps: over which the learning rate rises from 0.
+        warmup_steps: over which the learning rate rises from 0; at most a tenth of the run.
         schedule: ``cosine``, ``step`` (times ``decay`` at each of the ``milestones``) or
             ``constant``.
         final_lr: the cosine's end, as a share of ``lr``.

@@ -9,16 +9,21 @@ from torch import nn
 
 from ghn_fast.train.config import TrainConfig
 
+LONGEST_WARMUP = 0.1
+"""Share of a run."""
+
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     """The learning rate of a step.
 
     Args:
         config: its schedule.
-        step: from 0; decides the warm-up.
+        step: from 0; decides the warm-up, which ends after a tenth of the run at the latest.
         progress: the share of the run that has passed, from 0 to 1; decides the rest.
     """
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps > 0 else 1.0
+    warmup = 1.0
+    if config.warmup_steps > 0:
+        warmup = min(1.0, max((step + 1) / config.warmup_steps, progress / LONGEST_WARMUP))
     return config.lr * warmup * _decay(config, min(max(progress, 0.0), 1.0))
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -73,7 +75,10 @@ def test_predict_prints_and_writes(
     printed = capsys.readouterr().out
     total = sum(parameter.numel() for parameter in SmallClassifier().parameters())
     assert f"{total:,}" in printed
-    assert "predicted in" in printed
+    stages = re.search(r"predicted in (\S+) s \(graph (\S+) s, predict (\S+) s\); loading", printed)
+    assert stages is not None
+    whole, *parts = (float(seconds) for seconds in stages.groups())
+    assert whole == pytest.approx(sum(parts), abs=2e-3)
     assert "top-1 on 64 CIFAR-10 test images, batch statistics of 64: 1" in printed
     with safe_open(out, "pt") as written:
         assert set(written.keys()) >= {"conv.weight", "bn.weight", "fc.bias"}
@@ -136,6 +141,37 @@ def test_predict_says_what_it_cannot_write(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_predict_says_that_it_does_not_use_the_data(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ghn_file: Path,
+    cifar10: Path,
+) -> None:
+    name = "tests.graphs:SmallClassifier"
+    options = ("--ghn", ghn_file, "--no-small-images")
+    assert run(monkeypatch, "predict", name, *options, "--data", cifar10) == 0
+    assert "accuracy: not measured, as CIFAR-10 is for" in capsys.readouterr().out
+    assert run(monkeypatch, "predict", name, *options) == 0
+    assert "accuracy" not in capsys.readouterr().out
+
+
+def test_random_initialisation_is_timed_without_imports(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ghn_file: Path
+) -> None:
+    calls: list[float] = []
+
+    def build(name: str, num_classes: int) -> SmallClassifier:
+        calls.append(time.perf_counter())
+        time.sleep(0.5 if len(calls) == 1 else 0.0)  # the first imports
+        return SmallClassifier()
+
+    monkeypatch.setattr("ghn_fast.cli.models.build_model", build)
+    assert run(monkeypatch, "predict", "some", "--ghn", ghn_file, "--no-small-images") == 0
+    took = re.search(r"random initialisation took (\S+) s", capsys.readouterr().out)
+    assert took is not None
+    assert float(took[1]) < 0.4
+
+
 def test_predict_measures_no_model_of_other_classes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -175,15 +211,16 @@ def test_train_resume_and_eval(
     ]
     common = ("--out", run_folder, "--data", cifar10, "--no-progress")
     assert run(monkeypatch, "train", *common, "--steps", 2, *settings) == 0  # --steps is its end
-    assert "step 2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "step 2" in printed
+    assert "warm-up: 0 steps, a tenth of the run, instead of 200" in printed
     assert run(monkeypatch, "train", *common) == 0
     assert "going on at step 2" in capsys.readouterr().out
     assert len(flushes) == 2
 
     results = tmp_path / "results"
     arguments = ("--data", cifar10, "--num-nets", 2, "--images", 64, "--random", "--out", results)
-    ghn = run_folder / "ghn.safetensors"
-    assert run(monkeypatch, "eval", "--ghn", ghn, *arguments) == 0
+    assert run(monkeypatch, "eval", "--ghn", run_folder, *arguments) == 0
     printed = capsys.readouterr().out
     assert "top-1 in % on 64 test images" in printed
     assert "random initialisation" in printed

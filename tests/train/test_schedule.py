@@ -40,3 +40,11 @@ def test_the_first_steps_forget_the_initial_weights() -> None:
     for step in range(20):
         update_average(average, model, decay=0.999, step=step)
     assert (average.weight - model.weight).norm() < 1e-3 * distance
+
+
+def test_warm_up_ends_after_a_tenth_of_a_short_run() -> None:
+    config = TrainConfig(lr=1.0, warmup_steps=200, schedule="constant")
+    rates = [learning_rate(config, step, step / 31) for step in range(31)]
+    assert rates[0] == 1 / 200
+    assert rates[2] == pytest.approx(20 / 31)
+    assert rates[4:] == [1.0] * 27
