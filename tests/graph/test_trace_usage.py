@@ -123,6 +123,11 @@ STACKS = {
     "einsum over the batch": Layer((3, OUT, IN), lambda x, w: torch.einsum("bei,eoi->beo", x, w)),
     "experts of one input": Layer((4, OUT, IN), lambda x, w: torch.einsum("bti,eoi->bteo", x, w)),
     "one at a time": Layer((4, OUT, IN), lambda x, w: F.linear(x, w[0]) + F.linear(x, w[1])),
+    "grouped": Layer(
+        (2, IN, OUT), lambda x, w: F.grouped_mm(x.flatten(0, 1), w, offs=torch.tensor([2, 6]).int())
+    ),
+    "looked up": Layer((4, IN, OUT), lambda x, w: torch.bmm(x, w[torch.tensor([3, 0])])),
+    "one in another type": Layer((4, OUT, IN), lambda x, w: F.linear(x, w[1].to(x.dtype))),
     "baddbmm": Layer((2, IN, OUT), lambda x, w: torch.baddbmm(torch.zeros(1), x, w)),
 }
 
@@ -168,6 +173,20 @@ def test_a_flattened_map_times_a_weight() -> None:
     x = torch.randn(2, 4, 3, 3)
     convolved = F.conv2d(x, as_used(node, net.weight.detach())).flatten(1)
     assert torch.allclose(convolved, x.flatten(1) @ net.weight, atol=1e-5)
+
+
+def test_what_was_computed_of_a_weight_is_no_view_of_it() -> None:
+    """XLNet multiplies positions, which are constants, by a weight before it is used."""
+    keys = Layer(
+        (IN, 2, 5),
+        lambda x, w: torch.einsum("bhk,jchk->bhj", x.flatten()[:30].view(3, 2, 5), positions_of(w)),
+    )
+    node = weight_node(Net(keys), torch.zeros(2, 3, IN))
+    assert (node.shape, node.storage) == ((IN, 2, 5), None)
+
+
+def positions_of(weight: Tensor) -> Tensor:
+    return torch.einsum("jci,ihk->jchk", torch.ones(3, 2, IN), weight)
 
 
 def test_another_width() -> None:

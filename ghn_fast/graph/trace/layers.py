@@ -72,8 +72,11 @@ def _weight_node(
 ) -> Node:
     """The node of a parameter that is used as a layer's weight."""
     shape, storage = tuple(main.tensor.shape), None
-    if use is not None:
-        storage = storage_of(main.tensor, weight, rec.memory_strides(weight), use)
+    if "gate" in rec.types:
+        use = None  # LoGAH's graphs of language models have weights as they are stored
+    place = None if use is None else rec.place_in(main, weight)
+    if use is not None and place is not None:
+        storage = storage_of(main.tensor, place, use)
     if storage is not None:
         shape = storage.used_shape()
     if len(shape) != 2 or weight.numel() != main.tensor.numel():

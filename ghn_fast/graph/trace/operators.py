@@ -170,6 +170,20 @@ def product(node_type: str) -> Handler:
     return handle
 
 
+def grouped(node_type: str) -> Handler:
+    """``grouped_mm``: rows times the matrix of their group, as :func:`product`."""
+
+    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        a, b = args[:2]
+        parents = rec.records_in(args, kwargs)
+        if rec.opaque or not parents:
+            return rec.generic(func, args, kwargs)
+        number = product_record(rec, node_type, (a, b), parents, (from_left(a), from_right(b)))
+        return rec.emit(number, func, args, kwargs, a, lambda: (*a.shape[:-1], b.shape[-1]))
+
+    return handle
+
+
 def tensordot(node_type: str) -> Handler:
     """``torch.tensordot``, as :func:`product`."""
 

@@ -87,6 +87,13 @@ class Parameter:
     folded: int | None = None
 
 
+class Place(NamedTuple):
+    """Sizes and strides of what lies in a parameter's memory."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
 @dataclass
 class Records:
     """The data flow, one entry a record, in the order of execution.
@@ -366,15 +373,34 @@ class Recorder(TorchFunctionMode):
         if not _shares_memory(copy, source):
             self._copies[copy.untyped_storage()._cdata] = copy, source
 
-    def memory_strides(self, tensor: Tensor) -> tuple[int, ...]:
-        """Strides of what is made of a parameter in that parameter's memory, through copies; 0
-        where dimensions were merged or split since."""
-        if tensor.untyped_storage()._cdata not in self._copies:
+    def place_in(self, parameter: Parameter, tensor: Tensor) -> Place | None:
+        """Where what is made of a parameter lies in that parameter's memory; None if unknown.
+
+        Views lie there, and what has as many elements (in another type, standardised), and rows
+        that were looked up or converted.
+        """
+        own = parameter.tensor
+        if tensor is own or _shares_memory(tensor, own if self.execute else self.fake(own)):
+            return Place(tensor.shape, tensor.stride())
+        if sorted(tensor.shape) == sorted(own.shape) or self._is_copy(tensor):
+            return Place(tensor.shape, self._strides_before_copies(tensor))
+        if tensor.shape[1:] == own.shape[1:]:
+            return Place(own.shape, own.stride())
+        first = own.dim() - tensor.dim()
+        rows = first > 0 and tensor.shape == own.shape[first:]
+        return Place(tensor.shape, own.stride()[first:]) if rows else None
+
+    def _is_copy(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._copies
+
+    def _strides_before_copies(self, tensor: Tensor) -> tuple[int, ...]:
+        """Strides in the memory of what was copied; 0 where dimensions were merged or split."""
+        if not self._is_copy(tensor):
             return tensor.stride()
         base, source = self._copies[tensor.untyped_storage()._cdata]
         inner = {}
         if source.shape == base.shape:
-            steps = zip(base.shape, base.stride(), self.memory_strides(source), strict=True)
+            steps = zip(base.shape, base.stride(), self._strides_before_copies(source), strict=True)
             inner = {copied: own for size, copied, own in steps if size > 1}
         return tuple(inner.get(stride, 0) for stride in tensor.stride())
 

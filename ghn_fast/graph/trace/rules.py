@@ -90,6 +90,7 @@ OPERATIONS: tuple[Row, ...] = (
     # msa: the product of a softmax with values, or all of it in one call
     (operators.softmax, [torch.softmax, Tensor.softmax, F.softmax]),
     (operators.product("msa"), [*_tensor("matmul", "bmm", "mm"), Tensor.__rmatmul__]),
+    (operators.grouped("msa"), _tensor("grouped_mm", "_grouped_mm")),
     (operators.tensordot("msa"), [torch.tensordot]),
     (operators.einsum("msa"), [torch.einsum]),
     (operators.fused_attention("msa"), [F.scaled_dot_product_attention]),

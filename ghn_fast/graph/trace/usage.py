@@ -8,12 +8,15 @@ parameter these are, whatever views lie between.
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ghn_fast.graph.layout import Layout, Storage
+from ghn_fast.graph.trace.recorder import Place
 
 
 class Use(NamedTuple):
@@ -75,57 +78,52 @@ def _unless_stacked(out: tuple[int, ...], inputs: tuple[int, ...]) -> Use:
     return Use((out, inputs))
 
 
-def storage_of(
-    parameter: Tensor, weight: Tensor, strides: Sequence[int], use: Use
-) -> Storage | None:
-    """How a parameter is stored whose elements are used as ``weight``.
+def storage_of(parameter: Tensor, operand: Place, use: Use) -> Storage | None:
+    """How a parameter is stored that is used as an operand.
 
     Args:
         parameter: as it is stored.
-        weight: the operand, a view of the parameter or of a part of it.
-        strides: of the operand, in the memory of the parameter.
+        operand: where it lies in the parameter's memory.
         use: of the operand.
 
     Returns:
         None where the parameter is stored as it is used, or where it is not known which of its
         dimensions the operand's are.
     """
-    plain = weight is parameter and not use.stack
-    if plain and all(dims == (dim,) for dim, dims in enumerate(use.order)):
+    shape, strides = tuple(parameter.shape), parameter.stride()
+    is_plain = (shape, strides) == (tuple(operand.sizes), operand.strides) and not use.stack
+    if is_plain and all(dims == (dim,) for dim, dims in enumerate(use.order)):
         return None
-    atoms = _atoms(parameter, weight, strides)
-    if atoms is None:
-        return None
-    parts = [
-        [n for n, atom in enumerate(atoms) if atom[1] == dim] for dim in range(parameter.dim())
-    ]
-    sizes = tuple(tuple(atoms[n][0] for n in own) if len(own) > 1 else (-1,) for own in parts)
-    # Where each atom is among the parts of all dimensions; a single dimension has no atom.
+    atoms = _atoms(_by_stride(shape, strides), _by_stride(*operand))
+    return None if atoms is None else _storage(shape, atoms, use)
+
+
+def _storage(shape: tuple[int, ...], atoms: Sequence[Atom], use: Use) -> Storage | None:
+    own = [[n for n, atom in enumerate(atoms) if atom[1] == dim] for dim in range(len(shape))]
+    sizes = tuple(tuple(atoms[n][0] for n in parts) if len(parts) > 1 else (-1,) for parts in own)
+    # The atoms in the order of the stored dimensions; a single dimension has none.
     split: list[int | None] = []
-    for own in parts:
-        split += own or [None]
-    place = {n: position for position, n in enumerate(split) if n is not None}
-    of = {
-        dim: [place[n] for n, atom in enumerate(atoms) if atom[2] == dim]
-        for dim in (*range(weight.dim()), None)
-    }
-    stack = [*of[None], *(position for dim in use.stack for position in of[dim])]
-    order = [[position for dim in dims for position in of[dim]] for dims in use.order]
-    order[-1] += [position for position, n in enumerate(split) if n is None]
+    for parts in own:
+        split += parts or [None]
+    places: dict[int | None, list[int]] = defaultdict(list)
+    for n, (_, _, dim) in enumerate(atoms):
+        places[dim].append(split.index(n))
+    stack = [*places[None], *(place for dim in use.stack for place in places[dim])]
+    order = [[place for dim in dims for place in places[dim]] for dims in use.order]
+    order[-1] += [place for place, n in enumerate(split) if n is None]
     layout = Layout(sizes, tuple(map(tuple, order)), tuple(sorted(stack)))
-    shape = tuple(parameter.shape)
     return None if _is_as_stored(layout, shape) else Storage(shape, (layout,))
 
 
+_Dims = list[tuple[int, int, int]]
+"""(stride, size, dimension), innermost first, without single ones."""
 Atom = tuple[int, int, int | None]
 """A size, the stored dimension that it is a part of, and the operand's."""
 
 
-def _atoms(parameter: Tensor, weight: Tensor, strides: Sequence[int]) -> list[Atom] | None:
-    """The common parts of the parameter's and the operand's dimensions, outermost first."""
-    stored = _by_stride(parameter.shape, parameter.stride())
-    operand = _by_stride(weight.shape, strides)
-    if weight.numel() == parameter.numel() and _is_dense(stored) and _is_dense(operand):
+def _atoms(stored: _Dims, operand: _Dims) -> list[Atom] | None:
+    """The common parts of the stored dimensions and the operand's, outermost first."""
+    if _is_dense(stored) and _is_dense(operand) and _count(stored) == _count(operand):
         return _refined(stored, operand)
     by_stride = {stride: (size, dim) for stride, size, dim in stored}
     found: dict[int, int] = {}
@@ -137,10 +135,6 @@ def _atoms(parameter: Tensor, weight: Tensor, strides: Sequence[int]) -> list[At
     if len(found) < len(operand):
         return None
     return [(size, dim, found.get(dim)) for _, size, dim in reversed(stored)]
-
-
-_Dims = list[tuple[int, int, int]]
-"""(stride, size, dimension), innermost first, without single ones."""
 
 
 def _by_stride(sizes: Sequence[int], strides: Sequence[int]) -> _Dims:
@@ -155,6 +149,10 @@ def _is_dense(dims: _Dims) -> bool:
             return False
         size *= length
     return True
+
+
+def _count(dims: _Dims) -> int:
+    return math.prod(size for _, size, _ in dims)
 
 
 def _refined(stored: _Dims, operand: _Dims) -> list[Atom] | None:
