@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 import ghn_fast
 from ghn_fast.ghn import GHN, ghn2
-from ghn_fast.ghn.place.keep import FAR, FOLLOWS, MARKED, NO_NODE, ZERO, ZERO_WEIGHT
+from ghn_fast.ghn.place.keep import (
+    FAR,
+    FOLLOWS,
+    MARKED,
+    NO_NODE,
+    NORM_OFFSET,
+    STACKED,
+    STACKED_BIAS,
+    ZERO,
+    ZERO_WEIGHT,
+)
 from ghn_fast.prediction import PredictionReport
 
 
@@ -145,6 +155,98 @@ def test_marked_parameters(ghn: GHN) -> None:
     model[0].weight._no_reinit = True  # type: ignore[assignment]
     model[2].bias._no_reinit = False  # type: ignore[assignment]
     assert predicted(model, ghn, X).unpredicted == {"0.weight": MARKED}
+
+
+# --- what looks like a layer and is none --------------------------------------------------------
+
+
+class OffsetNorm(nn.Module):
+    """Gemma's: the gain is one plus the weight."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.weight, self.fused = nn.Parameter(torch.zeros(16)), fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return nn.functional.rms_norm(x, (16,), self.weight + 1)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (1.0 + self.weight)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_weight_of_a_norm_that_counts_from_one(ghn: GHN, fused: bool) -> None:
+    model = body().append(OffsetNorm(fused)).append(nn.Linear(16, 10))
+    assert predicted(model, ghn, X).unpredicted == {"4.weight": NORM_OFFSET}
+
+
+class Adds(nn.Module):
+    """One parameter that is added in some way, between two layers."""
+
+    def __init__(self, shape: tuple[int, ...], run: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16, bias=False), nn.Linear(16, 10)
+        self.table, self.run = nn.Parameter(torch.randn(shape) / 4), run
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.b(self.run(self.a(x), self.table))
+        return logits
+
+
+def modulated(x: Tensor, table: Tensor) -> Tensor:
+    """By a table of scale and shift, as in PixArt."""
+    scale, shift = (x[:, None] + table).chunk(2, dim=1)
+    return (scale * x[:, None] + shift).squeeze(1)
+
+
+def bonus(x: Tensor, table: Tensor) -> Tensor:
+    """RWKV's: a part of a layer's output is weighted in another way than the rest."""
+    return torch.maximum(x[:1] + table, x)
+
+
+@pytest.mark.parametrize(("shape", "run"), [((1, 2, 16), modulated), ((16,), bonus)])
+def test_tables_that_are_added_are_not_always_positions_or_biases(
+    ghn: GHN, shape: tuple[int, ...], run: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    assert predicted(Adds(shape, run), ghn, X).unpredicted == {"table": NO_NODE}
+
+
+def test_a_vector_that_is_added_to_all_of_a_layer_is_its_bias(ghn: GHN) -> None:
+    assert predicted(Adds((16,), torch.add), ghn, X).rules["table"] == "bias"
+
+
+class Product(nn.Module):
+    """A weight that is a product of two parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Parameter(torch.randn(16, 4)), nn.Parameter(torch.randn(4, 8))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(nn.functional.linear(x, self.left @ self.right))
+        return logits
+
+
+def test_factors_of_a_weight(ghn: GHN) -> None:
+    assert predicted(Product(), ghn, X).unpredicted == {"left": NO_NODE, "right": NO_NODE}
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8, 16))
+        self.bias = nn.Parameter(torch.zeros(4, 16))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.baddbmm(self.bias[:, None], x.expand(4, -1, -1), self.weight)
+        logits: Tensor = self.head(x.mean(0))
+        return logits
+
+
+def test_experts_keep_their_biases_too(ghn: GHN) -> None:
+    report = predicted(Experts(), ghn, X)
+    assert report.unpredicted == {"weight": STACKED, "bias": STACKED_BIAS}
 
 
 # --- what is asked for --------------------------------------------------------------------------

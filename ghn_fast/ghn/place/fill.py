@@ -140,6 +140,7 @@ RULES: Mapping[str, tuple[str, Maker]] = {
     "scalar": ("gain", ones),
     "slope": ("slope", slope),
     "bias": ("zero_bias", zeros),
+    "norm_offset": ("zero_bias", zeros),
     "norm_bias": ("zero_bias", zeros),
     "recurrent_weight": ("recurrent_weight", recurrent_weight),
     "recurrent_bias": ("zero_bias", zeros),

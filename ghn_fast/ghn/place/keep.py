@@ -21,7 +21,9 @@ from ghn_fast.graph import Graph
 
 NO_NODE = "kept: the GHN has no node for it"
 EMBEDDING = "kept: an embedding, which GHNs are not trained on"
+NORM_OFFSET = "kept: the norm's gain is one plus this"
 STACKED = "kept: a stack of matrices, one for each expert or head"
+STACKED_BIAS = "kept: the bias of a stack of matrices"
 TOO_MANY_DIMENSIONS = "kept: more dimensions than a kernel has"
 SCALAR = "kept: a scalar"
 EMPTY = "kept: it has no elements"
@@ -36,7 +38,9 @@ MEANINGS: Mapping[str, str] = {
     NO_NODE: "tokens, layer scales, recurrent weights, decays and the like: the "
     "published definition of the graph has no node for them",
     EMBEDDING: "rows that are looked up; published GHNs were trained on images",
+    NORM_OFFSET: "as in the RMS norms of Gemma; GHNs decode the gain itself",
     STACKED: "weights (experts, out, in) in one tensor: decoded, all would be alike",
+    STACKED_BIAS: "(experts, out)",
     TOO_MANY_DIMENSIONS: "more than out, in, time, height and width",
     SCALAR: "a norm's weight without dimensions",
     EMPTY: "a layer without channels",

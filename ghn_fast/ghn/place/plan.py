@@ -16,8 +16,10 @@ from ghn_fast.ghn.place.keep import (
     EMPTY,
     MISSHAPEN,
     NO_NODE,
+    NORM_OFFSET,
     SCALAR,
     STACKED,
+    STACKED_BIAS,
     TOO_MANY_DIMENSIONS,
     complex_values,
     output_layer,
@@ -169,6 +171,9 @@ def _stacks(graph: Graph) -> dict[str, int]:
     return {node.parameter or "": math.prod((node.shape or ())[1:]) for node in stacks}
 
 
+# Of parameters that have a node.
+_REASONS = {"embedding": EMBEDDING, "norm_offset": NORM_OFFSET}
+
 _Decoded = list[tuple[int, str, tuple[int, ...], str, Storage | None]]
 """(node, rule, shape, parameter name, storage) of parameters that are decoded."""
 
@@ -178,18 +183,20 @@ def _sort(graph: Graph, config: GHNConfig, uses: Uses) -> tuple[_Decoded, dict[s
     decoded: _Decoded = []
     kept = dict(graph.unused)
     for name, kind in graph.other.items():
-        if kind != "embedding":
-            kept[name] = NO_NODE
-        elif not config.decodes_embeddings:
-            kept[name] = EMBEDDING
+        if kind != "embedding" or not config.decodes_embeddings:
+            kept[name] = _REASONS.get(kind, NO_NODE)
     kept.update((name, complex_values(dtype)) for name, dtype in uses.complex.items())
     kept.update(uses.kept)
     rules, foreign = class_rules(graph, config), misfit(graph, config)
     head = head_nodes(graph) if foreign else []
+    after_stack = False
     for position, node in enumerate(decoded_nodes(graph, config)):
         if node.shape is None:
             continue
         reason = foreign if position in head else _undecodable(node)
+        if after_stack and node.type == "bias":
+            reason = STACKED_BIAS
+        after_stack = _is_stack(node)
         if node.parameter is not None and reason is not None:
             kept.setdefault(node.parameter, reason)
         elif node.parameter is not None and node.parameter not in kept:

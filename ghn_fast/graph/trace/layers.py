@@ -267,12 +267,19 @@ def norm_record(
     rec: Recorder, node_type: str, parents: Sequence[int], weight: Any, bias: Any
 ) -> int:
     """The record of a normalisation layer's output."""
-    number = (
-        rec.merge(parents) if weight is None else weight_record(rec, node_type, weight, parents)
-    )
+    number = rec.merge(parents) if weight is None else gain_record(rec, node_type, weight, parents)
     if bias is not None:
         number = norm_bias(rec, bias, number)
     return number
+
+
+def gain_record(rec: Recorder, node_type: str, weight: Tensor, parents: Sequence[int]) -> int:
+    """The record of a normalisation's weight; one that counts from one is marked."""
+    number = rec.record_of(weight)
+    if number is not None and rec.records.flags.get(number) == "shifted":
+        for parameter in rec.parameters_behind(weight)[:1]:
+            parameter.role = "norm_offset"
+    return weight_record(rec, node_type, weight, parents)
 
 
 def norm_bias(rec: Recorder, bias: Tensor, weight: int) -> int:
@@ -365,6 +372,7 @@ def _weights_shape(a: dict[str, Any]) -> tuple[int, ...]:
     return (*batch, *heads, query.shape[0], source)
 
 
+_TABLE = re.compile(r"emb|enc|^(a|w)?pe\d*$")
 _POSITION = re.compile(r"(^|[._])(abs(olute)?_)?(\w+_)?pos(ition(al|s)?)?($|[._\d]|_?e(mb|nc))")
 
 
@@ -376,7 +384,8 @@ def is_position_table(parameter: Parameter, x: Tensor | None = None) -> bool:
         return False
     if _POSITION.search(parameter.name) is not None:
         return True
-    if x is None:
+    if x is None or _TABLE.search(last) is None:
+        # Tables of scales and shifts are added in the same way.
         return False
     trailing = tuple(x.shape)[-len(shape) :]
     return all(m in (1, n) for m, n in zip(shape, trailing, strict=False))

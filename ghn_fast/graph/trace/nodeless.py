@@ -16,6 +16,7 @@ from ghn_fast.graph.trace.recorder import (
     Args,
     AsksValues,
     Func,
+    Kind,
     Kwargs,
     NeedsValues,
     Recorder,
@@ -244,7 +245,11 @@ def get_item(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
             expanded += _selected(rec, item)
         else:
             expanded.append(item)
-    return rec.tag(rec.run(func, (x, tuple(expanded)), {}), rec.merge(parents))
+    result = rec.run(func, (x, tuple(expanded)), {})
+    # What is added to a layer's output at some positions only is no bias of the layer.
+    is_part = result.numel() != x.numel() and result.shape[-1:] == x.shape[-1:]
+    number = rec.add(Kind.CONTRACT, parents) if is_part else rec.merge(parents)
+    return rec.tag(result, number)
 
 
 def _selected(rec: Recorder, mask: Tensor) -> tuple[Tensor, ...]:

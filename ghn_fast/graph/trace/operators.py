@@ -16,6 +16,7 @@ from ghn_fast.graph.trace import shapes
 from ghn_fast.graph.trace.flattened import over_map
 from ghn_fast.graph.trace.layers import (
     bias_record,
+    gain_record,
     is_norm,
     is_position_table,
     norm_bias,
@@ -245,7 +246,8 @@ def product_record(
     """The record of a product; ``uses`` are the roles of the operands' dimensions in it, were
     they a layer's weight."""
     if all(rec.is_static(number) for number in parents):
-        return rec.merge(parents)
+        # A factor of a layer's weight is not the weight.
+        return rec.flag(parents, "factors")
     for weight, x, use in zip(operands, operands[::-1], uses, strict=True):
         if rec.parameters_behind(weight) and weight.dim() >= 2 and min(weight.shape[-2:]) > 1:
             kernel = over_map(rec, x) if use == from_right(weight) else None
@@ -283,9 +285,12 @@ def addition(node_type: str) -> Handler:
     def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
         a, b = bind(("input", "other"), args, kwargs)
         parents = rec.records_in(a, b)
-        if rec.opaque or len(parents) < 2:
+        if not rec.opaque and len(parents) == 1 and rec.is_static(parents[0]):
+            # Norms look for this, whose gain may be one plus a parameter.
+            number = rec.flag(parents, "shifted")
+        elif rec.opaque or len(parents) < 2:
             return binary(rec, func, args, kwargs)
-        if parents[0] == parents[1] or all(rec.is_static(number) for number in parents):
+        elif parents[0] == parents[1] or all(rec.is_static(number) for number in parents):
             number = rec.merge(parents)
         else:
             number = sum_record(rec, node_type, (a, b), parents)
@@ -314,13 +319,14 @@ def sum_record(
 
 
 def _biases(rec: Recorder, parameter: Parameter, number: int) -> bool:
-    """A vector that is added right after a layer's product is that layer's bias."""
+    """A vector that is added right after a layer's product, a value for each of its outputs, is
+    that layer's bias."""
     node = rec.records.nodes[number]
     return (
         node is not None
         and node.type in ("conv", "sep_conv", "dil_conv")
         and parameter.tensor.squeeze().dim() <= 1
-        and parameter.tensor.numel() > 1
+        and 1 < parameter.tensor.numel() in (node.shape or ())[:2]
     )
 
 
@@ -349,7 +355,7 @@ def scale_record(
             weight, other = operands[index], parents[1 - index]
             behind = rec.parameters_behind(weight)
             if len(behind) == 1 and behind[0].tensor.dim() == 1 and is_norm(behind[0].module):
-                return weight_record(rec, rec.known_type("rmsnorm"), weight, [other])
+                return gain_record(rec, rec.known_type("rmsnorm"), weight, [other])
             return rec.merge(parents)
     for x, gate in ((0, 1), (1, 0)):
         average = _average_of(rec, operands[x], parents[x], operands[gate], parents[gate])

@@ -267,7 +267,10 @@ class Recorder(TorchFunctionMode):
         return number is not None and self.records.static[number]
 
     def parameters_behind(self, tensor: Tensor) -> list[Parameter]:
-        """The parameters that a tensor is made of, largest first; empty if also of inputs."""
+        """The parameters that a tensor is made of, largest first.
+
+        Empty if it is also made of inputs, or is a product of matrices, as none of these is it.
+        """
         parameter = self.parameter_of(tensor)
         if parameter is not None:
             return [parameter]
@@ -276,7 +279,10 @@ class Recorder(TorchFunctionMode):
             return []
         ancestors, pending = {start}, [start]
         while pending:
-            for parent in self.records.parents[pending.pop()]:
+            current = pending.pop()
+            if self.records.flags.get(current) == "factors":
+                return []
+            for parent in self.records.parents[current]:
                 if parent not in ancestors:
                     ancestors.add(parent)
                     pending.append(parent)

@@ -30,6 +30,9 @@ from ghn_fast.graph.trace.search import Search, describe_failures, innermost
 from ghn_fast.graph.trace.unused import FROZEN, GUESSED, TRAINING_ONLY, reason, whole_parts
 from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX, NODE_TYPES
 
+UNDECODED = ("embedding", "norm_offset")
+"""Roles of parameters that have a node but are not what the published definition means by it."""
+
 
 class TraceError(RuntimeError):
     """The model's graph could not be built; the message says what to pass."""
@@ -45,7 +48,8 @@ class Trace:
         unused: parameters that no node carries and no output depends on, or that are frozen.
         other: parameters that the output depends on but that have no node in the published
             definition of the graph, and what they look like ("class_token", "layer_scale", ...);
-            and the tables that rows are looked up in ("embedding"), which have one.
+            and what has one but is something else (:data:`UNDECODED`): tables that rows are looked
+            up in, weights of norms whose gain is one plus the weight.
         head: see :class:`ghn_fast.graph.Graph`.
     """
 
@@ -455,7 +459,7 @@ def _account(recorder: Recorder, live: NDArray[np.bool_], result: Trace) -> None
     carried = {n.parameter for n in result.nodes} | {n.bias for n in result.nodes}
     for parameter in recorder.parameters.values():
         if parameter.name in carried:
-            if parameter.role == "embedding":
+            if parameter.role in UNDECODED:
                 result.other[parameter.name] = parameter.role
             continue
         if parameter.source is not None and live[parameter.source]:
