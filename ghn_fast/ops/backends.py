@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,8 @@ def is_interpreting() -> bool:
         return False
     import triton
 
+    if not hasattr(triton, "knobs"):  # before Triton 3.4
+        return os.environ.get("TRITON_INTERPRET", "0") == "1"
     return bool(triton.knobs.runtime.interpret)
 
 

@@ -1,10 +1,17 @@
 """Compiles the Triton kernels for GPUs that need not be there, and prints what came out as JSON.
 
 Run in a process of its own, without Triton's interpreter: python lower_kernels.py 80 90
+
+Another Triton than the environment's may come first: with the oldest that is supported, what
+PyTorch 2.6 brings, this prints the same for the GPUs that it knows:
+
+    pip install --no-deps --target OLD triton==3.2.0
+    PYTHONPATH=OLD:. python lower_kernels.py 75 80 90
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -16,7 +23,9 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ghn_fast.kernels import gated_gnn, tile
+from ghn_fast.kernels import tile
+from ghn_fast.kernels.gated_gnn import passes, schedule
+from ghn_fast.kernels.gated_gnn.widths import Widths
 
 POINTERS = {
     **dict.fromkeys(("distances", "heard", "hearers"), "*u8"),
@@ -33,19 +42,19 @@ def kernels() -> Iterator[Kernel]:
     for block in (512, 4096):
         yield (
             f"find_levels {block}",
-            gated_gnn.find_levels,
-            {"BLOCK": block, "num_warps": gated_gnn.warps_of(block), "num_stages": 1},
+            schedule.find_levels,
+            {"BLOCK": block, "num_warps": schedule.warps_of(block), "num_stages": 1},
             "*fp32",
         )
-    sizes = {"ROWS": gated_gnn.SORT_ROWS, "COLUMNS": gated_gnn.SORT_COLUMNS, "num_stages": 1}
-    yield "sort_distances", gated_gnn.sort_distances, sizes, "*fp32"
+    sizes = {"ROWS": schedule.SORT_ROWS, "COLUMNS": schedule.SORT_COLUMNS, "num_stages": 1}
+    yield "sort_distances", schedule.sort_distances, sizes, "*fp32"
     for hid, width, width_ve, dtype in (
         (32, 16, 16, "*fp32"),
         (32, 32, 0, "*bf16"),
         (384, 192, 192, "*fp32"),
     ):
-        widths = gated_gnn.Widths(hid, width, width_ve)
-        for kernel, ascending in ((gated_gnn.forward_pass, True), (gated_gnn.backward_pass, False)):
+        widths = Widths(hid, width, width_ve)
+        for kernel, ascending in ((passes.forward_pass, True), (passes.backward_pass, False)):
             name = f"{kernel.__name__} {hid} {width_ve} {dtype}"
             yield name, kernel, widths.options(ascending), dtype
     for kernel, shapes, fields in (
@@ -67,14 +76,10 @@ def lower(architecture: int, kernel: Any, constants: dict[str, Any], dtype: str)
         name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants
     }
     signature = {
-        name: "constexpr"
-        if name in constants
-        else dtype
-        if WEIGHTS.fullmatch(name)
-        else POINTERS.get(name, "*fp32")
+        name: dtype if WEIGHTS.fullmatch(name) else POINTERS.get(name, "*fp32")
         for name in kernel.arg_names
     }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    source = _source(kernel, signature, constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     ptx = compiled.asm["ptx"]
     return {
@@ -86,13 +91,20 @@ def lower(architecture: int, kernel: Any, constants: dict[str, Any], dtype: str)
     }
 
 
+def _source(kernel: Any, signature: dict[str, str], constants: dict[str, Any]) -> ASTSource:
+    if "constexprs" in inspect.signature(ASTSource).parameters:
+        whole = {**signature, **dict.fromkeys(constants, "constexpr")}
+        return ASTSource(fn=kernel, signature=whole, constexprs=constants)
+    return ASTSource(fn=kernel, signature=signature, constants=constants)  # before Triton 3.3
+
+
 def main() -> None:
     lowered = {
         f"sm_{architecture} {name}": lower(int(architecture), *rest)
         for architecture in sys.argv[1:]
         for name, *rest in kernels()
     }
-    print(json.dumps(lowered))
+    print(json.dumps({"triton": triton.__version__, "lowered": lowered}))
 
 
 if __name__ == "__main__":
