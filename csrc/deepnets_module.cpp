@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "checked.h"
 #include "deepnets.h"
 #include "parallel.h"
 #include "shortest_paths.h"
@@ -98,6 +100,34 @@ void read(const Arguments& arguments, const char* name, T& value) {
   if (arguments.contains(name)) value = arguments[name].cast<T>();
 }
 
+// Of a layer that does not follow a cell.
+constexpr int kMostFeatures = 1 << 24;
+
+// Keeps every number of channels below 2^31 and every sum of multiply-adds below 2^63.
+void validate(const Net& net) {
+  const auto require = [](bool holds, const char* name) {
+    if (!holds) throw std::invalid_argument(std::string(name) + " is out of range");
+  };
+  require(net.cells >= 1 && net.cells <= 10'000, "n_cells");
+  require(net.width >= 1, "C");
+  require(net.kernel >= 1 && net.kernel <= 1024, "ks");
+  require(net.multiplier >= 1, "C_mult");
+  require(net.fc_layers >= 0 && net.fc_layers <= 1000, "fc_layers");
+  require(net.fc_dim >= 0 && net.fc_dim <= kMostFeatures, "fc_dim");
+  // Cells at one and two thirds of the depth multiply the width.
+  const std::int64_t width =
+      checked_product({net.width, net.multiplier, net.multiplier}, "a network");
+  std::size_t states = 4, edges = 1;
+  for (const CellType* cell : {&net.genotype.normal, &net.genotype.reduce}) {
+    states = std::max(states, cell->concat.size());
+    edges = std::max(edges, cell->edges.size());
+  }
+  constexpr std::int64_t kKernel = 7 * 7, kPositions = 14 * 14, kPixels = 112 * 112;
+  const auto count = [](std::size_t size) { return static_cast<std::int64_t>(size); };
+  require(checked_product({width, count(states), kPositions}, "a network") <= INT32_MAX, "C");
+  checked_product({width, width, kKernel, kPixels, net.cells, count(edges)}, "a network");
+}
+
 Net as_net(const Arguments& arguments) {
   using Fields = std::tuple<NamedEdges, std::vector<int>, NamedEdges, std::vector<int>>;
   const auto [normal, normal_concat, reduce, reduce_concat] = arguments["genotype"].cast<Fields>();
@@ -117,8 +147,14 @@ Net as_net(const Arguments& arguments) {
     const py::object norm = arguments["norm"];
     net.norm = !norm.is_none() && !norm.equal(py::str("")) && !norm.equal(py::str("none"));
   }
-  if (net.cells < 1 || net.cells > 10'000) throw std::invalid_argument("n_cells is out of range");
+  validate(net);
   return net;
+}
+
+void validate_classes(int num_classes) {
+  if (num_classes < 1 || num_classes > kMostFeatures) {
+    throw std::invalid_argument("num_classes is out of range");
+  }
 }
 
 template <class T>
@@ -134,6 +170,7 @@ using GraphFields =
                       py::typing::List<Optional<py::str>>, py::typing::List<py::str>>;
 
 GraphFields graph(const Arguments& arguments, int num_classes, bool large_images) {
+  validate_classes(num_classes);
   const NetGraph made = build_graph(as_net(arguments), num_classes, large_images);
   const auto count = static_cast<py::ssize_t>(made.nodes.size());
   auto types = new_array<std::uint8_t>({count});
@@ -198,6 +235,7 @@ BatchArrays batch(const std::string& split, std::uint64_t seed,
   if (max_distance < 1 || max_distance > 254) {
     throw std::invalid_argument("max_distance must be from 1 to 254");
   }
+  validate_classes(num_classes);
   const std::size_t count = indices.size();
   std::vector<NetGraph> graphs(count);
   std::vector<int> cells(count);
@@ -249,6 +287,7 @@ py::typing::Tuple<Int64s, Int64s, Int64s> measures(const std::string& split, std
                                                    const std::vector<std::uint64_t>& indices,
                                                    int num_classes, bool large_images,
                                                    int num_threads) {
+  validate_classes(num_classes);
   const auto count = static_cast<py::ssize_t>(indices.size());
   auto parameters = new_array<std::int64_t>({count});
   auto multiply_adds = new_array<std::int64_t>({count});
@@ -280,6 +319,7 @@ void bind(py::module_& m) {
   m.def(
       "deepnets_count_parameters",
       [](const Arguments& arguments, int num_classes, bool large_images) {
+        validate_classes(num_classes);
         return count_parameters(as_net(arguments), num_classes, large_images);
       },
       py::arg("net_args"), py::arg("num_classes"), py::arg("large_images"));
@@ -288,6 +328,7 @@ void bind(py::module_& m) {
   m.def(
       "deepnets_count_multiply_adds",
       [](const Arguments& arguments, int num_classes, bool large_images) {
+        validate_classes(num_classes);
         return count_multiply_adds(as_net(arguments), num_classes, large_images);
       },
       py::arg("net_args"), py::arg("num_classes"), py::arg("large_images"));

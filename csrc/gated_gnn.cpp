@@ -4,9 +4,11 @@
 #include <array>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
 #include <vector>
 
 #include "aligned.h"
+#include "checked.h"
 #include "dag_levels.h"
 #include "gated_gnn_kernels.h"
 #include "parallel.h"
@@ -577,7 +579,17 @@ std::size_t count_nodes(const DagBatch& graphs) {
 
 std::size_t gated_gnn_saved_size(std::size_t num_nodes, std::size_t hid, std::size_t width,
                                  std::size_t width_ve, std::size_t rounds) {
+  constexpr std::size_t kMost = 1 << 30;  // of each width: their sums are far from any limit
+  if (hid > kMost || width > kMost || width_ve > kMost) {
+    throw std::invalid_argument("hidden layers are too wide");
+  }
   const Widths w(hid, width, width_ve);
+  const auto signed_size = [](std::size_t size) {
+    return static_cast<std::int64_t>(std::min<std::size_t>(size, kMostElements));
+  };
+  // Two passes a round, and the states before the first of them.
+  const std::int64_t row = signed_size(w.hid + PassRows<float>::size(w));
+  checked_product({signed_size(num_nodes), signed_size(rounds), 4, row}, "what is saved");
   return num_nodes * ((2 * rounds + 1) * w.hid + 2 * rounds * PassRows<float>::size(w));
 }
 

@@ -49,7 +49,7 @@ struct GatedGnnWeights {
 };
 
 // How many elements the backward pass needs the forward pass to leave. `width_ve` is 0 where
-// there is no mlp_ve.
+// there is no mlp_ve. Throws std::invalid_argument for more than memory can have.
 std::size_t gated_gnn_saved_size(std::size_t num_nodes, std::size_t hid, std::size_t width,
                                  std::size_t width_ve, std::size_t rounds);
 

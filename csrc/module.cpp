@@ -49,6 +49,7 @@ void shortest_paths(const std::vector<std::size_t>& num_nodes, const std::vector
   std::vector<std::uint8_t*> targets(num_nodes.size());
   auto* target = at<std::uint8_t>(distances);
   for (std::size_t g = 0; g < num_nodes.size(); ++g) {
+    if (num_nodes[g] > ghn_fast::kMaxNodes) throw std::invalid_argument("a graph is too large");
     graphs[g] = {num_nodes[g], at<const std::int64_t>(edges[g]), num_edges[g]};
     targets[g] = target;
     target += num_nodes[g] * num_nodes[g];

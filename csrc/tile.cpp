@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #if defined(__SSE2__)
@@ -10,6 +11,7 @@
 #endif
 
 #include "aligned.h"
+#include "checked.h"
 #include "parallel.h"
 
 namespace ghn_fast {
@@ -64,6 +66,18 @@ bool has_contiguous_rows(const TileSizes& sizes, const TileSizes& strides) {
     expected *= sizes[dim];
   }
   return true;
+}
+
+void validate(const TileSizes& block, const TileSizes& parameter, TileRule rule) {
+  const auto count_of = [](const TileSizes& sizes, const char* what) {
+    return checked_product({sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]}, what);
+  };
+  if (count_of(parameter, "a parameter") > 0 && count_of(block, "a block") == 0) {
+    throw std::invalid_argument("a parameter is made from an empty block");
+  }
+  if (rule < TileRule::kScale || rule > TileRule::kBias) {
+    throw std::invalid_argument("unknown rule");
+  }
 }
 
 template <class T>
@@ -392,6 +406,10 @@ void tile(const TileJob<T>* jobs, std::size_t num_jobs, int num_threads) {
   for (std::size_t j = 0; j < num_jobs; ++j) {
     const TileSizes& block = jobs[j].block.sizes;
     const TileSizes& sizes = jobs[j].parameter.sizes;
+    validate(block, sizes, jobs[j].rule);
+    if (jobs[j].type < ElementType::kFloat || jobs[j].type > ElementType::kBFloat16) {
+      throw std::invalid_argument("unknown type");
+    }
     const std::int64_t bytes = count(sizes) * element_size(jobs[j].type);
     if (bytes == 0) continue;
     const std::int64_t rows = used_rows(block, sizes);
@@ -411,9 +429,15 @@ void tile_backward(const TileGradientJob<T>* jobs, std::size_t num_jobs, int num
   std::vector<Task> tasks;
   std::int64_t total = 0;
   for (std::size_t j = 0; j < num_jobs; ++j) {
-    if (jobs[j].add) continue;  // done with the job that it adds to
     const TileSizes& block = jobs[j].block.sizes;
     const TileSizes& sizes = jobs[j].parameter_sizes;
+    validate(block, sizes, jobs[j].rule);
+    if (jobs[j].add) {  // done with the job that it adds to
+      const bool follows = j > 0 && jobs[j - 1].block.sizes == block &&
+                           jobs[j - 1].block_gradient == jobs[j].block_gradient;
+      if (!follows) throw std::invalid_argument("a job adds to none before it");
+      continue;
+    }
     const auto bytes = count(sizes) * static_cast<std::int64_t>(sizeof(T));
     if (count(block) == 0) continue;
     const std::int64_t buffered = static_cast<std::int64_t>(sizeof(T)) * block[1] * space(sizes);

@@ -39,6 +39,8 @@ struct TileJob {
 };
 
 // Fills all parameters. They must not overlap. T, of the blocks, is float or double.
+// Throws std::invalid_argument, before anything is written, for negative sizes, sizes whose product
+// wraps around, parameters of empty blocks, and unknown types and rules.
 template <class T>
 void tile(const TileJob<T>* jobs, std::size_t num_jobs, int num_threads);
 
@@ -55,7 +57,7 @@ struct TileGradientJob {
 };
 
 // Writes the gradients of whole blocks: the sum over their repetitions. Jobs that add must follow
-// the one that they add to directly, with blocks of the same address.
+// the one that they add to directly, with blocks of the same address and sizes. Throws as tile().
 template <class T>
 void tile_backward(const TileGradientJob<T>* jobs, std::size_t num_jobs, int num_threads);
 

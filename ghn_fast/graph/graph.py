@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPES
-from ghn_fast.ops.shortest_paths import MAX_DISTANCE, check_edges, shortest_paths
+from ghn_fast.ops.shortest_paths import MAX_DISTANCE, as_pairs, check_edges, shortest_paths
 
 _TYPE_INDEX = {name: index for index, name in enumerate(LANGUAGE_NODE_TYPES)}
 
@@ -67,7 +67,7 @@ class Graph:
         given = self.edges
         if not isinstance(given, Tensor):
             given = torch.tensor(given, dtype=torch.int64, device="cpu")
-        edges = given.to(torch.int64).reshape(-1, 2)
+        edges = as_pairs(given)
         self.edges = edges if _ascending(edges) else torch.unique(edges, dim=0)
         self.node_types = torch.tensor(_type_indices(self.nodes), dtype=torch.int64, device="cpu")
         check_edges(len(self.nodes), self.edges)

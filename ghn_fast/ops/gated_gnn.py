@@ -279,7 +279,7 @@ def _op(
 
     The second result is what the gradient needs, empty unless ``save``.
     """
-    _check(x, distances, num_nodes, weights[:4], weights[8:] or None, weights[4:8], rounds)
+    _check_op(x, distances, num_nodes, weights, rounds, backend)
     x, distances = x.contiguous(), distances.contiguous()
     weights = [w.contiguous() for w in weights]
     if backend == "triton":
@@ -316,6 +316,9 @@ def _backward_op(
     backend: str,
 ) -> list[Tensor]:
     """The gradients of x and of the weights from that of the result."""
+    _check_op(grad, distances, num_nodes, weights, rounds, backend)
+    without_values = grad.to("meta"), distances.to("meta")
+    _check_saved(saved, _saved_like(*without_values, num_nodes, weights, rounds, backend), grad)
     grad = grad.contiguous()
     weights = [w.contiguous() for w in weights]
     if backend == "triton":
@@ -349,9 +352,7 @@ def _(
     out = x.new_empty(x.shape)
     if not save:
         return out, []
-    if backend == "cpp":
-        return out, [x.new_empty(_saved_size(x, weights, rounds))]
-    return out, triton_kernels("gated_gnn").saved_like(x, distances, num_nodes, weights, rounds)
+    return out, _saved_like(x, distances, num_nodes, weights, rounds, backend)
 
 
 @_backward_op.register_fake
@@ -401,6 +402,44 @@ def _saved_size(x: Tensor, weights: list[Tensor], rounds: int) -> int:
     return core.gated_gnn_saved_size(len(x), x.shape[1], *_widths(weights), rounds)
 
 
+def _saved_like(
+    x: Tensor,
+    distances: Tensor,
+    num_nodes: Tensor,
+    weights: list[Tensor],
+    rounds: int,
+    backend: str,
+) -> list[Tensor]:
+    """Tensors like those that the gradient needs, without values."""
+    if backend == "cpp":
+        return [x.new_empty(_saved_size(x, weights, rounds))]
+    like: list[Tensor] = triton_kernels("gated_gnn").saved_like(
+        x, distances, num_nodes, weights, rounds
+    )
+    return like
+
+
+def _check_saved(saved: Sequence[Tensor], wanted: Sequence[Tensor], grad: Tensor) -> None:
+    kinds = [[(t.shape, t.dtype) for t in tensors] for tensors in (saved, wanted)]
+    if kinds[0] != kinds[1] or any(t.device != grad.device for t in saved):
+        raise ValueError("what is needed for the gradient is not what the operation has saved")
+
+
+def _check_op(
+    x: Tensor,
+    distances: Tensor,
+    num_nodes: Tensor,
+    weights: list[Tensor],
+    rounds: int,
+    backend: str,
+) -> None:
+    if len(weights) not in (8, 12):
+        raise ValueError(f"mlp, gru and mlp_ve have 12 weights, or 8 without, not {len(weights)}")
+    if backend not in ("cpp", "triton") or not _works(backend, x):
+        raise ValueError(f"{backend!r} is no compiled backend for {x.dtype} on {x.device}")
+    _check(x, distances, num_nodes, weights[:4], weights[8:] or None, weights[4:8], rounds)
+
+
 def _check(
     x: Tensor,
     distances: Tensor,
@@ -436,7 +475,7 @@ def _check(
     _check_weights("gru", gru, [(3 * hid, hid), (3 * hid, hid), (3 * hid,), (3 * hid,)], x)
     for name, weights in (("mlp", mlp), ("mlp_ve", mlp_ve)):
         if weights is not None:
-            h1 = len(weights[0])
+            h1 = weights[0].shape[0] if len(weights) > 0 and weights[0].dim() > 0 else 0
             _check_weights(name, weights, [(h1, hid), (h1,), (hid, h1), (hid,)], x)
 
 

@@ -13,6 +13,9 @@ from ghn_fast._system.device import to_device
 MAX_DISTANCE = 50
 """Virtual edges join nodes at most this far apart (arXiv 2110.13100, section 3.3)."""
 
+MOST_DISTANCE = 254
+"""That can be asked for: distances are bytes."""
+
 MAX_NODES = 65_535
 """Of a graph."""
 
@@ -30,8 +33,8 @@ def shortest_paths(num_nodes: int, edges: Tensor, max_distance: int = MAX_DISTAN
         from 1 to ``max_distance``, else 0.
 
     Raises:
-        ValueError: an edge that is out of range or does not go forward (a cycle), or too many
-            nodes.
+        ValueError: an edge that is out of range or does not go forward (a cycle), edges that are
+            no pairs of integers, too many nodes, or another distance.
     """
     if not edges.is_cpu:
         return shortest_paths_batch([num_nodes], [edges], max_distance)[0]
@@ -81,7 +84,9 @@ def _fill(
     distances: Tensor, num_nodes: Sequence[int], edges: Sequence[Tensor], max_distance: int
 ) -> None:
     """Writes the matrices one after the other; distances are uint8 on the CPU, of that size."""
-    pairs = [_as_pairs(tensor) for tensor in edges]
+    if not 1 <= max_distance <= MOST_DISTANCE:
+        raise ValueError(f"max_distance must be from 1 to {MOST_DISTANCE}, not {max_distance}")
+    pairs = [as_pairs(tensor).cpu() for tensor in edges]
     core.shortest_paths(
         num_nodes,
         [tensor.data_ptr() for tensor in pairs],
@@ -92,12 +97,22 @@ def _fill(
     )
 
 
-def _as_pairs(edges: Tensor) -> Tensor:
-    """(E, 2) int64 on the CPU, in one piece; the tensor itself where it is that."""
-    shape = edges.shape
-    if edges.dtype is torch.int64 and edges.is_cpu and len(shape) == 2 and shape[1] == 2:
-        return edges.contiguous()
-    return edges.reshape(-1, 2).to("cpu", torch.int64).contiguous()
+def as_pairs(edges: Tensor) -> Tensor:
+    """(E, 2) int64 in one piece; the tensor itself where it is that.
+
+    Raises:
+        ValueError: edges of another shape, or that are no integers; there may be none of any shape.
+    """
+    if edges.numel() == 0:
+        return edges.new_zeros(0, 2, dtype=torch.int64)
+    if edges.dim() != 2 or edges.shape[1] != 2:
+        raise ValueError(
+            f"edges must be pairs (E, 2), not of shape {tuple(edges.shape)}; transpose those of "
+            "shape (2, E), as PyTorch Geometric has them"
+        )
+    if edges.is_floating_point() or edges.is_complex() or edges.dtype is torch.bool:
+        raise ValueError(f"edges must be int64 numbers of nodes, not {edges.dtype}")
+    return edges.to(torch.int64).contiguous()
 
 
 def _matrices(distances: Tensor, num_nodes: Sequence[int]) -> list[Tensor]:
@@ -128,6 +143,8 @@ def check_edges(num_nodes: int, edges: Tensor) -> None:
 
 
 def _check_size(num_nodes: int) -> None:
+    if num_nodes < 0:
+        raise ValueError(f"a graph cannot have {num_nodes} nodes")
     if num_nodes > MAX_NODES:
         raise ValueError(
             f"a graph of {num_nodes} nodes is too large; at most {MAX_NODES} nodes are supported"
@@ -170,8 +187,9 @@ def device_dags(
     """
     nodes = torch.tensor([0, *num_nodes], device="cpu")
     node_offsets, matrix_offsets = nodes.cumsum(0), nodes.square().cumsum(0)
-    counts = torch.tensor([len(pairs) for pairs in edges], device="cpu")
-    pairs = torch.cat([pairs.reshape(-1, 2) for pairs in edges])
+    parts = [as_pairs(pairs) for pairs in edges]
+    counts = torch.tensor([len(pairs) for pairs in parts], device="cpu")
+    pairs = torch.cat(parts)
     shifts = to_device(node_offsets[:-1].repeat_interleave(counts), pairs.device)
     sources, order = (pairs[:, 0] + shifts).sort(stable=True)
     starts = torch.arange(sum(num_nodes) + 1, device=pairs.device)
