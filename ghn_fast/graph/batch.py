@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -108,7 +109,9 @@ class GraphBatch:
     def _with(self, node_types: Tensor, distances: Tensor) -> GraphBatch:
         if node_types is self.node_types and distances is self.distances:
             return self
-        return GraphBatch.from_arrays(self.graphs, self.num_nodes, node_types, distances)
+        batch = copy.copy(self)
+        batch.node_types, batch.distances = node_types, distances
+        return batch
 
 
 def _distances(graphs: Sequence[Graph], device: torch.device) -> Sequence[Tensor]:
