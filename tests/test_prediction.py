@@ -87,6 +87,53 @@ def test_wrong_number_of_classes_is_reported(ghn: GHN) -> None:
     assert torch.equal(model.fc.weight, before)
 
 
+def test_an_output_layer_that_is_kept_is_warned_of_once(ghn: GHN) -> None:
+    with pytest.warns(
+        UserWarning, match=r"'fc\.weight' keeps its values: output layer of 7"
+    ) as seen:
+        ghn_fast.predict(SmallClassifier(num_classes=7), ghn, IMAGES)
+    assert len(seen) == 1
+    assert "ghn_fast.fit_head_" in str(seen[0].message)
+    assert seen[0].filename == __file__
+
+
+def test_a_report_tells_of_the_output_layer_instead(
+    ghn: GHN, recwarn: pytest.WarningsRecorder
+) -> None:
+    ghn_fast.predict(SmallClassifier(num_classes=7), ghn, IMAGES, return_report=True)
+    ghn_fast.predict(SmallClassifier(), ghn, IMAGES)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_output_layer_has_a_decoder_of_its_own(ghn: GHN, bias: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10, bias=bias))
+    _, report = ghn_fast.predict(model, ghn, torch.zeros(2, 8), return_report=True)
+    assert report.rules["2.weight"] == "class_weight"
+    assert report.rules.get("2.bias") == ("class_bias" if bias else None)
+
+
+def test_an_auxiliary_head_is_an_ordinary_layer(ghn: GHN) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.main, self.aux = nn.Linear(8, 16), nn.Linear(16, 10), nn.Linear(16, 7)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.body(x).relu()
+            return self.main(x), self.aux(x)
+
+    _, report = ghn_fast.predict(Two(), ghn, torch.zeros(2, 8), return_report=True)
+    assert (report.rules["main.weight"], report.rules["aux.weight"]) == ("class_weight", "weight")
+    assert not report.unpredicted
+
+
+def test_outputs_with_positions_are_decoded_whatever_their_number(ghn: GHN) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    _, report = ghn_fast.predict(model, ghn, IMAGES, return_report=True)
+    assert not report.unpredicted
+
+
 def test_unused_parameter_is_reported(ghn: GHN) -> None:
     model = SmallClassifier()
     model.never_called = nn.Linear(3, 3)
@@ -167,6 +214,56 @@ def test_parameters_without_memory_of_their_own(ghn: GHN, kind: str) -> None:
     with pytest.raises(ValueError, match=r"'4\.weight' .*has no memory .*before sharding"):
         ghn_fast.predict(model, ghn, IMAGES)
     assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("made", [lambda w: w[:, :1].expand(8, 8), lambda w: w[0].expand(8, 8)])
+def test_expanded_parameters_are_refused_by_name(
+    ghn: GHN, made: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 10))
+    model[2].weight = nn.Parameter(made(torch.randn(8, 8)))
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"'2\.weight' is expanded.*clone\(\)"):
+        ghn_fast.predict(model, ghn, torch.zeros(2, 8))
+    assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("layers", [{nn.Linear}, {nn.LSTM}])
+def test_packed_weights_are_refused_by_name(ghn: GHN, layers: set[type]) -> None:
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        pytest.skip("this PyTorch quantises nothing")
+    model = nn.ModuleDict({"norm": nn.LayerNorm(8), "fc": nn.Linear(8, 10), "rnn": nn.LSTM(8, 8)})
+    model = torch.ao.quantization.quantize_dynamic(model, layers)
+    name = "fc" if nn.Linear in layers else "rnn"
+    with pytest.raises(ValueError, match=rf"module '{name}[^']*' holds quantised weights"):
+        ghn_fast.predict(model, ghn, torch.zeros(2, 8))
+
+
+def test_float_modules_of_quantisation_are_no_quantised_weights(ghn: GHN) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 10), nn.Linear(8, 10)
+            self.add = torch.ao.nn.quantized.FloatFunctional()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            added: torch.Tensor = self.add.add(self.a(x), self.b(x))
+            return added
+
+    _, report = ghn_fast.predict(Sum(), ghn, torch.zeros(2, 8), return_report=True)
+    assert len(report.predicted) == 4
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_autocast_makes_no_difference(ghn: GHN, given: bool) -> None:
+    one, two = SmallClassifier(), SmallClassifier()
+    graph = ghn_fast.Graph.from_model(two, IMAGES) if given else None
+    ghn_fast.predict(one, ghn, IMAGES)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ghn_fast.predict(two, ghn, IMAGES, graph=graph)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_inference_tensors_are_written_in_inference_mode_only(ghn: GHN) -> None:

@@ -113,6 +113,21 @@ def test_predict_calls_the_model_as_told(
     assert inputs.shape == ((2, 3, 9, 9) if option[0] == "--input" else (2, 4))
 
 
+def test_predict_keeps_and_limits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ghn_file: Path
+) -> None:
+    model = ("predict", "tests.graphs:SmallClassifier", "--ghn", ghn_file, "--no-small-images")
+    assert run(monkeypatch, *model, "--keep", "bn", "--keep", "*.bias") == 0
+    printed = capsys.readouterr().out
+    assert "bn.weight: kept: as asked (keep='bn')" in printed
+    assert "fc.bias: kept: as asked (keep='*.bias')" in printed
+    assert "fc.weight: kept" not in printed
+    assert run(monkeypatch, *model, "--only", "conv.weight", "--fill") == 0
+    assert "fc.weight: kept: as asked (not among only=...)" in capsys.readouterr().out
+    assert run(monkeypatch, *model, "--keep", "layer9") != 0
+    assert "no parameter is called 'layer9'" in capsys.readouterr().err
+
+
 def test_predict_makes_the_folder_of_what_it_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ghn_file: Path
 ) -> None:
