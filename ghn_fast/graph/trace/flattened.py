@@ -18,6 +18,8 @@ _MAP_DIMS = (3, 4)
 
 def note_flattening(rec: Recorder, x: Tensor, result: Tensor) -> Tensor:
     """The result of reshaping ``x``, with a note on its record if a map was flattened."""
+    if not rec.records.maps and (x.dim() <= _MAP_DIMS[0] or result.dim() >= x.dim()):
+        return result
     number = rec.record_of(x)
     if number is None or rec.is_static(number):
         return result

@@ -129,6 +129,11 @@ def layer_record(
     return bias_record(rec, bias, weight_record(rec, node_type, weight, parents, use, kernel))
 
 
+def _use_as_layer(rec: Recorder, weight: Tensor) -> Use | None:
+    """The use of a layer's weight; a parameter itself is stored as it is used."""
+    return None if rec.parameter_of(weight) is not None else as_layer(weight)
+
+
 def only_parameters(rec: Recorder, x: Tensor) -> bool:
     """The operation prepares a weight, as weight standardisation does, and is not a layer."""
     return rec.is_static(rec.record_of(x))
@@ -149,7 +154,7 @@ def any_convolution(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> An
     values = dict(zip(_CONV_ATEN, args, strict=False)) | kwargs
     if rec.opaque or only_parameters(rec, values["input"]):
         return rec.generic(func, args, kwargs)
-    use = None if values.get("transposed") else as_layer(values["weight"])
+    use = None if values.get("transposed") else _use_as_layer(rec, values["weight"])
     return rec.tag(rec.run(func, args, kwargs), _convolution_record(rec, values, use))
 
 
@@ -173,7 +178,7 @@ def convolution(transposed: bool = False) -> Handler:
         x = values["input"]
         if rec.opaque or only_parameters(rec, x):
             return rec.generic(func, args, kwargs)
-        use = None if transposed else as_layer(values["weight"])
+        use = None if transposed else _use_as_layer(rec, values["weight"])
         number = _convolution_record(rec, values, use)
         if rec.execute:
             return rec.tag(rec.run(func, args, kwargs), number)
@@ -190,7 +195,7 @@ def linear(node_type: str) -> Handler:
         x, weight, bias = bind(("input", "weight", "bias"), args, kwargs)
         if rec.opaque or only_parameters(rec, x):
             return rec.generic(func, args, kwargs)
-        use, kernel = as_layer(weight), over_map(rec, x)
+        use, kernel = _use_as_layer(rec, weight), over_map(rec, x)
         number = layer_record(rec, node_type, rec.records_in(x), weight, bias, use, kernel)
         return rec.emit(number, func, args, kwargs, x, shapes.linear, x, weight)
 
