@@ -243,7 +243,7 @@ def _warn_of_head(graph: Graph, ghn: GHN) -> None:
         return
     name = graph.nodes[head_nodes(graph)[0]].name
     warnings.warn(
-        f"{name!r} keeps its values: {reason}. Fit it to your data with ghn_fast.fit_head_(model, "
+        f"{name!r} is not predicted: {reason}. Fit it to your data with ghn_fast.fit_head_(model, "
         "loader), or train it; return_report=True tells of such layers without a warning",
         stacklevel=3,
     )

@@ -89,7 +89,7 @@ def test_wrong_number_of_classes_is_reported(ghn: GHN) -> None:
 
 def test_an_output_layer_that_is_kept_is_warned_of_once(ghn: GHN) -> None:
     with pytest.warns(
-        UserWarning, match=r"'fc\.weight' keeps its values: output layer of 7"
+        UserWarning, match=r"'fc\.weight' is not predicted: output layer of 7"
     ) as seen:
         ghn_fast.predict(SmallClassifier(num_classes=7), ghn, IMAGES)
     assert len(seen) == 1

@@ -175,7 +175,7 @@ def test_a_model_on_the_meta_device_becomes_a_whole_one() -> None:
     assert model.again.weight is model.tied.weight
     assert torch.equal(model.norm.running_var, torch.ones(16))
     assert report.unpredicted["token"] == "filled: token"
-    assert report.unpredicted["never.weight"] == "filled: fan_in"
+    assert report.unpredicted["never.weight"] == "filled: fan_in; does not reach the output"
     assert report.unpredicted["rnn.weight_hh_l0"] == "filled: recurrent_weight"
     assert not model.words.weight[0].any()
     assert model(IDS).isfinite().all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from ghn_fast.ghn.place.decoded import Decoded
 from ghn_fast.ghn.place.fill import Loose, value_of
 from ghn_fast.ghn.place.follow import magnitudes, settle_spectral_norms
-from ghn_fast.ghn.place.keep import FOLLOWS, filled
+from ghn_fast.ghn.place.keep import FOLLOWS, NO_NODE, filled
 from ghn_fast.ghn.place.leaves import Leaves
 from ghn_fast.ghn.place.plan import Plan
 from ghn_fast.ghn.place.uses import Uses
@@ -52,22 +52,16 @@ def assign(
     for target in targets:
         names[target.graph].append(target.parameter)
     return [
-        _settle(known, decoded_names, kinds, stacks, how, decoded.device)
-        for known, decoded_names, kinds, stacks in zip(
-            uses, names, plan.kinds, plan.stacks, strict=True
-        )
+        _settle(known, plan, index, names[index], how, decoded.device)
+        for index, known in enumerate(uses)
     ]
 
 
 def _settle(
-    uses: Uses,
-    decoded: Sequence[str],
-    kinds: Mapping[str, str],
-    stacks: Mapping[str, int],
-    how: How,
-    device: torch.device,
+    uses: Uses, plan: Plan, index: int, decoded: Sequence[str], how: How, device: torch.device
 ) -> dict[str, str]:
-    """Gives one model's other parameters what they need."""
+    """Gives the other parameters of one model of a plan what they need."""
+    kept, kinds, stacks = plan.kept[index], plan.kinds[index], plan.stacks[index]
     identities = {id(uses.parameters[name]) for name in decoded}
     others = [names[0] for identity, names in uses.names.items() if identity not in identities]
     values = magnitudes(uses, others, decoded)
@@ -78,7 +72,8 @@ def _settle(
         if needed and name not in values and parameter.numel() > 0:
             loose = Loose(name, parameter.shape, uses.owners[name][0], stacks.get(name))
             rule, value = value_of(loose, kinds.get(name))
-            values[name], done[name] = value.to(device, parameter.dtype), filled(rule)
+            values[name] = value.to(device, parameter.dtype)
+            done[name] = filled(rule, kept.get(name, NO_NODE))
     for name, value in values.items():
         if how == "attach":
             _attach(uses, name, value)

@@ -76,9 +76,14 @@ def complex_values(dtype: torch.dtype) -> str:
     return f"kept: {str(dtype).removeprefix('torch.')} values; a GHN predicts real ones"
 
 
-def filled(rule: str) -> str:
-    """What is said instead where ``fill=True`` gave a value (:mod:`ghn_fast.ghn.place.fill`)."""
-    return f"filled: {rule}"
+def filled(rule: str, reason: str = NO_NODE) -> str:
+    """What is said where ``fill=True`` gave a value (:mod:`ghn_fast.ghn.place.fill`).
+
+    Args:
+        rule: that gave it.
+        reason: why the parameter is not decoded.
+    """
+    return f"filled: {rule}" if is_by_design(reason) else f"filled: {rule}; {reason}"
 
 
 def by_choice(uses: Uses, keep: str | Sequence[str], only: str | Sequence[str]) -> dict[str, str]:
