@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ghn_fast._system.files import write_text
+
 if TYPE_CHECKING:
     from ghn_fast.graph import Graph
 
@@ -31,10 +33,14 @@ def draw(
 ) -> None:
     """Draw the graph of a model: node types by colour and shape, from top to bottom."""
     from ghn_fast.graph.draw import draw as draw_graph
+    from ghn_fast.graph.draw import svg
 
     graph = _graph(model, num_classes, seed, large_images)
     path = out if out is not None else Path(re.sub(r"[/:]", "-", model) + ".svg")
-    draw_graph(graph, path, title=f"{model}: {graph.num_nodes} nodes")
+    if path.suffix == ".svg":
+        write_text(path, svg(graph))
+    else:
+        draw_graph(graph, path, title=f"{model}: {graph.num_nodes} nodes")
     typer.echo(f"wrote {path} ({graph.num_nodes} nodes, {len(graph.edges)} edges)")
 
 

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPES
 from ghn_fast.ops.shortest_paths import MAX_DISTANCE, as_pairs, check_edges, shortest_paths
 
 _TYPE_INDEX = {name: index for index, name in enumerate(LANGUAGE_NODE_TYPES)}
+
+if TYPE_CHECKING:
+    from ghn_fast.graph.draw.picture import Drawing
 
 
 @dataclass(eq=False)
@@ -139,6 +143,35 @@ class Graph:
         content.update(self.edges.numpy().tobytes())
         content.update(bytes([self.max_distance]))
         return content.hexdigest()
+
+    def draw(self, path: str | Path | None = None, title: str | None = None) -> Drawing:
+        """A picture, which shows itself in a notebook and can be saved (``ghn_fast.graph.draw``).
+
+        Raises:
+            ImportError: matplotlib is not installed; ``_repr_svg_`` needs none.
+        """
+        from ghn_fast.graph.draw import draw
+
+        return draw(self, path, title)
+
+    def _repr_svg_(self) -> str:
+        """The graph as a notebook shows it."""
+        from ghn_fast.graph.draw import svg
+
+        return svg(self)
+
+    def to_networkx(self) -> Any:
+        """A ``networkx.DiGraph`` of the 1-hop edges; nodes have the fields of :class:`Node`.
+
+        Raises:
+            ImportError: networkx is not installed.
+        """
+        import networkx
+
+        graph = networkx.DiGraph()
+        graph.add_nodes_from((index, vars(node)) for index, node in enumerate(self.nodes))
+        graph.add_edges_from(self.edges.tolist())
+        return graph
 
     def __repr__(self) -> str:
         parameters = sum(node.parameter is not None for node in self.nodes)

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ghn_fast.graph import Graph
+from ghn_fast.graph import Graph, Node
+from ghn_fast.graph.draw import svg
 from ghn_fast.graph.draw.layout import layout
 from ghn_fast.nets import DARTS, DeepNets1M, graph_of
+from tests.graphs import small_classifier
 
 pytest.importorskip("matplotlib")
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def edges_of(graph: Graph) -> list[tuple[int, int]]:
@@ -99,7 +102,51 @@ def test_pictures(ending: str, tmp_path: Path) -> None:
 
 def test_every_node_type_has_its_own_look() -> None:
     from ghn_fast.graph import NODE_TYPES
-    from ghn_fast.graph.draw.picture import STYLES
+    from ghn_fast.graph.draw.style import STYLES
 
     assert set(STYLES) == {*NODE_TYPES, "linear"}
     assert len({(style.colour, style.marker) for style in STYLES.values()}) == len(STYLES)
+
+
+def _drawn(text: str) -> ElementTree.Element:
+    return ElementTree.fromstring(text)
+
+
+def test_svg_shows_nodes_arrows_stages_and_shapes() -> None:
+    graph = small_classifier()
+    picture = _drawn(graph._repr_svg_())
+    titles = [element.text or "" for element in picture.iter(f"{SVG}title")]
+    assert len(titles) == graph.num_nodes
+    named = next(title for title in titles if title.startswith("conv.weight"))
+    assert "8 x 3 x 3 x 3" in named
+    tips = [path for path in picture.iter(f"{SVG}path") if path.get("marker-end")]
+    assert len(tips) == len(graph.edges)
+    words = {element.text for element in picture.iter(f"{SVG}text")}
+    assert {"conv", "bn", "fc", "batch norm (1)"} <= words
+
+
+def test_svg_is_shaded_hollow_and_noted() -> None:
+    graph = small_classifier()
+    plain = svg(graph)
+    looks = svg(graph, shades={1: 0.0}, hollow=[2], notes={2: "kept: <why>"})
+    assert svg(graph, hollow=[2]).count("fill='white'") == plain.count("fill='white'") + 1
+    assert "kept: &lt;why&gt;" in looks
+    assert looks != svg(graph, shades={1: 1.0}, hollow=[2], notes={2: "kept: <why>"})
+    assert svg(graph, shades={1: 1.0}) == plain
+
+
+def test_svg_of_nodes_that_have_no_style() -> None:
+    node = Node("input", "input")
+    graph = Graph((node, Node("sum", "a<b")), [[0, 1]])
+    object.__setattr__(graph.nodes[1], "type", "some_other")
+    assert "some other (1)" in svg(graph)
+    assert "a&lt;b" in svg(graph)
+
+
+def test_graphs_of_networkx() -> None:
+    pytest.importorskip("networkx")
+    graph = small_classifier()
+    other = graph.to_networkx()
+    assert sorted(other.edges) == sorted(map(tuple, graph.edges.tolist()))
+    assert [other.nodes[i]["type"] for i in other] == [node.type for node in graph.nodes]
+    assert other.nodes[1]["shape"] == (8, 3, 3, 3)

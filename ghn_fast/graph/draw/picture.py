@@ -5,44 +5,17 @@ from __future__ import annotations
 import io
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ghn_fast.graph.draw.layout import Layout, layout
-from ghn_fast.graph.graph import Graph
-from ghn_fast.graph.node import Node
+from ghn_fast.graph.draw.style import STYLES, kernel_of, style_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from ghn_fast.graph.graph import Graph
 
-class Style(NamedTuple):
-    """How the nodes of a kind are drawn."""
-
-    label: str
-    colour: str
-    marker: str
-
-
-STYLES: dict[str, Style] = {
-    "input": Style("input", "#222222", "v"),
-    "conv": Style("convolution", "#e4572e", "s"),
-    "linear": Style("linear or 1×1 convolution", "#f6a15b", "s"),
-    "sep_conv": Style("grouped convolution", "#8c2d8f", "s"),
-    "dil_conv": Style("dilated grouped convolution", "#c77dca", "s"),
-    "bias": Style("bias", "#c9c9c9", "o"),
-    "bn": Style("batch norm", "#2f7ed8", "o"),
-    "ln": Style("layer norm", "#7fb6f0", "o"),
-    "msa": Style("self-attention", "#d4a800", "*"),
-    "cse": Style("squeeze-and-excitation", "#ffd84d", "P"),
-    "pos_enc": Style("position encoding", "#8a6d3b", "h"),
-    "sum": Style("sum", "#1b9e5a", "D"),
-    "concat": Style("concatenation", "#8bd17c", "D"),
-    "max_pool": Style("max pooling", "#12939a", "^"),
-    "avg_pool": Style("average pooling", "#79c7c5", "^"),
-    "glob_avg": Style("global average pooling", "#0b5351", "^"),
-}
-"""By node type; "linear" are those convolutions that look at one position only."""
 
 _UNIT = 0.3
 """Inches for one node."""
@@ -107,12 +80,6 @@ def draw(graph: Graph, path: str | Path | None = None, title: str | None = None)
     return drawing
 
 
-def style_of(node: Node) -> Style:
-    """How a node is drawn."""
-    pointwise = node.shape is not None and all(size == 1 for size in node.shape[2:])
-    return STYLES["linear" if node.type == "conv" and pointwise else node.type]
-
-
 def _draw_lines(axes: Axes, places: Layout) -> None:
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Curve
@@ -168,8 +135,8 @@ def _draw_nodes(axes: Axes, graph: Graph, places: Layout) -> None:
             zorder=2,
         )
     for node, (x, y) in zip(graph.nodes, places.nodes.tolist(), strict=True):
-        if node.shape is not None and len(node.shape) == 4 and node.type in _KERNELS:
-            kernel = _kernel(node.shape)
+        kernel = kernel_of(node)
+        if kernel:
             size = 6.5 if len(kernel) == 1 else 4.6
             axes.text(
                 x,
@@ -181,16 +148,6 @@ def _draw_nodes(axes: Axes, graph: Graph, places: Layout) -> None:
                 va="center_baseline",
                 zorder=3,
             )
-
-
-_KERNELS = ("conv", "sep_conv", "dil_conv")
-
-
-def _kernel(shape: tuple[int, ...]) -> str:
-    height, width = shape[2:]
-    if height == width:
-        return "" if height == 1 else str(height)
-    return f"{height}×{width}"
 
 
 def _draw_legend(figure: Figure, graph: Graph, left: float) -> None:
