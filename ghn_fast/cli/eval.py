@@ -163,7 +163,7 @@ def _print_tables(ghn: str, results: list[EvaluationResult], is_cifar10: bool) -
         if own[0].networks[0].name:
             console.print(_named_table(ghn, own))
     console.print(table)
-    if is_cifar10:
+    if is_cifar10 and any(_published_rows(result.split) for result in results):
         console.print(DIFFERENCES)
 
 

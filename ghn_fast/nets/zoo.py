@@ -80,7 +80,9 @@ def build_zoo_net(name: str, num_classes: int = 10) -> nn.Module:
                 IMAGE_SIZE, PATCH_SIZE, 12, 12, 768, 3072, num_classes=num_classes
             )
         )
-    return adjust_net(models.get_model(name, num_classes=num_classes))
+    # These two warn that their default is going to change.
+    options: Any = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return adjust_net(models.get_model(name, num_classes=num_classes, **options))
 
 
 def _timm_net(name: str, num_classes: int) -> nn.Module:
