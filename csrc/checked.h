@@ -17,10 +17,12 @@ constexpr std::int64_t kMostElements = std::numeric_limits<std::ptrdiff_t>::max(
 // for a product beyond kMostElements; `what` names what they are the sizes of.
 inline std::int64_t checked_product(std::initializer_list<std::int64_t> sizes, const char* what) {
   std::int64_t product = 1;
+  bool is_empty = false;
   for (const std::int64_t size : sizes) {
     if (size < 0) throw std::invalid_argument(std::string(what) + " has a negative size");
-    if (size == 0) return 0;
+    is_empty |= size == 0;
   }
+  if (is_empty) return 0;
   for (const std::int64_t size : sizes) {
     if (product > kMostElements / size) {
       throw std::invalid_argument(std::string(what) + " has more elements than memory can have");
