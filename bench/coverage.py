@@ -8,9 +8,11 @@ describes another, as {"hypernet": "graphormer"} does a GHN-3, or --ghn names a 
 done is written to a file of JSON lines as it is done; a run that was broken off goes on from there,
 and the table is made of all that is in the file.
 
-The zoos: all torchvision models that are not quantised; of timm the smallest model of each family
-(a family is what stands before the first underscore of the name; those larger than --max-millions
-are listed as left out); transformers models built small from their configuration classes.
+The zoos (``zoos.py``): all torchvision models that are not quantised; of timm the smallest model of
+each family (a family is what stands before the first underscore of the name; those larger than
+--max-millions are listed as left out); all types of transformers, built small from their
+configuration classes; of other libraries their classes, built small. --sample takes so many of
+each, drawn at random but always the same.
 """
 
 from __future__ import annotations
@@ -19,42 +21,30 @@ import argparse
 import ctypes
 import gc
 import json
+import random
 import re
 import statistics
 import sys
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ghn_fast.checkpoint import from_pretrained
 from ghn_fast.ghn import GHN, GHN3Config, GHNConfig, make_ghn
-from ghn_fast.ghn.place.keep import MEANINGS, is_by_design
+from ghn_fast.ghn.place.keep import MEANINGS as KEPT
+from ghn_fast.ghn.place.keep import is_by_design
 from ghn_fast.graph import Graph
+from ghn_fast.graph.trace.unused import MEANINGS as UNUSED
 from ghn_fast.prediction import predict
 
-CLASSES = 1000
-
-
-@dataclass
-class Entry:
-    """A model that is still to be built."""
-
-    zoo: str
-    group: str
-    name: str
-    build: Callable[[], nn.Module]
-
-    @property
-    def key(self) -> str:
-        return f"{self.zoo}/{self.name}"
+sys.path.insert(0, str(Path(__file__).parent))
+from zoos import CLASSES, ZOOS, Entry, NotBuilt, entries
 
 
 @dataclass
@@ -73,6 +63,7 @@ class Record:
         graph_megabytes: by which the process grew meanwhile, at most; 0 where this is not told.
         predict_seconds: for predicting and writing.
         error: the message, if it failed.
+        left_out: why there is no such model to cover.
     """
 
     zoo: str
@@ -89,6 +80,7 @@ class Record:
     graph_megabytes: float = 0.0
     predict_seconds: float = 0.0
     error: str = ""
+    left_out: str = ""
 
     @property
     def key(self) -> str:
@@ -100,120 +92,6 @@ class Record:
         return not self.error and self.finite and all(map(is_by_design, self.unpredicted))
 
 
-# --- the zoos --------------------------------------------------------------------------------
-
-
-def torchvision_models() -> Iterator[Entry]:
-    from torchvision import models
-
-    for name in models.list_models():
-        builder = models.get_model_builder(name)
-        parts = builder.__module__.split(".")[2:]
-        if "quantization" in parts:
-            continue
-        group = parts[0] if len(parts) > 1 else "classification"
-        yield Entry("torchvision", group, name, partial(_torchvision, name))
-
-
-def _torchvision(name: str) -> nn.Module:
-    from torchvision import models
-
-    options: dict[str, Any] = {"weights": None}
-    package = models.get_model_builder(name).__module__
-    if "detection" in package or "segmentation" in package:
-        options["weights_backbone"] = None
-    if "video" in package or "segmentation" in package:
-        options["num_classes"] = CLASSES
-    if name in ("googlenet", "inception_v3"):
-        options["init_weights"] = False
-    return models.get_model(name, **options)
-
-
-def timm_models(max_millions: float) -> Iterator[Entry]:
-    import timm
-
-    families = defaultdict(list)
-    for name in timm.list_models():
-        families[name.split("_")[0]].append(name)
-    for family, names in families.items():
-        name, millions = _smallest(names)
-        if millions <= max_millions:
-            yield Entry("timm", family, name, partial(_timm, name))
-        else:
-            print(f"left out: timm/{name}, {millions:.0f} M parameters", file=sys.stderr)
-
-
-def _smallest(names: list[str]) -> tuple[str, float]:
-    """The model of fewest parameters and how many millions it has."""
-    import timm
-
-    sizes = {}
-    for name in names:
-        with torch.device("meta"):
-            model = timm.create_model(name)
-        sizes[name] = sum(p.numel() for p in model.parameters()) / 1e6
-    name = min(sizes, key=sizes.__getitem__)
-    return name, sizes[name]
-
-
-def _timm(name: str) -> nn.Module:
-    """With the classes that the GHN predicts, where the model is a classifier."""
-    import timm
-
-    model = timm.create_model(name)
-    if getattr(model, "num_classes", 0) in (0, None, CLASSES):
-        return model
-    return timm.create_model(name, num_classes=CLASSES)
-
-
-def transformers_models() -> Iterator[Entry]:
-    import transformers as t
-
-    text = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    bert = {**text, "intermediate_size": 128, "vocab_size": 500}
-    vit = {**text, "intermediate_size": 128, "image_size": 64, "patch_size": 16}
-    gpt = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500}
-    t5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
-    swin = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 7}
-    convnext = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}
-    classes: dict[str, Any] = {"num_labels": CLASSES}
-
-    def entry(group: str, model: str, config: str, **options: Any) -> Entry:
-        def build() -> nn.Module:
-            return getattr(t, model)(getattr(t, config)(**options))
-
-        return Entry("transformers", group, model, build)
-
-    yield entry("ViT", "ViTForImageClassification", "ViTConfig", **vit, **classes)
-    yield entry("ViT", "ViTModel", "ViTConfig", **vit)
-    yield entry("DeiT", "DeiTForImageClassification", "DeiTConfig", **vit, **classes)
-    yield entry("DeiT", "DeiTForImageClassificationWithTeacher", "DeiTConfig", **vit, **classes)
-    yield entry("Swin", "SwinForImageClassification", "SwinConfig", **swin, **classes)
-    yield entry(
-        "ConvNeXt", "ConvNextForImageClassification", "ConvNextConfig", **convnext, **classes
-    )
-    yield entry("BERT", "BertModel", "BertConfig", **bert)
-    yield entry("BERT", "BertForSequenceClassification", "BertConfig", **bert, **classes)
-    yield entry("BERT", "BertForMaskedLM", "BertConfig", **bert)
-    yield entry("GPT-2", "GPT2LMHeadModel", "GPT2Config", **gpt)
-    yield entry("T5", "T5ForConditionalGeneration", "T5Config", **t5, vocab_size=500)
-    yield entry(
-        "Llama", "LlamaForCausalLM", "LlamaConfig", **bert, num_key_value_heads=2, head_dim=16
-    )
-
-
-ZOOS = ("torchvision", "timm", "transformers")
-
-
-def entries(zoo: str, max_millions: float) -> Iterator[Entry]:
-    if zoo in ("torchvision", "all"):
-        yield from torchvision_models()
-    if zoo in ("timm", "all"):
-        yield from timm_models(max_millions)
-    if zoo in ("transformers", "all"):
-        yield from transformers_models()
-
-
 # --- one model ---------------------------------------------------------------------------------
 
 
@@ -222,6 +100,13 @@ def cover(entry: Entry, ghn: GHN) -> Record:
     record = Record(entry.zoo, entry.group, entry.name)
     try:
         model = entry.build().eval()
+    except NotBuilt as error:
+        record.left_out = str(error)
+        return record
+    except Exception as error:
+        record.error = f"{type(error).__name__}: {error}"
+        return record
+    try:
         record.tensors = len(list(model.parameters()))
         record.parameters = sum(p.numel() for p in model.parameters())
         record.graph_megabytes = growth(lambda: Graph.from_model(model))
@@ -257,7 +142,7 @@ def _memory(key: str) -> float:
     return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(key + ":"))
 
 
-def run(todo: Iterator[Entry], ghn: GHN, log: Path) -> None:
+def run(todo: Iterable[Entry], ghn: GHN, log: Path) -> None:
     """Covers what is not in the log yet, and appends it."""
     done = {record.key for record in read(log)}
     start = time.perf_counter()
@@ -270,7 +155,7 @@ def run(todo: Iterator[Entry], ghn: GHN, log: Path) -> None:
             lines.flush()
             gc.collect()
             spent = time.perf_counter() - start
-            result = record.error or f"{record.predicted}/{record.tensors}"
+            result = record.error or record.left_out or f"{record.predicted}/{record.tensors}"
             print(f"{spent:6.0f} s  {record.key}: {result}", file=sys.stderr, flush=True)
 
 
@@ -283,19 +168,36 @@ def read(log: Path) -> list[Record]:
 # --- the table ---------------------------------------------------------------------------------
 
 
-def table(records: list[Record], ghn: str) -> str:
+def sample(todo: Iterable[Entry], size: int | None) -> list[Entry]:
+    """At most so many of each zoo; all of a zoo that has no more."""
+    zoos: dict[str, list[Entry]] = defaultdict(list)
+    for entry in todo:
+        zoos[entry.zoo].append(entry)
+    drawn = []
+    for name, members in zoos.items():
+        chosen = members if size is None else random.Random(name).sample(members, len(members))
+        drawn += sorted(chosen[:size], key=members.index)
+    return drawn
+
+
+def table(records: list[Record], ghn: str, size: int | None = None) -> str:
     """The whole page."""
+    left_out = Counter(record.zoo for record in records if record.left_out)
+    records = [record for record in records if not record.left_out]
+    drawn = f"Of each library at most {size} are here, drawn at random. " if size else ""
     lines = [
         "# Coverage",
         "",
-        "What `ghn_fast.predict` does with the models of three libraries, told by "
-        "`bench/coverage.py`.",
+        "What `ghn_fast.predict` does with the models of other libraries, told by "
+        "`bench/coverage.py`, without example inputs.",
         f"Predicted by {ghn}; which parameters are predicted does not depend on its weights.",
         "Of timm it is the smallest model of each family, a family being what stands before the "
-        "first underscore of the name.",
+        "first underscore of the name; of pytorchcv the first of each family. Of transformers it "
+        "is the base model of each type, two layers deep. " + drawn + _left_out(left_out),
         "",
-        "| models | number | complete | decoded, % of parameters | answered | failed |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| models | number | complete | kept, tensors | decoded, % of parameters | answered "
+        "| failed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         *_summary(records),
         "",
         "Complete: all that the GHN has a node for is decoded and finite: weights of linear layers "
@@ -324,7 +226,17 @@ def _summary(records: list[Record]) -> Iterator[str]:
         answered = sum(not record.error and record.finite for record in members)
         shares = [100 * record.decoded / record.parameters for record in members if record.decoded]
         share = f"{statistics.mean(shares):.1f}" if shares else ""
-        yield f"| {part} | {len(members)} | {complete} | {share} | {answered} | {failed} |"
+        kept = sum(count for record in members for count, _ in record.unpredicted.values())
+        yield (
+            f"| {part} | {len(members)} | {complete} | {kept:,} | {share} | {answered} | {failed} |"
+        )
+
+
+def _left_out(count: dict[str, int]) -> str:
+    if not count:
+        return ""
+    parts = ", ".join(f"{number} of {zoo}" for zoo, number in count.items())
+    return f"Left out, because no small model of the type could be made: {parts}."
 
 
 def _rules(records: list[Record]) -> Iterator[str]:
@@ -353,8 +265,16 @@ def _reasons(records: list[Record]) -> Iterator[str]:
     yield "| not decoded | tensors | in models | what this is |"
     yield "| --- | ---: | ---: | --- |"
     for reason, count in tensors.most_common():
-        yield f"| {reason} | {count:,} | {models[reason]} | {MEANINGS.get(reason, '')} |"
+        yield f"| {reason} | {count:,} | {models[reason]} | {_MEANINGS.get(reason, '')} |"
     yield ""
+
+
+_MEANINGS = {
+    **KEPT,
+    **UNUSED,
+    "output layer of n; this GHN predicts n": "the classification layer of a GHN has as many "
+    "outputs as the GHN was trained for; `fit_head_` fits others to data",
+}
 
 
 def _zoo(zoo: str, records: list[Record]) -> list[str]:
@@ -403,15 +323,16 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("coverage.jsonl"), help="what is done")
     parser.add_argument("--ghn", default="", help="as for ghn_fast.from_pretrained")
     parser.add_argument("--config", default="", help="of a random GHN, as JSON")
+    parser.add_argument("--sample", type=int, help="at most so many models of each library")
     parser.add_argument("--max-millions", type=float, default=500, help="largest timm model")
     options = parser.parse_args()
 
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     ghn, described = make(options.ghn, options.config)
-    todo = entries(options.zoo, options.max_millions)
+    todo = sample(entries(options.zoo, options.max_millions), options.sample)
     run((entry for entry in todo if options.only in entry.name), ghn, options.log)
-    page = table(read(options.log), described)
+    page = table(read(options.log), described, options.sample)
     if options.out is None:
         print(page)
         return

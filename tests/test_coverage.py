@@ -33,6 +33,7 @@ def load_script() -> ModuleType:
 
 
 script = load_script()
+zoos = sys.modules["zoos"]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_torchvision(ghn: GHN, name: str) -> None:
 @pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_fpn", "swin3d_t"])
 def test_memory_of_a_graph(name: str) -> None:
     """Real constants of these models' own would take more than 100 MB."""
-    model = script._torchvision(name)
+    model = zoos.torchvision_model(name)
     assert script.growth(lambda: Graph.from_model(model)) < 100
     assert script.growth(lambda: torch.zeros(50_000_000)) > 150
 
@@ -120,7 +121,7 @@ def test_memory_of_a_graph(name: str) -> None:
 )
 def test_timm(ghn: GHN, name: str) -> None:
     pytest.importorskip("timm")
-    record = script.cover(script.Entry("timm", "", name, lambda: script._timm(name)), ghn)
+    record = script.cover(script.Entry("timm", "", name, lambda: zoos.timm_model(name)), ghn)
     assert record.error == ""
     assert record.unpredicted.keys() <= {NO_NODE}
     assert record.complete
@@ -129,7 +130,7 @@ def test_timm(ghn: GHN, name: str) -> None:
 
 def test_transformers(ghn: GHN) -> None:
     pytest.importorskip("transformers")
-    records = [script.cover(entry, ghn) for entry in script.transformers_models()]
+    records = [script.cover(entry, ghn) for entry in zoos.transformers_models()]
     assert {r.group for r in records} >= {"ViT", "Swin", "BERT", "GPT-2", "T5", "Llama"}
     assert {r.name: r.error or r.unpredicted for r in records if not r.complete} == {}
 
@@ -153,6 +154,6 @@ def test_script_goes_on_where_it_was_broken_off(ghn: GHN, tmp_path: Path) -> Non
     records = script.read(log)
     assert [record.name for record in records] == ["m0", "m1", "m2"]
     page = script.table(records, "some GHN")
-    assert "| timm | 3 | 0 | 36.4 | 2 | 1 |" in page
+    assert "| timm | 3 | 0 | 4 | 36.4 | 2 | 1 |" in page
     assert "- m1: RuntimeError: out of luck" in page
     assert "- m2: 2 (2.weight): output layer of 7; this GHN predicts 1000" in page

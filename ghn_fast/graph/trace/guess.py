@@ -116,7 +116,7 @@ def _required(model: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in positional and p.default is p.empty]
 
 
-_SIZE_NAMES = ("img_size", "image_size", "input_size", "img_dim", "image_dim")
+_SIZE_NAMES = ("img_size", "image_size", "in_size", "input_size", "img_dim", "image_dim")
 
 
 def image_sizes(model: nn.Module) -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -16,6 +16,16 @@ NOT_TAKEN = (
 AT_RANDOM = "not used in this run: the model leaves parts out at random"
 GUESSED = "not used for the input that was guessed: pass example_inputs for all parts of the model"
 TRAINING_ONLY = "used in training mode only"
+
+MEANINGS: Mapping[str, str] = {
+    UNREACHED: "no output depends on it, in evaluation or in training",
+    FROZEN: "what the model's author froze keeps its value",
+    NOT_TAKEN: "the model's course depends on values; another example would reach it",
+    AT_RANDOM: "stochastic depth that is at work in evaluation too",
+    GUESSED: "a whole part, such as a text tower, did not run; an example of all inputs reaches it",
+    TRAINING_ONLY: "the graph is that of evaluation, where other parts run",
+}
+"""What each reason stands for."""
 
 
 def reason(recorder: Recorder, touched: bool) -> str:
