@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -73,6 +74,20 @@ class PredictionReport:
             f"PredictionReport({len(self.predicted):,} of {tensors:,} tensors, "
             f"{self.num_predicted:,} of {self.num_parameters:,} parameters)"
         )
+
+    def _repr_html_(self) -> str:
+        """A table of every parameter, as a notebook shows it; the summary stands above it."""
+        rows = [
+            (name, " x ".join(map(str, shape)), self.rules.get(name, ""))
+            for name, shape in self.predicted.items()
+        ]
+        rows += [(name, "", reason) for name, reason in self.unpredicted.items()]
+        cells = "".join(
+            f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+        )
+        summary = escape(str(self)).replace("\n", "<br>")
+        head = "<tr><th>parameter</th><th>shape</th><th>rule, or why not decoded</th></tr>"
+        return f"<details><summary>{summary}</summary><table>{head}{cells}</table></details>"
 
     def __str__(self) -> str:
         tensors = len(self.predicted) + len(self.unpredicted)

@@ -33,3 +33,12 @@ def test_a_line_says_what_it_is(number: int) -> None:
     assert part in text
     assert len(text) < 120
     assert "\n" not in text
+
+
+def test_a_report_is_a_table_in_a_notebook() -> None:
+    _, report = ghn_fast.predict(SmallClassifier(), return_report=True)
+    report.unpredicted["own.<weight>"] = "why & how"
+    text = report._repr_html_()
+    assert text.count("<tr>") == 1 + len(report.predicted) + 1
+    assert "<td>conv.weight</td><td>8 x 3 x 3 x 3</td>" in text
+    assert "<td>own.&lt;weight&gt;</td><td></td><td>why &amp; how</td>" in text
