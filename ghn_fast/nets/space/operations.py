@@ -10,6 +10,7 @@ import re
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def make_norm(norm: str | None, channels: int) -> nn.Module:
@@ -227,11 +228,15 @@ class Transformer(nn.Module):
 
 
 class PositionEncoding(nn.Module):
-    """Adds a learned (1, C, size, size) table."""
+    """Adds a learned (1, C, size, size) table, interpolated to maps of another size."""
 
     def __init__(self, channels: int, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(1, channels, size, size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight
+        table: Tensor = self.weight
+        if table.shape[2:] != x.shape[2:]:
+            # As for vision transformers at another resolution (arXiv 2010.11929, section 3.2).
+            table = functional.interpolate(table, x.shape[2:], mode="bilinear", align_corners=False)
+        return x + table
