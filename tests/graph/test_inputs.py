@@ -90,6 +90,11 @@ def test_size_that_a_part_tells(size: dict[str, object]) -> None:
     assert x.shape == (2, 5, 72, 72)
 
 
+def test_a_length_of_a_signal_is_no_size_of_images() -> None:
+    (x,), _ = guess_inputs(Sized(img_size=65536))
+    assert x.shape == (2, 5, 224, 224)
+
+
 def test_channels_come_before_metadata() -> None:
     model = Sized()
     model.default_cfg = {"input_size": (3, 96, 96)}

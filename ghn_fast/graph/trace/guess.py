@@ -116,6 +116,8 @@ def _required(model: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in positional and p.default is p.empty]
 
 
+_LARGEST = 2048
+"""Of a size that may be an image's; signals are longer."""
 _SIZE_NAMES = ("img_size", "image_size", "in_size", "input_size", "img_dim", "image_dim")
 
 
@@ -132,7 +134,7 @@ def image_sizes(model: nn.Module) -> Iterator[int]:
 
 def _is_size(value: Any) -> bool:
     pair = value[-2:] if isinstance(value, (tuple, list)) else (value,)
-    return all(type(side) is int and side >= 4 for side in pair) and len(set(pair)) == 1
+    return all(type(side) is int and 4 <= side <= _LARGEST for side in pair) and len(set(pair)) == 1
 
 
 def _side(size: Any) -> int:
