@@ -104,7 +104,12 @@ def shipped() -> list[str]:
 
 
 def known_names() -> list[str]:
-    """Every name that :func:`from_pretrained` knows without a path or a repository."""
+    """Every name that :func:`from_pretrained` knows without a path or a repository.
+
+    Example:
+        >>> "ghn2-cifar10" in ghn_fast.list_models()
+        True
+    """
     return [*shipped(), *_GHN3_FILES]
 
 

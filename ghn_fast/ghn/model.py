@@ -414,7 +414,12 @@ def _keeping(batch: GraphBatch, uses: Sequence[Uses]) -> list[Uses]:
 
 
 def ghn1(num_classes: int = 10, **config: object) -> GHN:
-    """A GHN-1: no virtual edges, no layer norm, no normalisation (arXiv 1810.05749)."""
+    """A GHN-1: no virtual edges, no layer norm, no normalisation (arXiv 1810.05749).
+
+    Example:
+        >>> ghn_fast.ghn1(num_classes=10, hid=8, max_shape=(8, 8, 3, 3)).config.ve
+        False
+    """
     settings = {"ve": False, "layernorm": False, "weight_norm": False, **config}
     return GHN(GHNConfig.from_dict({"num_classes": num_classes, **settings}))
 

@@ -162,6 +162,10 @@ class TrainConfig:
         log_every, validate_every, checkpoint_every: in steps; 0 for never.
         validation_networks, validation_images: how many of the val split are evaluated.
         tensorboard: write event files as well (needs the package tensorboard).
+
+    Example:
+        >>> ghn_fast.TrainConfig(meta_batch=2, lr=1e-3).meta_batch
+        2
     """
 
     ghn: dict[str, Any] = field(default_factory=lambda: {"flat_kernels": True})

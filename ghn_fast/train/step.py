@@ -148,6 +148,17 @@ def train_step(
     Raises:
         ValueError: the GHN is not in training mode, or there is another number of batches of
             images or labels than of networks.
+
+    Example:
+        >>> from ghn_fast.nets import build_ghost
+        >>> graph = ghn_fast.DeepNets1M(split="train")[0]
+        >>> model = build_ghost(graph.net_args, 10, is_imagenet_input=False)
+        >>> ghn = ghn_fast.ghn2(num_classes=10, hid=8, max_shape=(8, 8, 7, 7)).train()
+        >>> optimizer = torch.optim.AdamW(ghn.parameters(), lr=1e-3)
+        >>> pixels, labels = loader[0]
+        >>> batch = ghn_fast.GraphBatch([graph])
+        >>> ghn_fast.train_step(ghn, [model], batch, [pixels], [labels], optimizer).updated
+        True
     """
     if not ghn.training:
         raise ValueError("the GHN is in evaluation mode; call ghn.train() first")
