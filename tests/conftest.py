@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     # Has to be set before Triton is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
+hypothesis.settings.register_profile("campaign", max_examples=1000, deadline=None)
 
 
 @pytest.fixture(scope="session")
