@@ -184,16 +184,14 @@ def table(records: list[Record], ghn: str, size: int | None = None) -> str:
     """The whole page."""
     left_out = Counter(record.zoo for record in records if record.left_out)
     records = [record for record in records if not record.left_out]
-    drawn = f"Of each library at most {size} are here, drawn at random. " if size else ""
     lines = [
         "# Coverage",
         "",
         "What `ghn_fast.predict` does with the models of other libraries, told by "
         "`bench/coverage.py`, without example inputs.",
         f"Predicted by {ghn}; which parameters are predicted does not depend on its weights.",
-        "Of timm it is the smallest model of each family, a family being what stands before the "
-        "first underscore of the name; of pytorchcv the first of each family. Of transformers it "
-        "is the base model of each type, two layers deep. " + drawn + _left_out(left_out),
+        "",
+        _extent([record.zoo for record in records], size) + _left_out(left_out),
         "",
         "| models | number | complete | kept, tensors | decoded, % of parameters | answered "
         "| failed |",
@@ -232,11 +230,32 @@ def _summary(records: list[Record]) -> Iterator[str]:
         )
 
 
+_CHOSEN = {
+    "timm": "Of timm it is the smallest model of each family, a family being what stands before "
+    "the first underscore of the name.",
+    "pytorchcv": "Of pytorchcv it is the first model of each family.",
+    "transformers": "Of transformers it is the base model of each type, two layers deep.",
+}
+
+
+def _extent(zoos: list[str], size: int | None) -> str:
+    """Which models are here, and which libraries are not."""
+    sentences = [f"{len(zoos)} models."]
+    if size:
+        sentences = [
+            f"**This is a sample:** {len(zoos)} models, at most {size} of each library, drawn at "
+            "random; it says nothing about the others."
+        ]
+    if missing := [zoo for zoo in ZOOS if zoo not in zoos]:
+        sentences.append(f"**Not in it: {', '.join(missing)}.**")
+    return " ".join([*sentences, *(text for zoo, text in _CHOSEN.items() if zoo in zoos)])
+
+
 def _left_out(count: dict[str, int]) -> str:
     if not count:
         return ""
     parts = ", ".join(f"{number} of {zoo}" for zoo, number in count.items())
-    return f"Left out, because no small model of the type could be made: {parts}."
+    return f" Left out, because no small model of the type could be made: {parts}."
 
 
 def _rules(records: list[Record]) -> Iterator[str]:

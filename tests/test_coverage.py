@@ -156,4 +156,7 @@ def test_script_goes_on_where_it_was_broken_off(ghn: GHN, tmp_path: Path) -> Non
     page = script.table(records, "some GHN")
     assert "| timm | 3 | 0 | 4 | 36.4 | 2 | 1 |" in page
     assert "- m1: RuntimeError: out of luck" in page
+    assert "3 models. **Not in it: torchvision, transformers, heads," in page
+    assert "sample" not in page
+    assert "at most 2 of each library, drawn at random" in script.table(records, "some GHN", 2)
     assert "- m2: 2 (2.weight): output layer of 7; this GHN predicts 1000" in page

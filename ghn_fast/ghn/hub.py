@@ -103,7 +103,7 @@ def shipped() -> list[str]:
     return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
 
 
-def known_names() -> list[str]:
+def list_models() -> list[str]:
     """Every name that :func:`from_pretrained` knows without a path or a repository.
 
     Example:
@@ -113,8 +113,7 @@ def known_names() -> list[str]:
     return [*shipped(), *_GHN3_FILES]
 
 
-list_models = known_names
-"""As timm and torchvision call it."""
+known_names = list_models
 
 
 def save_pretrained(
