@@ -58,7 +58,7 @@ def _side(config: Any) -> int:
 
 
 def _picture_shape(maker: Maker, config: Any, side: int) -> tuple[int, ...]:
-    first = next((m for m in maker.model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
+    first = next((m for m in maker.modules if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
     channels: int = getattr(first, "in_channels", 0) or getattr(config, "num_channels", 3)
     if isinstance(first, nn.Conv3d):
         frames: int = getattr(config, "num_frames", 0) or getattr(config, "frames_per_clip", 16)

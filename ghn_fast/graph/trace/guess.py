@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,24 @@ class Guess:
 
 
 class Maker:
-    """Makes tensors for a model, and what else its ``forward`` asks for by name."""
+    """Makes tensors for a model, and what else its ``forward`` asks for by name.
 
-    def __init__(self, model: nn.Module, batch: int, device: torch.device | str | None) -> None:
-        parameters = list(model.parameters())
+    Args:
+        model: any module.
+        batch: the number of examples.
+        device: of the tensors; by default the model's.
+        modules: all of the model's, where they have been listed already.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: int,
+        device: torch.device | str | None,
+        modules: Sequence[nn.Module] | None = None,
+    ) -> None:
+        self.modules = list(model.modules()) if modules is None else modules
+        parameters = [p for m in self.modules for p in m._parameters.values() if p is not None]
         floating = (p.dtype for p in parameters if p.is_floating_point())
         self.model, self.batch = model, batch
         self.device = device or next((p.device for p in parameters), torch.device("cpu"))
@@ -56,14 +70,14 @@ class Maker:
 
     def images(self, channels: int) -> Guess:
         """Square ones."""
-        known = image_sizes(self.model)
+        known = image_sizes(self.model, self.modules)
         sizes = tuple(dict.fromkeys((*known, *IMAGE_SIZES)))
         return Guess(lambda size: self.call(self.zeros(channels, size, size)), sizes, (1, 1024))
 
     @property
     def channels(self) -> int:
         """Of images: by the first convolution, then by what is written down."""
-        convolutions = (m for m in self.model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+        convolutions = (m for m in self.modules if isinstance(m, nn.Conv2d | nn.Conv3d))
         first = next(convolutions, None)
         if first is not None:
             return first.in_channels
@@ -73,7 +87,7 @@ class Maker:
     @property
     def vocabulary(self) -> int:
         """How many tokens there are, as far as tables tell."""
-        tables = (m for m in self.model.modules() if isinstance(m, nn.Embedding))
+        tables = (m for m in self.modules if isinstance(m, nn.Embedding))
         return max((table.num_embeddings for table in tables), default=2)
 
     def call(self, first: Tensor) -> Call:
@@ -121,12 +135,12 @@ _LARGEST = 2048
 _SIZE_NAMES = ("img_size", "image_size", "in_size", "input_size", "img_dim", "image_dim")
 
 
-def image_sizes(model: nn.Module) -> Iterator[int]:
+def image_sizes(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[int]:
     """Of square images: what the model's parts say, then what is written down about it."""
-    for module in model.modules():
+    # Asking a module itself for what it has not takes microseconds.
+    for attributes in [vars(m) for m in modules if not vars(m).keys().isdisjoint(_SIZE_NAMES)]:
         for name in _SIZE_NAMES:
-            # Asking a module itself for what it has not takes microseconds.
-            size = vars(module).get(name)
+            size = attributes.get(name)
             if size is not None and _is_size(size):
                 yield _side(size)
     yield from _written_size(model)[-1:]

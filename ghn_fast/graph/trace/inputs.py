@@ -44,7 +44,10 @@ def guess_inputs(
 
 
 def guesses(
-    model: nn.Module, batch: int = 2, device: torch.device | str | None = None
+    model: nn.Module,
+    batch: int = 2,
+    device: torch.device | str | None = None,
+    modules: Sequence[nn.Module] | None = None,
 ) -> Iterator[Guess]:
     """What a model may be called with, the likeliest first.
 
@@ -56,9 +59,10 @@ def guesses(
         model: may be on any device and of any floating point type.
         batch: the number of images or sequences.
         device: where to make them; by default where the model is.
+        modules: all of the model's, where they have been listed already.
     """
     model = unwrapped(model)
-    maker = Maker(model, batch, device)
+    maker = Maker(model, batch, device, modules)
     size = getattr(model, "expected_input_sz", None)
     if size is not None:
         shape = _image_shape(size)
@@ -67,7 +71,7 @@ def guesses(
         yield from transformers_guesses(maker)
     yield from _torchvision_guesses(maker)
     kinds: set[type] = set()
-    for layer in model.modules():
+    for layer in maker.modules:
         if type(layer) not in kinds and len(kinds) < _MOST_KINDS:
             found = list(_guesses_by(layer, maker))
             kinds |= {type(layer)} if found else set()

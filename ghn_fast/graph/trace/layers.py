@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ghn_fast.graph.layout import Layout
+from ghn_fast.graph.layout import Layout, Storage
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace import shapes
 from ghn_fast.graph.trace.flattened import over_map
@@ -57,31 +57,21 @@ def weight_record(
         if node_type == "conv" and "gate" in rec.types:
             _retype(rec, main.node, "conv")  # LoGAH's graphs tell that a tied table is the head
         return rec.merge([*parents, main.node, *_sources(rec, others)])
-    node = _weight_node(rec, node_type, main, weight, use, kernel)
+    storage = None if use is None else _storage(rec, main, weight, use)
+    shape = tuple(main.tensor.shape) if storage is None else storage.used_shape()
+    if kernel is not None and (len(shape) != 2 or weight.numel() != main.tensor.numel()):
+        kernel = None
+    node = Node(node_type, main.name, shape, main.name, kernel=kernel, storage=storage)
     main.node = rec.add(Kind.KEEP, [*parents, *_sources(rec, others)], node)
     return main.node
 
 
-def _weight_node(
-    rec: Recorder,
-    node_type: str,
-    main: Parameter,
-    weight: Tensor,
-    use: Use | None,
-    kernel: Layout | None,
-) -> Node:
-    """The node of a parameter that is used as a layer's weight."""
-    shape, storage = tuple(main.tensor.shape), None
+def _storage(rec: Recorder, main: Parameter, weight: Tensor, use: Use) -> Storage | None:
+    """How a parameter is stored that is used as a layer's weight; None if as it is used."""
     if "gate" in rec.types:
-        use = None  # LoGAH's graphs of language models have weights as they are stored
-    place = None if use is None else rec.place_in(main, weight)
-    if use is not None and place is not None:
-        storage = storage_of(main.tensor, place, use)
-    if storage is not None:
-        shape = storage.used_shape()
-    if len(shape) != 2 or weight.numel() != main.tensor.numel():
-        kernel = None
-    return Node(node_type, main.name, shape, main.name, kernel=kernel, storage=storage)
+        return None  # LoGAH's graphs of language models have weights as they are stored
+    place = rec.place_in(main, weight)
+    return None if place is None else storage_of(main.tensor, place, use)
 
 
 def _retype(rec: Recorder, number: int, node_type: str) -> None:
@@ -131,7 +121,7 @@ def layer_record(
 
 def _use_as_layer(rec: Recorder, weight: Tensor) -> Use | None:
     """The use of a layer's weight; a parameter itself is stored as it is used."""
-    return None if rec.parameter_of(weight) is not None else as_layer(weight)
+    return None if id(weight) in rec.parameters else as_layer(weight)
 
 
 def only_parameters(rec: Recorder, x: Tensor) -> bool:
@@ -280,7 +270,7 @@ def norm_record(
 
 def gain_record(rec: Recorder, node_type: str, weight: Tensor, parents: Sequence[int]) -> int:
     """The record of a normalisation's weight; one that counts from one is marked."""
-    number = rec.record_of(weight)
+    number = None if id(weight) in rec.parameters else rec.record_of(weight)
     if number is not None and rec.records.flags.get(number) == "shifted":
         for parameter in rec.parameters_behind(weight)[:1]:
             parameter.role = "norm_offset"
@@ -299,7 +289,10 @@ def norm_bias(rec: Recorder, bias: Tensor, weight: int) -> int:
         return rec.merge([weight, *rec.records_in(bias)])
     parameter.folded = weight
     node_type = "ln" if node.type == "rmsnorm" else node.type
-    rec.records.nodes[weight] = replace(node, type=node_type, bias=parameter.name)
+    rec.records.nodes[weight] = Node(
+        *(node_type, node.name, node.shape, node.parameter, parameter.name),
+        *(node.kernel, node.storage),
+    )
     return weight
 
 

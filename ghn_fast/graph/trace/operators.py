@@ -379,15 +379,17 @@ def negation(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
 
 def _join(rec: Recorder, node_type: str, parents: list[int]) -> int:
     """A sum or concatenation, but of a rotary embedding's negation and what it negates."""
-    records = rec.records
-    turned = {
-        parent
-        for number in parents
-        if (node := records.nodes[number]) is not None and node.type == "rot_emb"
-        for parent in records.parents[number]
-    }
-    if turned:
-        return rec.merge([number for number in parents if number not in turned])
+    if "rot_emb" in rec.types:
+        records = rec.records
+        turned = {
+            parent
+            for number in parents
+            if (node := records.nodes[number]) is not None and node.type == "rot_emb"
+            for parent in records.parents[number]
+        }
+        parents = [number for number in parents if number not in turned]
+        if turned:
+            return rec.merge(parents)
     return rec.add(Kind.JOIN, parents, Node(node_type, node_type))
 
 

@@ -291,13 +291,13 @@ class Recorder(TorchFunctionMode):
 
     def all_used(self) -> bool:
         """Whether every parameter has taken part in the computation so far."""
-        return all(map(self.is_used, self.parameters.values()))
+        parameters = self.parameters.values()
+        return not [p for p in parameters if p.node is p.source is p.folded is None]
 
     @staticmethod
     def is_used(parameter: Parameter) -> bool:
         """Whether a parameter has taken part in the computation so far."""
-        records = (parameter.node, parameter.source, parameter.folded)
-        return any(record is not None for record in records)
+        return not parameter.node is parameter.source is parameter.folded is None
 
     def tag(self, value: Any, number: int) -> Any:
         """Notes on every tensor in a result which record made it."""
@@ -466,20 +466,19 @@ class Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        handler = self.handlers.get(func) or self.rule_of(func)
         self.inside = True
         try:
-            return self.read(func, args, kwargs or {})
+            return handler(self, func, args, kwargs or {})
         finally:
             self.inside = False
 
-    def read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Records a call by its rule and returns its result."""
+    def rule_of(self, func: Callable[..., Any]) -> Handler:
+        """How calls of a function or an operator are read."""
         handler = self.handlers.get(func)
         if handler is None and isinstance(func, _OPERATORS):
             handler = self.handlers.get(_operator(func))
-        if handler is not None:
-            return handler(self, func, args, kwargs)
-        return self.generic(func, args, kwargs)
+        return handler or Recorder.generic
 
     def generic(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -605,6 +604,7 @@ def _operator(func: Callable[..., Any]) -> str:
     return ".".join(str(func).split(".")[:2])
 
 
+@lru_cache(maxsize=4096)
 def name_of(func: Callable[..., Any]) -> str:
     """Of a function, or of an operator without its overload ("add_" of ``aten.add_.Tensor``)."""
     return (getattr(func, "__name__", "") or str(func)).partition(".")[0]

@@ -24,22 +24,23 @@ class Search(Generic[Result]):
 
     Attributes:
         run: calls the model, on shapes or for real; raises what the model raises.
-        may_run: whether it can be run for real.
+        may_run: tells whether it can be run for real.
         failures: the calls that failed, and how.
     """
 
     run: Callable[[Call, bool], Result]
-    may_run: bool = True
+    may_run: Callable[[], bool]
     failures: list[tuple[Call, Exception]] = field(default_factory=list)
 
     def first(self, guesses: Iterable[Guess]) -> tuple[Call, Result] | None:
         """The first call that runs and its result; None if all failed."""
-        guesses = list(guesses)
+        tried: list[Guess] = []
         for guess in guesses:
             found = self._sizes(guess) or self._fitting(guess)
             if found is not None:
                 return found
-        for guess in guesses[:_FOR_REAL] if self.may_run else ():
+            tried.append(guess)
+        for guess in tried[:_FOR_REAL] if self.may_run() else ():
             for size in guess.sizes[:2]:
                 found = self._attempt(guess.make(size), real=True)
                 if found is not None:
@@ -72,7 +73,7 @@ class Search(Generic[Result]):
         try:
             return call, self.run(call, real)
         except (AsksValues, Hidden) as error:
-            if self.may_run and not real:
+            if not real and self.may_run():
                 return self._attempt(call, real=True)
             self.failures.append((call, error))
         except Exception as error:

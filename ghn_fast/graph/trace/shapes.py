@@ -37,8 +37,11 @@ def broadcast(a: Sequence[int], b: Sequence[int]) -> Shape:
     Raises:
         Misfit: they do not match.
     """
+    if a == b:
+        return tuple(a)
     dims = max(len(a), len(b))
-    left, right = ((1,) * (dims - len(shape)) + tuple(shape) for shape in (a, b))
+    left = (1,) * (dims - len(a)) + tuple(a)
+    right = (1,) * (dims - len(b)) + tuple(b)
     result = []
     for m, n in zip(left, right, strict=True):
         if m != n and m != 1 and n != 1:

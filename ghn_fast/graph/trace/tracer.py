@@ -116,7 +116,8 @@ class _Call:
 
     @property
     def scripted(self) -> bool:
-        return any(isinstance(module, torch.jit.ScriptModule) for _, module in self.modules)
+        kinds = {type(module) for _, module in self.modules}
+        return any(issubclass(kind, torch.jit.ScriptModule) for kind in kinds)
 
     @property
     def on_meta(self) -> bool:
@@ -146,16 +147,18 @@ def _guessed(model: nn.Module, modules: Modules, types: tuple[str, ...]) -> tupl
         call = _Call(model, modules, *inputs, types)
         return _run(call, training=False, execute=real or call.scripted)
 
-    on_meta = any(p.is_meta for p in model.parameters())
-    search: Search[Trace] = Search(run, may_run=not on_meta)
-    found = search.first(guesses(model))
+    def on_meta() -> bool:
+        return any(p.is_meta for p in model.parameters())
+
+    search: Search[Trace] = Search(run, may_run=lambda: not on_meta())
+    found = search.first(guesses(model, modules=[module for _, module in modules]))
     if found is not None:
         inputs, result = found
         return _Call(model, modules, *inputs, types), result
     tried = [(str(_Call(model, modules, *inputs, types)), e) for inputs, e in search.failures]
     raise TraceError(
         f"{type(model).__name__} could not be run with any input that was worked out from it:\n"
-        f"{describe_failures(tried)}\n{_advice(on_meta, [error for _, error in tried])}"
+        f"{describe_failures(tried)}\n{_advice(on_meta(), [error for _, error in tried])}"
     ) from search.failures[0][1]
 
 
