@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ghn_fast._system.files import replace
+from ghn_fast._system.files import replace, write_text
 from ghn_fast.cli import options
 from ghn_fast.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ghn_fast.card import Accuracy
+    from ghn_fast.data import Images
     from ghn_fast.prediction import PredictionReport
 
 
@@ -49,6 +53,13 @@ def predict(
     out: Annotated[
         Path | None, typer.Option(help="Write the model's state dict here, as safetensors.")
     ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page here (HTML) that shows the graph, the first layer, the spread of "
+            "activations and the accuracy."
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,9 +82,13 @@ def predict(
     batch_size: options.BatchSize = 64,
 ) -> None:
     """Predict a model's parameters; tell what was decoded, how fast, and how good it is."""
+    from ghn_fast.card import card as make_card
+    from ghn_fast.card import noise_for
     from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.inputs import make_inputs
     from ghn_fast.cli.models import build_model
+    from ghn_fast.evaluation import batches_in_order
+    from ghn_fast.graph import Graph
     from ghn_fast.nets import adjust_net
     from ghn_fast.prediction import predict as predict_parameters
 
@@ -89,8 +104,10 @@ def predict(
     built = time.perf_counter() - start
     if ":" not in model and small:
         target = adjust_net(target)
+    inputs = make_inputs(target, input_shape, input_ids)
+    random = None if card is None else _random_start(target, fill)
     _, report = predict_parameters(
-        *(target, network, make_inputs(target, input_shape, input_ids)),
+        *(target, network, inputs),
         return_report=True,
         keep=keep or (),
         only=only or (),
@@ -100,13 +117,45 @@ def predict(
     _print_report(model, ghn, report, built)
     if out is not None:
         _write(target, out, model, ghn)
+    test, accuracy = None, None
     if network.config.num_classes == 10 and small:
-        _print_accuracy(target, data, download, images, batch_size)
+        test = _test_images(target, data, download, images)
     elif data is not None or download:
         typer.echo(
             "accuracy: not measured, as CIFAR-10 is for GHNs of 10 classes and models for small "
             "images; ghn-fast fit MODEL --data FOLDER takes any pictures"
         )
+    if test is not None:
+        accuracy = _print_accuracy(target, test, batch_size)
+    if card is not None and random is not None:
+        seen = (
+            noise_for(random, inputs)
+            if test is None
+            else next(batches_in_order(test, batch_size))[0]
+        )
+        graph = Graph.from_model(target, inputs, network.node_types)
+        _write_card(card, make_card(model, random, target, graph, report, seen, accuracy))
+
+
+def _random_start(model: nn.Module, fill: bool) -> nn.Module:
+    """A copy of a model that is about to be predicted; initialised if the model is not."""
+    from ghn_fast.ghn.place.materialise import materialise
+
+    start = copy.deepcopy(model)
+    if fill:
+        materialise(start)
+        for module in start.modules():
+            if isinstance(reset := getattr(module, "reset_parameters", None), MethodType):
+                reset()
+    return start
+
+
+def _write_card(path: Path, page: str) -> None:
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error}); pass another file as --card") from None
+    typer.echo(f"wrote {path}")
 
 
 def _print_report(model: str, ghn: str, report: PredictionReport, built: float) -> None:
@@ -155,34 +204,38 @@ def _write(model: nn.Module, out: Path, name: str, ghn: str) -> None:
     typer.echo(f"wrote {out}")
 
 
-def _print_accuracy(
-    model: nn.Module,
-    data: Path | None,
-    download: bool,
-    num_images: int,
-    batch_size: int,
-) -> None:
+def _test_images(
+    model: nn.Module, data: Path | None, download: bool, num_images: int
+) -> Images | None:
+    """Of CIFAR-10; None, and why, where the model's accuracy cannot be measured."""
     import torch
 
     from ghn_fast.data import find_cifar10, load_cifar10
-    from ghn_fast.evaluation import top1
 
     if data is None and not download and find_cifar10() is None:
         typer.echo("accuracy: not measured, no CIFAR-10 found; pass --data FOLDER or --download")
-        return
+        return None
     test = load_cifar10(data, "test", download).first(num_images)
     classes = _class_count(model, test.batch(torch.arange(2)))
-    if classes != test.num_classes:
-        typer.echo(
-            f"accuracy: not measured, the model has {classes} classes and CIFAR-10 has "
-            f"{test.num_classes}"
-        )
-        return
+    if classes == test.num_classes:
+        return test
+    typer.echo(
+        f"accuracy: not measured, the model has {classes} classes and CIFAR-10 has "
+        f"{test.num_classes}"
+    )
+    return None
+
+
+def _print_accuracy(model: nn.Module, test: Images, batch_size: int) -> Accuracy:
+    from ghn_fast.card import Accuracy
+    from ghn_fast.evaluation import top1
+
     accuracy = top1(model, test, batch_size)
     typer.echo(
         f"top-1 on {len(test):,} CIFAR-10 test images, batch statistics of {batch_size}: "
         f"{accuracy:.1f} % (chance is 10 %)"
     )
+    return Accuracy(accuracy, len(test))
 
 
 def _class_count(model: nn.Module, images: Tensor) -> int:
