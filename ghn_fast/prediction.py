@@ -235,7 +235,7 @@ def _check(model: nn.Module, uses: Uses) -> None:
                 f"parameter {name!r} ({type(parameter.data).__name__}) has no memory of its own to "
                 "write to: predict before sharding or quantising the model"
             )
-        if any(size > 1 and step == 0 for size, step in _layout(parameter)):
+        if 0 in parameter.stride() and _is_expanded(parameter):
             raise ValueError(
                 f"parameter {name!r} is expanded: several of its elements share one place in "
                 "memory, so that they cannot be written to; clone() it first"
@@ -247,9 +247,9 @@ def _check(model: nn.Module, uses: Uses) -> None:
             )
 
 
-def _layout(parameter: nn.Parameter) -> Iterator[tuple[int, int]]:
-    """Size and step in memory of each dimension."""
-    return zip(parameter.shape, parameter.stride(), strict=True)
+def _is_expanded(parameter: nn.Parameter) -> bool:
+    steps = zip(parameter.shape, parameter.stride(), strict=True)
+    return any(size > 1 and step == 0 for size, step in steps)
 
 
 def _warn_of_head(graph: Graph, ghn: GHN) -> None:

@@ -179,12 +179,12 @@ def _is_readable(tensor: Tensor | None) -> bool:
     )
 
 
+@torch.no_grad()
 def _first_elements(tensors: Sequence[Tensor]) -> Iterator[float]:
     """Of each tensor; a GPU is waited for once."""
     places: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
-        element = tensor.detach().as_strided((), ())
-        places.setdefault((tensor.device, tensor.dtype), []).append(element)
+        places.setdefault((tensor.device, tensor.dtype), []).append(tensor.as_strided((), ()))
     values = {place: iter(torch.stack(found).tolist()) for place, found in places.items()}
     return (next(values[tensor.device, tensor.dtype]) for tensor in tensors)
 
