@@ -38,12 +38,16 @@ def reason(recorder: Recorder, touched: bool) -> str:
 
 
 def whole_parts(modules: Sequence[tuple[str, nn.Module]], unused: Iterable[str]) -> set[str]:
-    """The unused parameters that belong to a part of several layers none of which is used."""
+    """The unused parameters of the model's own parts of several layers none of which is used.
+
+    Deeper down an unused part is the architecture's own, such as an operation of a cell whose
+    result nothing reads.
+    """
     missing = set(unused)
     found: set[str] = set()
     for prefix, module in modules:
         layers = [name for name, part in module.named_modules() if part._parameters]
         inside = {f"{prefix}.{name}" for name, _ in module.named_parameters()}
-        if prefix and len(layers) > 1 and inside <= missing:
+        if prefix and "." not in prefix and len(layers) > 1 and inside <= missing:
             found |= inside
     return found
