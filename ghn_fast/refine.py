@@ -113,5 +113,5 @@ def _correlation_deviation(weight: Tensor) -> float:
     """The standard deviation of all correlations between rows of the tall matrix."""
     matrix = weight.flatten(1).float()
     tall = matrix.T if matrix.shape[0] < matrix.shape[1] else matrix
-    # Rows without any deviation, as of one value each, have no correlations.
-    return torch.corrcoef(tall).nan_to_num().std().item() if len(tall) > 1 else 0.0
+    # Rows of one value, and those without any deviation, have no correlations.
+    return torch.corrcoef(tall).nan_to_num().std().item() if tall.shape[1] > 1 else 0.0

@@ -23,6 +23,16 @@ def test_weights_become_orthogonal(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
     # A QR decomposition with positive signs keeps what is orthogonal already.
     torch.testing.assert_close(orthogonal(matrix), matrix, rtol=0, atol=1e-5)
+    before = weight.flatten(1)
+    by_vector = 1 if matrix.shape[0] <= matrix.shape[1] else 0
+    assert ((matrix * before).sum(by_vector) > 0).all(), "a row or column has turned round"
+
+
+def test_a_row_of_zeros_gets_a_direction() -> None:
+    weight = torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]])
+    rows = orthogonal(weight)
+    torch.testing.assert_close(rows[0], weight[0] / 5)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(2), rtol=0, atol=1e-6)
 
 
 def test_all_but_the_classification_layer_change() -> None:
@@ -67,9 +77,39 @@ def test_only_what_was_tiled_gets_noise() -> None:
     assert not torch.equal(model[0].weight[2:, 2:], first[2:, 2:])
 
 
-def test_negative_numbers_are_refused() -> None:
+def test_weights_of_the_block_s_size_are_left_alone() -> None:
+    changed = []
+    for min_channels in (7, 8):
+        model = make_model()
+        before = model[0].weight.detach().clone()
+        ghn_fast.refine_(model, min_channels=min_channels)
+        changed.append(not torch.equal(model[0].weight, before))
+    assert changed == [True, False]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 3), (4, 3)])
+def test_weights_without_correlations_get_no_noise(shape: tuple[int, int]) -> None:
+    """Where no value of a row differs from the others, rows vary with nothing."""
+    model = nn.Sequential(nn.Linear(*shape), nn.Linear(shape[1], 2))
+    nn.init.ones_(model[0].weight)
+    ghn_fast.refine_(model, orth=False, noise=1.0)
+    assert torch.equal(model[0].weight, torch.ones(shape[::-1]))
+
+
+@pytest.mark.parametrize("option", ["noise", "first_layer", "min_channels"])
+def test_negative_numbers_are_refused(option: str) -> None:
     with pytest.raises(ValueError, match="must not be negative"):
-        ghn_fast.refine_(make_model(), noise=-1.0)
+        ghn_fast.refine_(make_model(), **{option: -1})
+
+
+def test_buffers_are_no_weights() -> None:
+    model = make_model()
+    fixed = nn.Module()
+    fixed.register_buffer("weight", torch.ones(2, 2))
+    model.insert(0, fixed)
+    ghn_fast.refine_(model)
+    assert torch.equal(fixed.weight, torch.ones(2, 2))
 
 
 def test_tied_weight_of_the_classifier_is_left_alone() -> None:
