@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 import ghn_fast
 from ghn_fast.ghn import GHN, GHNConfig, ghn1, ghn2, ghn3, make_plan
+from ghn_fast.ghn.logah import LoGAHConfig
 from ghn_fast.ghn.place.block_table import BlockTable, make_block_table
 from ghn_fast.ghn.place.cache import PlanCache
 from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.graph import Graph, GraphBatch, Node
+from ghn_fast.graph.layout import Layout, Storage
 
 SIZES = (1, 3, 8, 10, 24, 70)
 KERNELS = ((1, 1), (3, 3), (1, 7), (7, 1), (6, 6))
@@ -177,6 +180,71 @@ def test_plans_are_kept_for_equal_architectures() -> None:
     table(3)
     assert len(cache) == 2
     assert table(0) is not first
+
+
+OVER_3, OVER_2 = (Layout(((-1,), (-1, n, n)), ((0,), (1,), (2,), (3,))) for n in (3, 2))
+NODES = (
+    *(Node("input", "input"), Node("conv", "a", (8, 4, 7, 7), "a")),
+    *(Node("bn", "b", (8,), "b", "c"), Node("conv", "d", (10, 72), "d")),
+)
+PARAMETERS = {"a": (8, 4, 7, 7), "b": (8,), "c": (8,), "d": (10, 72), "e": (3,)}
+LANGUAGE = LoGAHConfig(language=True)
+
+
+def viewed(**how: Any) -> dict[str, tuple[Node, ...]]:
+    return {"nodes": (*NODES[:3], replace(NODES[3], **how))}
+
+
+def asked(
+    *,
+    nodes: tuple[Node, ...] = NODES,
+    graph: dict[str, Any] | None = None,
+    uses: dict[str, Any] | None = None,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    config: GHNConfig | None = None,
+    interpolates: bool = False,
+) -> tuple[Any, ...]:
+    """What a cache is asked for a plan with."""
+    edges = torch.tensor([[0, 1], [1, 2], [2, 3]])
+    parameters = {
+        name: nn.Parameter(torch.empty(shape, device="meta"))
+        for name, shape in {**PARAMETERS, **(shapes or {})}.items()
+    }
+    config = config or GHNConfig(flat_kernels=True, max_shape=(16, 16, 5, 5))
+    made = Graph(nodes, edges, **(graph or {}))
+    return GraphBatch([made]), config, [Uses(parameters, **(uses or {}))], interpolates
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"config": GHNConfig(num_classes=100)}),
+        ({}, {"interpolates": True}),
+        ({}, viewed(type="bn")),
+        ({}, {"graph": {"head": 3}}),
+        ({}, {"graph": {"other": {"e": "token"}}}),
+        ({}, {"graph": {"unused": {"e": "not reached"}}}),
+        (viewed(kernel=OVER_3), viewed(kernel=OVER_2)),
+        (viewed(storage=Storage((10, 72), ())), viewed(storage=Storage((10, 72, 1), ()))),
+        ({}, {"shapes": {"c": (8, 1)}}),
+        ({}, {"uses": {"fan_in": {"a": 3.0}}}),
+        ({}, {"uses": {"complex": {"a": torch.complex64}}}),
+        ({}, {"uses": {"kept": {"a": "kept: for a reason"}}}),
+        ({"config": LANGUAGE}, {"config": LANGUAGE, "uses": {"initializer_range": 0.5}}),
+    ],
+    ids=lambda change: "-".join(change) or "plain",
+)
+def test_no_plan_is_taken_for_another(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """What a plan depends on is in its key; all else of the two is equal."""
+    cache = PlanCache(size=2)
+
+    def get(cache: PlanCache, question: dict[str, Any]) -> tuple[Any, ...]:
+        plan, table = cache.get(*asked(**question))
+        return plan, table.views, table.direct
+
+    first, second, fresh = get(cache, one), get(cache, other), get(PlanCache(size=1), other)
+    assert first != fresh, "the change makes no difference"
+    assert second == fresh
 
 
 def test_what_is_kept_cannot_be_changed() -> None:
