@@ -1,6 +1,6 @@
 """The command line: ``ghn-fast predict``, ``fit``, ``train``, ``eval``, ``nets`` and ``draw``.
 
-Knows everything but ``ghn_fast.ppuda``; computes nothing itself, and nothing imports it.
+Knows everything but ``ppuda``; computes nothing itself, and nothing imports it.
 """
 
 from __future__ import annotations
