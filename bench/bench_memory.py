@@ -39,7 +39,7 @@ size = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 _, report = ghn_fast.predict(model, ghn, return_report=True)
-extra, left = memory("VmHWM") - before, len(report.unpredicted)
+extra, left = memory("VmHWM") - before, list(report.unpredicted)
 print(json.dumps({"size": size, "extra": extra, "left": left}))
 """
 
@@ -56,7 +56,7 @@ def bench_memory(benchmark: Any, name: str) -> None:
         result.update(json.loads(done.stdout))
 
     benchmark.pedantic(measure, rounds=1, iterations=1)
-    assert result["left"] == 0
+    assert set(result["left"]) <= {"class_token"}  # which no GHN decodes
     benchmark.extra_info.update(
         model_mb=round(result["size"] / 1e6),
         extra_mb=round(result["extra"] / 1e6, 1),
