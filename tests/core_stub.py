@@ -26,7 +26,7 @@ ALIKE = {
 def make() -> str:
     """The stub of the core that is imported here."""
     with tempfile.TemporaryDirectory() as folder:
-        run("pybind11_stubgen", "ghn_fast._C", "-o", folder, "--exit-code")
+        run("pybind11_stubgen", "ghn_fast._C", "-o", folder, "--exit-code", folder=folder)
         path = Path(folder, "ghn_fast", "_C.pyi")
         text = path.read_text(encoding="utf-8")
         for pattern, replacement in ALIKE.items():
@@ -38,8 +38,10 @@ def make() -> str:
         return path.read_text(encoding="utf-8")
 
 
-def run(*module: str) -> None:
-    subprocess.run([sys.executable, "-m", *module], check=True, capture_output=True, text=True)
+def run(*module: str, folder: str | None = None) -> None:
+    """Not where a checkout would hide the installed package, if it matters."""
+    command = [sys.executable, "-m", *module]
+    subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
 
 
 if __name__ == "__main__":
