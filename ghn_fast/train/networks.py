@@ -37,7 +37,8 @@ class Drawn(NamedTuple):
     """A network without values, its graph, and its work for an image (``network_work``).
 
     ``place`` is which of the step's networks it is, over all processes; ``family`` is one of
-    :data:`ghn_fast.nets.families.FAMILIES`, or ``"deepnets"``.
+    :data:`ghn_fast.nets.families.FAMILIES`, or ``"deepnets"``; ``number`` is that of the
+    :meth:`NetworkStream.candidate` that it is.
     """
 
     model: nn.Module
@@ -45,6 +46,7 @@ class Drawn(NamedTuple):
     work: float
     place: int = 0
     family: str = DEEPNETS
+    number: int = 0
 
 
 class NetworkStream:
@@ -190,6 +192,7 @@ class NetworkStream:
             member = self._member(index)
             assert member is not None
             drawn = Drawn(member.model, member.graph, member.work, family=member.family)
+        drawn = drawn._replace(number=index)
         if len(self._cache) < self.config.cached_networks:
             self._cache[index] = drawn
         return drawn

@@ -8,7 +8,7 @@ import itertools
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -228,7 +228,7 @@ class Trainer:
             with self._timed("step"):
                 drawn, result, prepared = self._advance(prepared, workers, preparing)
                 meter.add(result, [network.family for network in drawn])
-                self._report_errors(log, result)
+                self._report_errors(log, drawn, result)
                 if self._due(self.config.log_every):
                     log.write("train", self.step, self._report(meter))
                     meter.reset()
@@ -422,9 +422,13 @@ class Trainer:
             "failed_checkpoints": self.failed_checkpoints,
         }
 
-    def _report_errors(self, log: RunLog, result: StepResult) -> None:
-        for position, reason in result.errors.items():
-            log.write("left_out", self.step, {"position": position, "reason": reason})
+    def _report_errors(self, log: RunLog, drawn: Sequence[Drawn], result: StepResult) -> None:
+        """Networks that were left out are named by their numbers in the stream."""
+        if result.errors:
+            found = self.processes.gather([network.number for network in drawn])
+            numbers = list(itertools.chain(*found))
+            for position, reason in result.errors.items():
+                log.write("left_out", self.step, {"network": numbers[position], "reason": reason})
         if result.skipped is not None:
             log.write("skipped", self.step, {"reason": result.skipped})
 

@@ -16,12 +16,14 @@ from ghn_fast.data import DataError, Images, ImageStream
 from ghn_fast.ghn import ghn2
 from ghn_fast.train import (
     ConfigError,
+    Processes,
     StepResult,
     TrainConfig,
     Trainer,
     plot_run,
     read_log,
 )
+from ghn_fast.train.log import RunLog
 
 TINY = TrainConfig(
     ghn={"hid": 8, "max_shape": [16, 16, 7, 7]},
@@ -308,6 +310,43 @@ def test_what_went_wrong_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [line["kind"] for line in lines] == 2 * ["left_out", "skipped", "train"]
     assert lines[0]["reason"] == "out of memory"
     assert lines[-1]["skipped_steps"] == lines[-1]["left_out_networks"] == 2
+
+
+def test_a_network_that_was_left_out_can_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its number in the stream, whatever order a step takes its networks in."""
+    spoiled = []
+
+    def train_step(ghn: Any, models: list[Any], *arguments: Any, **options: Any) -> StepResult:
+        spoiled.append(models[0])
+        return StepResult(errors={0: "the loss is nan"}, skipped="no network has a finite loss")
+
+    monkeypatch.setattr("ghn_fast.train.trainer.train_step", train_step)
+    trainer = make_trainer(tmp_path, replace(TINY, steps=3, meta_batch=3, num_networks=None))
+    trainer.fit()
+    lines = [line for line in read_log(tmp_path / "log.jsonl") if line["kind"] == "left_out"]
+    found = [trainer.networks.candidate(line["network"]) for line in lines]
+    assert [network.model for network in found if network] == spoiled
+
+
+class Second(Processes):
+    """The second of two processes, whose first has the networks 7 and 3."""
+
+    def gather(self, value: Any) -> list[Any]:
+        return [[7, 3], value]
+
+
+def test_a_network_that_another_process_left_out_can_be_found(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.processes = Second(1, 2)
+    drawn, _ = trainer.networks.draw(9)
+    with RunLog(tmp_path, 0, tensorboard=False) as log:
+        trainer._report_errors(log, drawn, StepResult(errors={1: "one", 2: "another"}))
+    lines = read_log(tmp_path / "log.jsonl")
+    named = [(line["network"], line["reason"]) for line in lines]
+    assert named == [(3, "one"), (drawn[0].number, "another")]
+    assert drawn[0].number >= 9
 
 
 def test_a_picture_of_the_run(uninterrupted: Path, tmp_path: Path) -> None:
