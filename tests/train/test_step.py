@@ -16,6 +16,7 @@ from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.graph import GraphBatch
 from ghn_fast.train import NetworkStream, Processes, TrainConfig, train_step
 from ghn_fast.train.networks import Drawn
+from ghn_fast.train.step import _add_decay, _limit_networks, _Outcome
 
 CONFIG = TrainConfig(meta_batch=3, widths=(16,), max_work=20)
 
@@ -236,8 +237,30 @@ def test_an_exploding_network_does_not_decide_alone(
         options = {"grad_clip": 0.0, "network_clip": network_clip}
         results.append(train_step(ghn, models, graphs, *batch, sgd(ghn), **options))
     unlimited, usual, limited = results
-    assert limited.limited >= 1
+    assert unlimited.limited == 0 < limited.limited
     assert limited.gradient_norm < 5 * usual.gradient_norm < 0.5 * unlimited.gradient_norm
+
+
+def test_the_median_and_the_count_are_of_all_processes() -> None:
+    """The limit is 1.5 times the median 2; a network as long as the limit is not too long."""
+    norms = [1.0, 1.5, 2.0, 3.0, 8.0]
+    outcomes = [_Outcome(0.0, norm=norm, gradients=[torch.full((4,), norm / 2)]) for norm in norms]
+    outcomes.append(_Outcome(0.0, norm=9.0, error="the loss is nan", gradients=[torch.ones(81)]))
+    together = [outcome.summary() for outcome in outcomes]
+    own = outcomes[3:]
+    assert _limit_networks(own, together, 0.0) == 0
+    assert _limit_networks(own, together, 1.5) == 1
+    assert [outcome.gradients[0].norm().item() for outcome in own] == [3.0, 3.0, 9.0]
+    assert _limit_networks(own[2:], together[5:], 1.5) == 0, "there is no median"
+
+
+def test_a_parameter_that_is_zero_does_not_decay() -> None:
+    leaves = [torch.zeros(3), torch.tensor([3.0, 4.0]), torch.ones(2)]
+    leaves[0].grad, leaves[1].grad = torch.ones(3), torch.zeros(2)
+    _add_decay(leaves, 0.5)
+    assert torch.equal(leaves[0].grad, torch.ones(3))
+    assert leaves[1].grad.tolist() == pytest.approx([0.3, 0.4])
+    assert leaves[2].grad is None, "it took no part"
 
 
 def test_normalised_networks_count_alike(
