@@ -1,6 +1,7 @@
 """Checkpoints that must be refused, each in one line: small files that a user or an enemy may have.
 
-The tests read them all, and bench/reliability.py makes the table of docs/reliability.md of them.
+The tests read them all, and ``python -m tests.campaign --table`` makes the table of
+docs/reliability.md of them.
 """
 
 from __future__ import annotations
@@ -243,7 +244,11 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a size that leaves no trace": (low_rank, "larger max_shape or num_classes than any GHN"),
     "an unknown setting of 9,000 letters": (
         lambda: safetensors(config='{"%s": 1}' % ("a" * 9000)),
-        "unknown GHN configuration",
+        "unknown settings of a GHN: a+ ... a+; a newer version of ghn_fast",
+    ),
+    "a GHN of a kind that is not known yet": (
+        lambda: safetensors(config='{"hypernet": "hyena"}'),
+        "hypernet must be one of .*, not 'hyena'; a newer version of ghn_fast",
     ),
     # What would run, crash, hang or fill the memory.
     "a call of os.system": (lambda: pickle.dumps(Attack(), protocol=2), "asks for posix.system"),

@@ -73,7 +73,7 @@ class GHNConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ValueError(f"unknown GHN configuration: {', '.join(unknown)}")
+            raise ValueError(f"unknown settings of a GHN: {', '.join(unknown)}")
         return cls(**values)
 
     @property

@@ -135,7 +135,12 @@ def _config(values: Any, inferred: GHNConfig) -> GHNConfig:
         wrong = sizes == () and type(value) is not type(field.default)
         if wrong or any(type(size) is not int for size in sizes):
             raise FileError(f"the configuration's {field.name} is {_stated(value)}")
-    return kind.from_dict(values)
+    try:
+        return kind.from_dict(values)
+    except ValueError as error:
+        raise FileError(
+            f"{error}; a newer version of ghn_fast may know such GHNs, please upgrade it"
+        ) from error
 
 
 def _compare(config: GHNConfig, inferred: GHNConfig) -> None:

@@ -163,7 +163,10 @@ def small_state() -> dict[str, torch.Tensor]:
         ({"ghn_fast.format": "soon"}, "format version soon"),
         ({"ghn_fast.config": "{"}, "no JSON"),
         ({"ghn_fast.config": "[1]"}, "configuration is a list"),
-        ({"ghn_fast.config": '{"width": 3}'}, "unknown GHN configuration: width"),
+        (
+            {"ghn_fast.config": '{"width": 3}'},
+            "x.safetensors: unknown settings of a GHN: width; a newer version",
+        ),
         ({"ghn_fast.config": '{"hid": "8"}'}, "configuration's hid is '8'"),
         ({"ghn_fast.config": '{"hid": 7}'}, "hid must be a positive multiple of 4"),
         ({"ghn_fast.config": '{"max_shape": [1, "a", 3, 3]}'}, r"max_shape is \(1, 'a', 3, 3\)"),

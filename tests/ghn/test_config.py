@@ -21,7 +21,7 @@ def test_dictionary_round_trip() -> None:
         ({"max_shape": (64, 64, 11)}, "four positive sizes"),
         ({"max_shape": (64, 64, 11, 9)}, "square in space"),
         ({"num_classes": 0}, "num_classes must be positive"),
-        ({"width": 3}, "unknown GHN configuration: width"),
+        ({"width": 3}, "unknown settings of a GHN: width"),
     ],
 )
 def test_invalid(values: dict[str, Any], message: str) -> None:
