@@ -11,6 +11,7 @@ from ghn_fast.cli import nets
 from ghn_fast.cli.draw import draw
 from ghn_fast.cli.eval import evaluate
 from ghn_fast.cli.fit import fit
+from ghn_fast.cli.labels import measure
 from ghn_fast.cli.predict import predict
 from ghn_fast.cli.train import plot, train
 
@@ -27,6 +28,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(draw)
 app.command()(plot)
+nets.app.command()(measure)
 app.add_typer(nets.app, name="nets")
 
 

@@ -14,6 +14,7 @@ from ghn_fast.evaluation.accuracy import (
 )
 from ghn_fast.evaluation.baselines import SGD_BATCH, train_network
 from ghn_fast.evaluation.errors import EvaluationError
+from ghn_fast.evaluation.labels import Labels, NetworkLabels, measure_labels
 from ghn_fast.evaluation.results import EvaluationResult, NetworkResult
 from ghn_fast.evaluation.run import evaluate, evaluate_resnet50
 
@@ -22,11 +23,14 @@ __all__ = [
     "SGD_BATCH",
     "EvaluationError",
     "EvaluationResult",
+    "Labels",
+    "NetworkLabels",
     "NetworkResult",
     "batches_in_order",
     "calibrate",
     "evaluate",
     "evaluate_resnet50",
+    "measure_labels",
     "top1",
     "train_network",
     "use_batch_statistics",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ghn_fast._system.device import images_to_device, to_device
 from ghn_fast.data import ImageSource, ImageStream
@@ -16,13 +18,20 @@ SGD_BATCH = 96
 
 
 def train_network(
-    model: nn.Module, data: ImageSource, steps: int, seed: int, batch_size: int = SGD_BATCH
+    model: nn.Module,
+    data: ImageSource,
+    steps: int,
+    seed: int,
+    batch_size: int = SGD_BATCH,
+    on_step: Callable[[Tensor, Tensor], object] | None = None,
 ) -> nn.Module:
     """Trains a network as the SGD baseline of arXiv 2110.13100, section 5.1; in place.
 
     SGD with a learning rate of 0.025 that follows a cosine to 0, momentum 0.9, weight decay 3e-4
     and gradients clipped to a norm of 5; random crops and mirrored images. Dropout is not applied,
     so that the result is a function of the arguments.
+
+    ``on_step`` gets the outputs and the labels of each batch, on the model's device.
     """
     optimizer = torch.optim.SGD(
         model.parameters(), SGD_LR, momentum=SGD_MOMENTUM, weight_decay=SGD_WEIGHT_DECAY
@@ -35,8 +44,11 @@ def train_network(
         images, labels = stream[step]
         optimizer.zero_grad(set_to_none=True)
         images, labels = images_to_device(images, device), to_device(labels, device)
-        F.cross_entropy(model(images), labels).backward()
+        outputs = model(images)
+        F.cross_entropy(outputs, labels).backward()
         nn.utils.clip_grad_norm_(model.parameters(), SGD_GRAD_CLIP)
         optimizer.step()
         schedule.step()
+        if on_step is not None:
+            on_step(outputs.detach(), labels)
     return model

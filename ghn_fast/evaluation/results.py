@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 
@@ -20,6 +21,63 @@ from ghn_fast.ghn import GHN
 
 DIGEST_IMAGES = 64
 """Evenly spaced images whose pixels tell one set of images from another."""
+
+
+class Keyed(Protocol):
+    """What was found for a network: a dataclass of what JSON has."""
+
+    @property
+    def key(self) -> Any:
+        """Which network it is; keys are unique and can be sorted."""
+
+
+N = TypeVar("N", bound=Keyed)
+R = TypeVar("R", bound="Results[Any]")
+
+
+class Results(Generic[N]):
+    """What was found for networks, and with which settings: a dataclass of both.
+
+    A file of them has a JSON object a line, the first with the settings.
+    """
+
+    network_type: ClassVar[type]
+    networks: list[N]
+
+    def settings(self) -> dict[str, Any]:
+        """All but the networks."""
+        return {name: value for name, value in vars(self).items() if name != "networks"}
+
+    def with_networks(self: R, networks: Sequence[Any]) -> R:
+        """The same settings with other networks, in the order of their keys."""
+        kind: Any = type(self)
+        return kind(**self.settings(), networks=sorted(networks, key=lambda n: n.key))
+
+    @classmethod
+    def load(cls: type[R], path: str | Path) -> R:
+        """Reads what :meth:`save` or an evaluation that was interrupted wrote.
+
+        Of a network that is there twice the first counts; an incomplete last line, of a process
+        that was killed, does not.
+
+        Raises:
+            EvaluationError: it is no such file.
+        """
+        try:
+            text = Path(path).read_text()
+            first, *rest = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
+            networks: dict[Any, Any] = {}
+            for line in rest:
+                network = cls.network_type(**json.loads(line))
+                networks.setdefault(network.key, network)
+            return cls(**json.loads(first)).with_networks([*networks.values()])
+        except (OSError, ValueError, TypeError) as error:
+            raise EvaluationError(f"{path} holds no evaluation results ({error})") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes them as :meth:`load` reads them."""
+        lines = [self.settings(), *map(vars, self.networks)]
+        write_text(Path(path), "".join(json.dumps(line) + "\n" for line in lines))
 
 
 @dataclass
@@ -43,9 +101,13 @@ class NetworkResult:
     name: str = ""
     left: int = 0
 
+    @property
+    def key(self) -> int:
+        return self.index
+
 
 @dataclass(repr=False)
-class EvaluationResult:
+class EvaluationResult(Results[NetworkResult]):
     """The networks of a split, one by one and together.
 
     Attributes:
@@ -55,6 +117,8 @@ class EvaluationResult:
         images_digest: of the images, and of the training images where they are used.
         networks: the results, in the order of the split.
     """
+
+    network_type = NetworkResult
 
     split: str
     seed: int
@@ -107,37 +171,6 @@ class EvaluationResult:
             "worst": min(self.top1),
         }
 
-    def settings(self) -> dict[str, Any]:
-        """What was evaluated, without the results."""
-        return {name: value for name, value in asdict(self).items() if name != "networks"}
-
-    @classmethod
-    def load(cls, path: str | Path) -> EvaluationResult:
-        """What :func:`ghn_fast.evaluate` wrote: JSON lines, the first with the settings.
-
-        Of a network that is there twice the first counts; an incomplete last line, of a process
-        that was killed, does not.
-
-        Raises:
-            EvaluationError: it is no such file.
-        """
-        try:
-            text = Path(path).read_text()
-            first, *rest = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
-            networks: dict[int, NetworkResult] = {}
-            for line in rest:
-                network = NetworkResult(**json.loads(line))
-                networks.setdefault(network.index, network)
-            chosen = [networks[index] for index in sorted(networks)]
-            return cls(**json.loads(first), networks=chosen)
-        except (OSError, ValueError, TypeError) as error:
-            raise EvaluationError(f"{path} holds no evaluation results ({error})") from None
-
-    def save(self, path: str | Path) -> None:
-        """Writes them as :meth:`load` reads them."""
-        lines = [self.settings(), *(asdict(network) for network in self.networks)]
-        write_text(Path(path), "".join(json.dumps(line) + "\n" for line in lines))
-
 
 def ghn_digest(ghn: GHN) -> str:
     digest = hashlib.sha256()
@@ -169,43 +202,42 @@ def _content(tensor: torch.Tensor) -> bytes:
     return flat.view(torch.uint8).numpy().tobytes()
 
 
-class ResultsLog:
+class ResultsLog(Generic[N]):
     """The results so far, on the disk too where there is a file.
 
     Every process but the first writes to a file of its own beside it, as appending to one file
     from several machines is not safe. At the end all become one.
     """
 
-    def __init__(
-        self, result: EvaluationResult, path: str | Path | None, processes: Processes
-    ) -> None:
+    def __init__(self, result: Results[N], path: str | Path | None, processes: Processes) -> None:
+        self.result = result
         self.settings = result.settings()
         self.path = None if path is None else Path(path)
         self.processes = processes
-        self.done = {network.index: network for network in self._read()}
-        self._own: list[NetworkResult] = []
+        self.done = {network.key: network for network in self._read()}
+        self._own: list[N] = []
         processes.gather(None)  # all have read before any writes
         if self.path is not None:
             self._own_path = self._path_of(processes.rank)
             if not self._own_path.exists():
                 write_text(self._own_path, json.dumps(self.settings) + "\n")
 
-    def add(self, network: NetworkResult) -> None:
+    def add(self, network: N) -> None:
         self._own.append(network)
         if self.path is not None:
-            append_line(self._own_path, json.dumps(asdict(network)))
+            append_line(self._own_path, json.dumps(vars(network)))
 
-    def merged(self) -> list[NetworkResult]:
+    def merged(self) -> list[N]:
         """Those of all processes; they are in one file afterwards."""
         found = dict(self.done)
         for part in self.processes.gather(self._own):
-            found.update({network.index: network for network in part})
-        networks = [found[index] for index in sorted(found)]
+            found.update({network.key: network for network in part})
+        whole = self.result.with_networks([*found.values()])
         if self.path is not None and self.processes.is_first:
-            EvaluationResult(**self.settings, networks=networks).save(self.path)
+            whole.save(self.path)
             for path in self._parts():
                 path.unlink(missing_ok=True)
-        return networks
+        return whole.networks
 
     def _path_of(self, rank: int) -> Path:
         assert self.path is not None
@@ -215,16 +247,16 @@ class ResultsLog:
         assert self.path is not None
         return sorted(self.path.parent.glob(f"{self.path.stem}.part*.jsonl"))
 
-    def _read(self) -> list[NetworkResult]:
+    def _read(self) -> list[N]:
         if self.path is None:
             return []
         files = [path for path in (self.path, *self._parts()) if path.exists()]
         return [network for path in files for network in self._checked(path).networks]
 
-    def _checked(self, path: Path) -> EvaluationResult:
+    def _checked(self, path: Path) -> Results[N]:
         _drop_incomplete_line(path)
-        found = EvaluationResult.load(path)
-        if not found.images_digest:
+        found = type(self.result).load(path)
+        if not found.settings()["images_digest"]:
             raise EvaluationError(
                 f"{path} does not say of which GHN and images its results are, as an earlier "
                 "version wrote it; move it away or pass another results_file"

@@ -113,7 +113,7 @@ def evaluate(
         raise EvaluationError(f"baseline='sgd' needs sgd_steps, not {sgd_steps}")
     chosen = _images(images, num_images)
     if baseline == "ghn":
-        _check_classes(ghn, chosen)
+        check_classes(ghn, chosen)
     uses_train = norm == "calibrated" or baseline == "sgd"
     train = _images(train, None, "train") if uses_train else None
     sgd_steps = sgd_steps if baseline == "sgd" else 0
@@ -133,7 +133,7 @@ def evaluate(
     log = ResultsLog(result, results_file, processes)
     job = _Job(ghn, result, chosen, train, _device(ghn, device))
     todo = [index for index in range(count) if index not in log.done]
-    with _evaluating(ghn), _threads(threads, job.device) as mapped:
+    with evaluating(ghn), _threads(threads, job.device) as mapped:
         for network in mapped(job.run, todo[processes.rank :: processes.size]):
             log.add(network)
             if on_network is not None:
@@ -160,11 +160,11 @@ def evaluate_resnet50(
     from torchvision.models import resnet50
 
     chosen = _images(images, num_images)
-    _check_classes(ghn, chosen)
+    check_classes(ghn, chosen)
     with seeded(seed):
         model = adjust_net(resnet50(num_classes=chosen.num_classes))
     if ghn is not None:
-        with _evaluating(ghn):
+        with evaluating(ghn):
             _predict(ghn, model)
     return top1(model, chosen, batch_size)
 
@@ -182,7 +182,7 @@ def _check_ghn(ghn: object) -> None:
         )
 
 
-def _check_classes(ghn: GHN | None, images: ImageSource) -> None:
+def check_classes(ghn: GHN | None, images: ImageSource) -> None:
     _check_ghn(ghn)
     if ghn is not None and ghn.config.num_classes != images.num_classes:
         raise EvaluationError(
@@ -246,8 +246,8 @@ class _Job:
         if split in SIZES:
             net_args = sample_net_args(split, seed, index, is_large)
             if self.ghn is not None and self.result.baseline == "ghn":
-                return _Made(_predicted_network(self.ghn, net_args, is_large))
-            return _Made(_random_network(net_args, self.images, seed + index))
+                return _Made(predicted_network(self.ghn, net_args, is_large))
+            return _Made(random_network(net_args, self.images, seed + index))
         with seeded(seed + index):
             if split == ZOO:
                 name = zoo_names()[index]
@@ -270,7 +270,7 @@ class _Made(NamedTuple):
     left: Sequence[str] = ()
 
 
-def _predicted_network(ghn: GHN, net_args: dict[str, Any], is_large: bool) -> nn.Module:
+def predicted_network(ghn: GHN, net_args: dict[str, Any], is_large: bool) -> nn.Module:
     num_classes = ghn.config.num_classes
     if isinstance(net_args["genotype"], str):
         with seeded(0):
@@ -281,7 +281,7 @@ def _predicted_network(ghn: GHN, net_args: dict[str, Any], is_large: bool) -> nn
     return _predict(ghn, ghost.to_empty(device=_device(ghn)), graph)
 
 
-def _random_network(net_args: dict[str, Any], images: ImageSource, seed: int) -> nn.Module:
+def random_network(net_args: dict[str, Any], images: ImageSource, seed: int) -> nn.Module:
     with seeded(seed):
         return build_net(net_args, images.num_classes, images.is_large)
 
@@ -293,7 +293,7 @@ def _predict(ghn: GHN, model: nn.Module, graph: Graph | None = None) -> nn.Modul
 
 
 @contextmanager
-def _evaluating(ghn: GHN | None) -> Iterator[None]:
+def evaluating(ghn: GHN | None) -> Iterator[None]:
     """The GHN in evaluation mode."""
     if ghn is None:
         yield
