@@ -26,6 +26,8 @@ _SOURCE_STREAM = 1_001
 _MOST_REFUSALS = 10_000
 _REFUSED_MEMBER = 200
 """What a refused member of a family counts as: many were built for it."""
+_SLOTS = 2**40
+"""Places in the stream of a mixture; more than any run has."""
 IMAGE_GROUP = 8
 """Numbers of images that work limits are multiples of it: a CPU's library of convolutions prepares
 each shape that it has not met lately, and so meets fewer."""
@@ -57,11 +59,17 @@ class NetworkStream:
     ``config.networks_per_step`` networks, whoever runs them: what each of several processes gets
     is a pure function of the position and of its rank.
 
+    Whether a network of a family is within the limits shows only once it is built, in some 20 ms.
+    So in a mixture every place of a step has candidates of its own, one after another, all of
+    the same part of the mixture, and a process builds those of its own places alone. Their shares
+    are those of the mixture whatever is passed over.
+
     Args:
         config: see :class:`TrainConfig`.
         num_classes: outputs of the networks.
         is_imagenet_input: whether the networks are for large images.
-        processes: that share each step's networks, balanced by their nodes.
+        processes: that share each step's networks, balanced by their nodes, or in a mixture by
+            the parts that they are of.
         image_size: height and width of the images; None for the usual 224 or 32.
 
     Raises:
@@ -93,6 +101,7 @@ class NetworkStream:
                 f"the families of the mixture {config.mixture} are for images of size "
                 f"{SMALL_IMAGE_SIZE}, not {self.image_size}"
             )
+        self.is_mixture = set(config.mixture) != {DEEPNETS}
         self._cache: dict[int, Drawn] = {}
         self._members: dict[int, Member | None] = {}
         self._arguments: dict[int, dict[str, Any] | None] = {}
@@ -103,18 +112,54 @@ class NetworkStream:
         Raises:
             ConfigError: the configured limits leave too few networks.
         """
-        limit = self.config.max_nodes
         for _ in range(_MOST_REFUSALS):
             self._members.clear()
-            indices, position = self._accepted(position)
-            needs_nodes = limit is not None or self.processes.size > 1
-            nodes = self._count_nodes(indices) if needs_nodes else []
-            if limit is None or sum(nodes) <= limit * self.config.accumulate * self.processes.size:
-                places = self._share(nodes)
-                return [self._drawn(indices[i])._replace(place=i) for i in places], position
+            drawn, position, is_small = self._drawn_step(position)
+            if is_small:
+                return drawn, position
         raise ConfigError(
-            f"no {self.config.meta_batch} networks were found with at most max_nodes={limit}"
+            f"no {self.config.meta_batch} networks were found with at most "
+            f"max_nodes={self.config.max_nodes}"
         )
+
+    def _drawn_step(self, position: int) -> tuple[list[Drawn], int, bool]:
+        """Those of the step here, and whether all of its networks are within ``max_nodes``."""
+        limit = self.config.max_nodes
+        if self.is_mixture and limit is None:
+            places = self._dealt(position)
+            indices = [self._first_within_limits(position + place) for place in places]
+            drawn = [
+                self._drawn(index)._replace(place=place)
+                for place, index in zip(places, indices, strict=True)
+            ]
+            return drawn, position + self.networks_per_step, True
+        indices, position = self._accepted(position)
+        nodes = self._count_nodes(indices) if limit is not None or self.processes.size > 1 else []
+        is_small = limit is None or (
+            sum(nodes) <= limit * self.config.accumulate * self.processes.size
+        )
+        places = self._share(nodes) if is_small else []
+        return [self._drawn(indices[i])._replace(place=i) for i in places], position, is_small
+
+    def _dealt(self, position: int) -> list[int]:
+        """This process's places of the step here: of each part of the mixture nearly as many as
+        the other processes have."""
+        places = sorted(
+            range(self.networks_per_step), key=lambda place: source(self.config, position + place)
+        )
+        return sorted(places[self.processes.rank :: self.processes.size])
+
+    def _first_within_limits(self, slot: int) -> int:
+        """The candidate of a place in the stream; their numbers are ``_SLOTS`` apart."""
+        slot %= self.config.num_networks or _SLOTS
+        refusals = attempt = 0
+        while refusals < _MOST_REFUSALS:
+            index = slot + attempt * _SLOTS
+            if self._is_accepted(index):
+                return index
+            attempt += 1
+            refusals += 1 if source(self.config, index) == DEEPNETS else _REFUSED_MEMBER
+        raise self._too_few(attempt, 1)
 
     def candidate(self, index: int) -> Drawn | None:
         """Network ``index``, None if it is beyond the limits."""
@@ -122,6 +167,9 @@ class NetworkStream:
 
     def _accepted(self, position: int) -> tuple[list[int], int]:
         """The next networks within the limits, all different, and the position after them."""
+        if self.is_mixture:
+            slots = range(position, position + self.networks_per_step)
+            return [self._first_within_limits(slot) for slot in slots], slots.stop
         found: dict[int, None] = {}
         after, refusals = position, 0
         while refusals < _MOST_REFUSALS:
@@ -130,12 +178,15 @@ class NetworkStream:
             if index not in found and self._is_accepted(index):
                 found[index] = None
             else:
-                refusals += 1 if source(self.config, index) == DEEPNETS else _REFUSED_MEMBER
+                refusals += 1
             if len(found) == self.networks_per_step:
                 return list(found), after
         tried = min(after - position, self.config.num_networks or after)
-        raise ConfigError(
-            f"among {tried} networks fewer than {self.networks_per_step} are within "
+        raise self._too_few(tried, self.networks_per_step)
+
+    def _too_few(self, tried: int, needed: int) -> ConfigError:
+        return ConfigError(
+            f"among {tried} networks fewer than {needed} are within "
             f"max_work={self.config.max_work}, max_cells={self.config.max_cells} and "
             f"max_parameters={self.config.max_parameters} at widths {self.config.widths}"
         )
@@ -219,7 +270,7 @@ def source(config: TrainConfig, index: int) -> str:
     """Which part of the mixture candidate ``index`` is of, one of its names."""
     if set(config.mixture) == {DEEPNETS}:
         return DEEPNETS
-    place = Stream(config.seed, _SOURCE_STREAM, index).below(1 << 32) / (1 << 32)
+    place = Stream(config.seed, _SOURCE_STREAM, index % _SLOTS).below(1 << 32) / (1 << 32)
     names, total = sorted(config.mixture), sum(config.mixture.values())
     for name in names:
         place -= config.mixture[name] / total

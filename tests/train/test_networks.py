@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
+from ghn_fast._system.processes import Processes
 from ghn_fast.graph import Graph
 from ghn_fast.nets import count_parameters
 from ghn_fast.nets.families import FAMILIES
@@ -170,3 +172,31 @@ def test_limits_that_no_family_is_within_are_named(monkeypatch: pytest.MonkeyPat
     config = TrainConfig(mixture={"families": 1.0}, max_work=0.001)
     with pytest.raises(ConfigError, match=r"among 50 networks .* are within max_work=0\.001"):
         NetworkStream(config, 10).draw(0)
+
+
+def test_a_process_builds_its_own_networks_of_a_mixture_alone() -> None:
+    config = replace(MIXED, meta_batch=12)
+    (whole, after), built = NetworkStream(config, 10).draw(40), []
+    for rank in range(3):
+        stream = NetworkStream(replace(config, meta_batch=4), 10, processes=Processes(rank, 3))
+        part, after_part = stream.draw(40)
+        assert after_part == after == 52
+        assert set(stream._members) <= {network.graph.index for network in part}
+        built.append(part)
+    parts = [Counter(source(MIXED, 40 + network.place) for network in part) for part in built]
+    assert all(max(counts) - min(counts) <= 1 for counts in zip(*map(_counts, parts), strict=True))
+    together = sorted((network for part in built for network in part), key=lambda n: n.place)
+    assert [network.place for network in together] == list(range(12))
+    assert [n.graph.digest() for n in together] == [n.graph.digest() for n in whole]
+
+
+def _counts(parts: Counter[str]) -> list[int]:
+    return [parts[name] for name in MIXED.mixture]
+
+
+def test_what_is_refused_leaves_the_shares_of_a_mixture() -> None:
+    config = replace(MIXED, max_work=30, meta_batch=8)
+    networks, _ = NetworkStream(config, 10).draw(0)
+    assert any((network.graph.index or 0) >= 2**40 for network in networks)
+    expected = [source(config, place) == "deepnets" for place in range(8)]
+    assert [network.family == "deepnets" for network in networks] == expected
