@@ -12,7 +12,7 @@ from torch import nn
 import ghn_fast
 from ghn_fast._system.device import images_to_device
 from ghn_fast._system.processes import choose_device
-from ghn_fast.data import Images, normalise
+from ghn_fast.data import Images, ImageStream, normalise
 from ghn_fast.evaluation import evaluate
 from ghn_fast.ghn import GHN, ghn2, ghn3
 from ghn_fast.graph import Graph, GraphBatch
@@ -136,6 +136,18 @@ def test_trains_resumes_and_validates(tmp_path: Path) -> None:
     make_trainer(tmp_path / "cpu", replace(config, device="cpu", validate_every=0)).fit()
     expected = [line["loss"] for line in read_log(tmp_path / "cpu" / "log.jsonl")]
     assert losses == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_batches_are_made_on_the_card(crop: bool) -> None:
+    images = make_images(64)
+    (expected, labels), (found, found_labels) = (
+        ImageStream(source, 16, seed=3).batch(5, crop, 12) for source in (images, images.to(CUDA))
+    )
+    assert found.is_cuda
+    assert found_labels.is_cuda
+    assert torch.equal(found_labels.cpu(), labels)
+    torch.testing.assert_close(found.cpu(), expected)
 
 
 @pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"optimizer": "soap"}])

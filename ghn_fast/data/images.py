@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ghn_fast._system.device import to_device
 from ghn_fast._system.random import seed_of_32_bits
 from ghn_fast.data.errors import DataError
 
@@ -107,6 +108,10 @@ class Images:
             return self
         return replace(self, images=self.images[:count], labels=self.labels[:count])
 
+    def to(self, device: torch.device | str) -> Images:
+        """The same on a device, where batches of them are made then."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
     @property
     def is_large(self) -> bool:
         return self.images.shape[-1] > LARGEST_SMALL_SIZE
@@ -166,7 +171,7 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = PADDING) 
 
     Args:
         images: (N, 3, H, W) of any dtype.
-        generator: decides everything, on the CPU.
+        generator: decides everything, on the CPU, whatever device the images are on.
         padding: pixels on each side.
     """
     count, channels, height, width = images.shape
@@ -177,12 +182,13 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = PADDING) 
     straight = torch.arange(width)
     columns = left + torch.where(mirrored, straight.flip(0), straight)
     padded = F.pad(images, (padding,) * 4)
-    return padded[
+    positions = (
         torch.arange(count)[:, None, None, None],
         torch.arange(channels)[None, :, None, None],
         rows[:, None, :, None],
         columns[:, None, None, :],
-    ]
+    )
+    return padded[tuple(to_device(position, images.device) for position in positions)]
 
 
 def held_out(count: int, split: str) -> Tensor:
@@ -237,6 +243,7 @@ class ImageStream:
             self._order = torch.randperm(len(self.data), generator=self._generator(0, epoch))
             self._epoch = epoch
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size][:count]
+        chosen = to_device(chosen, self.data.labels.device)
         images = self.data.training_batch(chosen, self._generator(1, index), crop)
         return images, self.data.labels[chosen]
 

@@ -25,7 +25,7 @@ from ghn_fast._system.processes import Processes, choose_device
 from ghn_fast._system.random import seeded
 from ghn_fast.checkpoint import CheckpointError, from_pretrained, save
 from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
-from ghn_fast.data import DataError, ImageSource, ImageStream
+from ghn_fast.data import DataError, Images, ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.ghn import GHN, make_config, make_ghn
 from ghn_fast.graph import GraphBatch
@@ -123,6 +123,8 @@ class Trainer:
             self.ghn = _make_ghn(config, train.num_classes).to(self.device)
         self.average = copy.deepcopy(self.ghn).eval()
         self.optimizer = _make_optimizer(config, self.ghn)
+        if self.device.type == "cuda" and isinstance(train, Images):
+            train = train.to(self.device)
         self.images = ImageStream(train, config.image_batch, config.seed)
         self.networks = NetworkStream(
             config,
