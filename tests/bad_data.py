@@ -60,6 +60,19 @@ def with_picture(content: bytes | None) -> Callable[[Path], object]:
     return parquet(pictures=[row] * 3 + [{"bytes": content, "path": "x"}])
 
 
+def referring_to(picture: bytes, rows: int, **options: Any) -> Callable[[Path], object]:
+    """A file of few kilobytes whose rows all refer to the same picture."""
+
+    def write(folder: Path) -> None:
+        values = pyarrow.DictionaryArray.from_arrays(np.zeros(rows, np.int32), [picture])
+        images = pyarrow.StructArray.from_arrays([values], ["bytes"])
+        content = pyarrow.table({"image": images, "label": np.arange(rows) % 2})
+        path = folder / "train-0.parquet"
+        pyarrow.parquet.write_table(content, path, store_schema=False, **options)
+
+    return write
+
+
 def of_names(names: Any) -> Callable[[Path], object]:
     features = {"label": {"names": names, "_type": "ClassLabel"}}
     return parquet(metadata=json.dumps({"info": {"features": features}}))
@@ -114,6 +127,18 @@ DATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "half of a picture": (with_picture(png(300, 300)[:60]), "image 3 is truncated or damaged"),
     "a decompression bomb": (with_picture(bomb(60_000)), "DecompressionBombError"),
     "a smaller decompression bomb": (with_picture(bomb(9_000)), "9000 x 9000 pixels, too many"),
+    "40 GB of one picture in 2 kB": (
+        referring_to(bytes(2**23), 5000, compression="zstd"),
+        "train-0.parquet: what is in it is more than 64 times as large as the file",
+    ),
+    "a picture of 70 MB in 3 kB": (
+        referring_to(bytes(70 * 2**20), 1, compression="zstd"),
+        "train-0.parquet: what is in it is more than 64 times as large as the file",
+    ),
+    "two million pictures that are the same": (
+        referring_to(png(), 2_000_000),
+        "train-0.parquet: what is in it is more than 64 times as large as the file",
+    ),
     "pictures that are text": (parquet(pictures=[{"bytes": "x"}] * 2), "has the columns image"),
     "no label for an image": (parquet(labels=[None, 1] * 10), "has the labels none"),
     "labels of 2^40": (parquet(labels=[0, 2**40] * 10), "has the label 1099511627776"),

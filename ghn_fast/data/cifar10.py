@@ -17,6 +17,7 @@ from ghn_fast._system.plain_pickle import Instructions, PlainUnpickler, Source
 from ghn_fast.data.encoded import Row, opened, pictures
 from ghn_fast.data.errors import DataError
 from ghn_fast.data.images import Images, held_out
+from ghn_fast.data.parquet import read_parquet
 
 CLASSES = (
     "airplane",
@@ -141,12 +142,12 @@ def _read_parquet_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
     import pyarrow.parquet
 
     with failures(path, DataError):
-        table = pyarrow.parquet.read_table(path)
-        columns = set(table.column_names)
+        columns = set(pyarrow.parquet.read_schema(path).names)
         if not {"img", "label"} <= columns:
             raise FileError(
                 f"it has the columns {', '.join(sorted(columns))}; CIFAR-10 has 'img' and 'label'"
             )
+        table = read_parquet(path, ["img", "label"])
         labels = whole_numbers(table["label"].to_pylist())
         items = pictures(table["img"], path)
     pixels = np.empty((len(items), 32, 32, 3), dtype=np.uint8)

@@ -15,6 +15,7 @@ from ghn_fast.data.encoded import Encoded, EncodedImages, pictures
 from ghn_fast.data.errors import DataError
 from ghn_fast.data.images import ImageSource, held_out
 from ghn_fast.data.mapped import MappedItems, arrow_files, arrow_schema, as_arrow, read_arrow
+from ghn_fast.data.parquet import read_parquet
 
 MEMORY = 2 * 2**30
 """Bytes up to which a data set is decoded at once and kept."""
@@ -273,12 +274,10 @@ def _schema(path: Path) -> Any:
 
 
 def _read_table(path: Path, columns: list[str]) -> Any:
-    import pyarrow.parquet
-
     with failures(path, DataError):
         if path.suffix == ".arrow":
             return read_arrow(path).select(columns)
-        return pyarrow.parquet.read_table(path, columns=columns)
+        return read_parquet(path, columns)
 
 
 def _read_labels(path: Path) -> list[int]:

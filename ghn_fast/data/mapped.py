@@ -20,9 +20,7 @@ from torch import Tensor
 
 from ghn_fast._system.files import replace
 from ghn_fast.data.encoded import Row
-
-_BATCH = 256
-"""Pictures that are in memory at once when a Parquet file is written as Arrow."""
+from ghn_fast.data.parquet import open_parquet
 
 
 class MappedItems(Sequence[Row]):
@@ -97,7 +95,6 @@ def as_arrow(path: Path, columns: Sequence[str]) -> Path:
         OSError, ValueError: it cannot be read or written.
     """
     import pyarrow.ipc
-    import pyarrow.parquet
 
     status = path.stat()
     key = repr((str(path.resolve()), status.st_size, status.st_mtime_ns, tuple(columns)))
@@ -106,12 +103,10 @@ def as_arrow(path: Path, columns: Sequence[str]) -> Path:
         return target
 
     def write(aside: Path) -> None:
-        source = pyarrow.parquet.ParquetFile(path)
-        chosen = [source.schema_arrow.field(name) for name in columns]
-        schema = pyarrow.schema(chosen, source.schema_arrow.metadata)
+        schema, batches = open_parquet(path, columns)
         with pyarrow.ipc.new_stream(str(aside), schema) as sink:
-            for batch in source.iter_batches(_BATCH, columns=list(columns)):
-                sink.write_batch(batch.select(list(columns)).cast(schema))
+            for batch in batches:
+                sink.write_batch(batch)
 
     replace(target, write)
     return target
