@@ -11,7 +11,7 @@ from ghn_fast.cli import nets
 from ghn_fast.cli.draw import draw
 from ghn_fast.cli.eval import evaluate
 from ghn_fast.cli.fit import fit
-from ghn_fast.cli.labels import measure
+from ghn_fast.cli.labels import measure, properties, search
 from ghn_fast.cli.predict import predict
 from ghn_fast.cli.train import plot, train
 
@@ -28,7 +28,8 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(draw)
 app.command()(plot)
-nets.app.command()(measure)
+for command in (measure, properties, search):
+    nets.app.command()(command)
 app.add_typer(nets.app, name="nets")
 
 

@@ -1,4 +1,5 @@
-"""``ghn-fast nets measure``: what has to be measured to know it of a network."""
+"""``ghn-fast nets measure``, ``properties`` and ``search``: what is to be known of networks,
+measured or predicted from their embeddings."""
 
 from __future__ import annotations
 
@@ -9,10 +10,16 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ghn_fast.cli import options
+from ghn_fast.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from ghn_fast.data import Images
-    from ghn_fast.evaluation import NetworkLabels
+    from ghn_fast.evaluation import Labels, NetworkLabels
+    from ghn_fast.properties import Correlations
+
+LabelFiles = Annotated[
+    list[Path], typer.Argument(help="Files that ghn-fast nets measure wrote, of equal settings.")
+]
 
 
 def measure(
@@ -77,4 +84,119 @@ def _print_network(network: NetworkLabels) -> None:
         f"{network.split} network {network.index}: {network.trained:.1f} % trained, "
         f"{network.noisy:.1f} % with noise, {network.predicted:.1f} % predicted, "
         f"{network.inference:.3g} us an image"
+    )
+
+
+def properties(labels: LabelFiles, ghn: options.Ghn = "ghn2-cifar10") -> None:
+    """Predict properties of networks from their embeddings: Kendall's tau on networks of test.
+
+    Fitted on networks of val, beside figures that cost little. Needs scikit-learn.
+    """
+    from ghn_fast.checkpoint import from_pretrained
+    from ghn_fast.evaluation import load_labels
+    from ghn_fast.properties import correlations
+
+    measured = load_labels(labels)
+    _print_correlations(measured, ghn, correlations(measured, from_pretrained(ghn)))
+
+
+def _print_correlations(labels: Labels, ghn: str, found: list[Correlations]) -> None:
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    counts = [sum(n.split == split for n in labels.networks) for split in ("val", "test")]
+    table = Table(
+        title=f"Kendall's tau with what was measured of {counts[1]} networks of test; regressions "
+        f"on {counts[0]} of val, embeddings by {ghn}; accuracy after {labels.steps} steps of SGD "
+        f"at {labels.width:g} of the width, time on {labels.device}",
+        title_justify="left",
+    )
+    table.add_column("property")
+    for column in ("embeddings", "statistics of the graph", *found[0].free):
+        table.add_column(column, justify="right")
+    for row in found:
+        runs = [f"{np.mean(r):.2f} ± {np.std(r):.2f}" for r in (row.embeddings, row.statistics)]
+        table.add_row(row.name, *runs, *(f"{tau:.2f}" for tau in row.free.values()))
+    Console().print(table)
+
+
+def search(
+    labels: LabelFiles,
+    ghn: options.Ghn = "ghn2-cifar10",
+    by: Annotated[
+        str, typer.Option(help="accuracy, accuracy with noise, inference time or steps to learn.")
+    ] = "accuracy",
+    num_nets: Annotated[
+        int, typer.Option(min=1, help="The first so many of the search split.")
+    ] = 100_000,
+    train: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train what was found, and so many random ones, as labels were."),
+    ] = None,
+    data: options.DataSource = None,
+    download: options.Download = False,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
+    ] = "auto",
+) -> None:
+    """Find the best of the 100,000 networks for search by a property predicted from embeddings.
+
+    Fitted on all labels. Needs scikit-learn.
+    """
+    from ghn_fast.checkpoint import from_pretrained
+    from ghn_fast.evaluation import load_labels
+    from ghn_fast.nets import DeepNets1M
+    from ghn_fast.properties import LARGER_IS_BETTER
+    from ghn_fast.properties import search as find
+
+    if by not in LARGER_IS_BETTER:
+        raise UsageError(f"--by takes {', '.join(LARGER_IS_BETTER)}, not {by!r}")
+    measured = load_labels(labels)
+    nets = DeepNets1M("search", num_nets=num_nets)
+    found = find(measured, from_pretrained(ghn), by, nets)
+    rate = found.networks / found.seconds
+    typer.echo(f"embedded {found.networks:,} networks, {rate:,.0f} a second")
+    typer.echo(
+        f"search:{found.index} has the best predicted {by}, {found.value:.4g}; the median is "
+        f"{found.median:.4g}. ghn-fast nets sample --split search --index {found.index}"
+    )
+    if train is not None:
+        _train(measured, found.index, num_nets, train, data, download, device)
+
+
+def _train(
+    labels: Labels,
+    best: int,
+    num_nets: int,
+    count: int,
+    data: str | None,
+    download: bool,
+    device: str,
+) -> None:
+    """The network that was found and random ones, at the width and for the steps of the labels."""
+    import random
+    from statistics import fmean, stdev
+
+    from ghn_fast._system.processes import ALONE, choose_device
+    from ghn_fast.cli.images import load_parts
+    from ghn_fast.evaluation import top1
+    from ghn_fast.evaluation.labels import train_at_width
+    from ghn_fast.nets import sample_net_args
+
+    others = [index for index in range(num_nets) if index != best]
+    chosen = random.Random(0).sample(others, min(count, len(others)))
+    train, held_out = load_parts(ALONE, data, ("train", "val"), 32, download)
+    images, place = held_out.first(labels.num_images), choose_device(device)
+    reached = []
+    for index in (best, *chosen):
+        net_args = sample_net_args("search", 0, index)
+        model, _ = train_at_width(net_args, train, labels.steps, labels.width, index, place)
+        reached.append(top1(model, images))
+        typer.echo(f"search:{index}: {reached[-1]:.1f} % after {labels.steps} steps")
+    own, rest = reached[0], reached[1:]
+    spread = f" ± {stdev(rest):.1f}" if len(rest) > 1 else ""
+    typer.echo(
+        f"found: {own:.1f} %; {len(rest)} random ones: {fmean(rest):.1f}{spread} %, "
+        f"the best {max(rest):.1f} %"
     )

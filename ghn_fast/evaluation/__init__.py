@@ -14,7 +14,7 @@ from ghn_fast.evaluation.accuracy import (
 )
 from ghn_fast.evaluation.baselines import SGD_BATCH, train_network
 from ghn_fast.evaluation.errors import EvaluationError
-from ghn_fast.evaluation.labels import Labels, NetworkLabels, measure_labels
+from ghn_fast.evaluation.labels import Labels, NetworkLabels, load_labels, measure_labels
 from ghn_fast.evaluation.results import EvaluationResult, NetworkResult
 from ghn_fast.evaluation.run import evaluate, evaluate_resnet50
 
@@ -30,6 +30,7 @@ __all__ = [
     "calibrate",
     "evaluate",
     "evaluate_resnet50",
+    "load_labels",
     "measure_labels",
     "top1",
     "train_network",

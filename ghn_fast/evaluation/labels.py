@@ -19,6 +19,7 @@ from ghn_fast._system.processes import Processes
 from ghn_fast.data import Images, ImageSource
 from ghn_fast.evaluation.accuracy import BATCH_SIZE, top1
 from ghn_fast.evaluation.baselines import SGD_BATCH, train_network
+from ghn_fast.evaluation.errors import EvaluationError
 from ghn_fast.evaluation.results import Results, ResultsLog, ghn_digest, images_digest
 from ghn_fast.evaluation.run import check_classes, evaluating, predicted_network, random_network
 from ghn_fast.ghn import GHN
@@ -91,6 +92,21 @@ class Labels(Results[NetworkLabels]):
 
     def __repr__(self) -> str:
         return f"Labels({len(self.networks)} networks, {self.steps} steps at {self.width:g} width)"
+
+
+def load_labels(paths: Sequence[str | Path]) -> Labels:
+    """Labels of several files, such as those that the processes of a killed run left.
+
+    Raises:
+        EvaluationError: a file is none, or they are of different settings.
+    """
+    first, *others = (Labels.load(path) for path in paths)
+    networks = {network.key: network for network in first.networks}
+    for path, other in zip(paths[1:], others, strict=True):
+        if other.settings() != first.settings():
+            raise EvaluationError(f"{path} has labels of other settings than {paths[0]}")
+        networks |= {network.key: network for network in other.networks}
+    return first.with_networks([*networks.values()])
 
 
 def measure_labels(
