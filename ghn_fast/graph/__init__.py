@@ -10,9 +10,15 @@ from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.layout import Layout, Storage
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace.tracer import TraceError
-from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.graph.types import (
+    CHANNEL_NODE_TYPES,
+    LANGUAGE_NODE_TYPES,
+    NODE_TYPE_INDEX,
+    NODE_TYPES,
+)
 
 __all__ = [
+    "CHANNEL_NODE_TYPES",
     "LANGUAGE_NODE_TYPES",
     "NODE_TYPES",
     "NODE_TYPE_INDEX",

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast.graph.node import Node
-from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPES
+from ghn_fast.graph.types import CHANNEL_NODE_TYPES, LANGUAGE_NODE_TYPES, NODE_TYPES
 from ghn_fast.ops.shortest_paths import MAX_DISTANCE, as_pairs, check_edges, shortest_paths
 
-_TYPE_INDEX = {name: index for index, name in enumerate(LANGUAGE_NODE_TYPES)}
+_TYPE_INDEX = {
+    name: index
+    for types in (LANGUAGE_NODE_TYPES, CHANNEL_NODE_TYPES)
+    for index, name in enumerate(types)
+}
 
 if TYPE_CHECKING:
     from ghn_fast.graph.draw.picture import Drawing
@@ -40,8 +44,8 @@ class Graph:
             of the published graphs ends.
         net_args: what builds the network, for graphs of DeepNets-1M.
         index: position in its split, for graphs of DeepNets-1M.
-        node_types: (N,) int64, indices into ``LANGUAGE_NODE_TYPES``, which begin with
-            ``NODE_TYPES``.
+        node_types: (N,) int64, indices into ``NODE_TYPES``, or into the longer list that a graph
+            has the types of: ``LANGUAGE_NODE_TYPES`` and ``CHANNEL_NODE_TYPES`` begin with these.
         distances: (N, N) uint8, shortest path lengths from 1 to ``max_distance``, else 0; computed
             when they are first asked for.
 
@@ -91,8 +95,9 @@ class Graph:
             model: any module that can be called.
             example_inputs: what to call it with: a tensor, a tuple of arguments or a dict of
                 keyword arguments. Without it the input is worked out from the model.
-            types: of its nodes, ``NODE_TYPES`` or ``LANGUAGE_NODE_TYPES``; a GHN says which it
-                knows (:attr:`ghn_fast.GHN.node_types`).
+            types: of its nodes, ``NODE_TYPES``, ``LANGUAGE_NODE_TYPES`` or
+                ``CHANNEL_NODE_TYPES``; a GHN says which it knows
+                (:attr:`ghn_fast.GHN.node_types`).
 
         Raises:
             ghn_fast.graph.TraceError: the model could not be run; says what to pass.

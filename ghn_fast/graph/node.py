@@ -12,7 +12,7 @@ class Node:
     """One node of a :class:`ghn_fast.graph.Graph`.
 
     Attributes:
-        type: one of :data:`ghn_fast.graph.types.NODE_TYPES`.
+        type: one of :data:`ghn_fast.graph.types.NODE_TYPES`, or of the longer lists there.
         name: the parameter's name, or the operation's (``"input"``, ``"sum"``, ``"max_pool"``).
         shape: of the parameter; of weights (out, in, \\*kernel), but of transposed convolutions as
             they are stored; (1, 1, kh, kw) for max and average pooling; None for the other

@@ -30,6 +30,8 @@ STYLES: dict[str, Style] = {
     "pos_enc": Style("position encoding", "#8a6d3b", "h"),
     "sum": Style("sum", "#1b9e5a", "D"),
     "concat": Style("concatenation", "#8bd17c", "D"),
+    "split": Style("split of channels", "#b5651d", "D"),
+    "shuffle": Style("shuffle of channels", "#6b3fa0", "D"),
     "max_pool": Style("max pooling", "#12939a", "^"),
     "avg_pool": Style("average pooling", "#79c7c5", "^"),
     "glob_avg": Style("global average pooling", "#0b5351", "^"),

@@ -35,4 +35,4 @@ class _Dispatched(TorchDispatchMode):
         if self.recorder.inside:
             return func(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunction():
-            return self.recorder.rule_of(func)(self.recorder, func, args, kwargs or {})
+            return self.recorder.read(func, args, kwargs or {})

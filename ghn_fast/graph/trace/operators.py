@@ -39,7 +39,7 @@ from ghn_fast.graph.trace.usage import Use, by_letters, contracted, from_left, f
 
 # How far back a product looks for the softmax or the average that one operand comes from.
 _SEARCH_LIMIT = 64
-_MIXING = frozenset(("conv", "sep_conv", "dil_conv", "bias"))
+_MIXING = frozenset(("conv", "sep_conv", "dil_conv", "bias", "split", "shuffle"))
 
 
 def pooling(node_type: str, dims: int) -> Handler:

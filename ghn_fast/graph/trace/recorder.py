@@ -135,6 +135,7 @@ class Recorder(TorchFunctionMode):
         inside: a call is being read.
         taken: the records of values that became arrays or numbers.
         asked: the model's course may depend on values of its inputs or activations.
+        after: what else is done with the result of a call (:mod:`ghn_fast.graph.trace.channels`).
         random: and on random numbers.
 
     Args:
@@ -167,8 +168,9 @@ class Recorder(TorchFunctionMode):
         self._written: dict[int, tuple[Tensor, int]] = {}
         self._products = iter(products)
         # Marks on tensors are this recorder's own: a tensor may outlive it in some cache.
-        mark = next(_numbers)
-        self._id, self._stale = f"_ghn_fast_record_{mark}", f"_ghn_fast_stale_{mark}"
+        self._number = next(_numbers)
+        self._id, self._stale = self.mark("record"), self.mark("stale")
+        self.after: Callable[[Func, Args, Kwargs, Any], Any] | None = None
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._owned: dict[int, int | None] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
@@ -188,6 +190,10 @@ class Recorder(TorchFunctionMode):
             for value in (*module._buffers.values(), *module.__dict__.values()):
                 if value.__class__ not in _PLAIN and isinstance(value, Tensor):
                     self._owned[id(value)] = None
+
+    def mark(self, what: str) -> str:
+        """The name of an attribute of this recorder's own."""
+        return f"_ghn_fast_{what}_{self._number}"
 
     # --- records ---------------------------------------------------------------------------
 
@@ -466,12 +472,17 @@ class Recorder(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        handler = self.handlers.get(func) or self.rule_of(func)
         self.inside = True
         try:
-            return handler(self, func, args, kwargs or {})
+            return self.read(func, args, kwargs or {})
         finally:
             self.inside = False
+
+    def read(self, func: Func, args: Args, kwargs: Kwargs) -> Any:
+        """The result of a call, recorded."""
+        handler = self.handlers.get(func) or self.rule_of(func)
+        result = handler(self, func, args, kwargs)
+        return result if self.after is None else self.after(func, args, kwargs, result)
 
     def rule_of(self, func: Callable[..., Any]) -> Handler:
         """How calls of a function or an operator are read."""

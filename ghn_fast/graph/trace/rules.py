@@ -167,6 +167,7 @@ _NATIVE_GROUP_NORM = ("input", "weight", "bias")
 OPERATORS: tuple[tuple[Handler, str], ...] = (
     # those of torch.ops.aten whose arguments are others than the function's of that name
     (layers.any_convolution, "convolution"),
+    (layers.any_convolution, "_convolution"),  # of torch.jit.trace
     (layers.normalisation("bn", ("input", "weight", "bias")), "batch_norm"),
     (layers.normalisation("ln", ("input", "weight", "bias")), "instance_norm"),
     (layers.embedding("pos_enc", ("weight", "input")), "embedding"),

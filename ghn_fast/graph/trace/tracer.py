@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from ghn_fast._system.collection import uncollected
 from ghn_fast.graph.node import Node
+from ghn_fast.graph.trace.channels import drop_idle_splits, follower
 from ghn_fast.graph.trace.contract import contract
 from ghn_fast.graph.trace.dispatched import dispatched
 from ghn_fast.graph.trace.guess import Call as Inputs
@@ -244,6 +245,7 @@ def _run(call: _Call, training: bool, execute: bool) -> Trace:
         stack.enter_context(_eager())
         _set_mode(modules, training)
         recorder = Recorder(modules, function_rules(), execute, products, call.types)
+        recorder.after = follower(recorder)
         _isolate_registered(modules, recorder)
         inputs = _enter(recorder, (call.args, call.kwargs))
         # Some fused kernels, which hide what they do, are for models that need no gradients.
@@ -383,7 +385,10 @@ def _layer(recorder: Recorder, module: nn.Module, node_type: str, parents: list[
 def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
     _settle_sources(recorder)
     records = recorder.records
-    kept, edges, live = contract(records.kinds, records.parents, [recorder.input, *outputs])
+    ends = [recorder.input, *outputs]
+    kept, edges, live = contract(records.kinds, records.parents, ends)
+    while recorder.after is not None and drop_idle_splits(records, kept, edges):
+        kept, edges, live = contract(records.kinds, records.parents, ends)
     nodes = [records.nodes[record] for record in kept]
     if not any(_reaches(parameter, live) for parameter in recorder.parameters.values()):
         raise RuntimeError("no output of the model depends on its parameters")
@@ -394,8 +399,8 @@ def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
     if recorder.types == LANGUAGE_NODE_TYPES:
         _set_head_aside(result)
     if recorder.output is not None:
-        ends = ends_of(recorder, recorder.output.record, kept)
-        result.head = head_of(result.nodes, edges, recorder.output, ends)
+        last = ends_of(recorder, recorder.output.record, kept)
+        result.head = head_of(result.nodes, edges, recorder.output, last)
     _account(recorder, live, result)
     if trained:
         _set_frozen_aside(recorder.parameters.values(), result)
