@@ -156,8 +156,9 @@ def predict(
             keyword arguments) where it cannot be worked out from the model.
         return_report: also return a :class:`PredictionReport`, which names every parameter that
             was predicted and every one that was not.
-        graph: of the model, as ``Graph.from_model`` made it, to predict again without tracing
-            again; that of the same architecture at another width will do.
+        graph: of the model, as ``Graph.from_model`` made it with the ``types`` of the GHN
+            (:attr:`GHN.node_types`), to predict again without tracing again; that of the same
+            architecture at another width will do.
         keep: names of parameters or modules that keep their values, or patterns as of
             :mod:`fnmatch` (``"layer4.*"``).
         only: the same; all others keep theirs.

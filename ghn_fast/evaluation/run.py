@@ -28,7 +28,7 @@ from ghn_fast.evaluation.results import (
     images_digest,
 )
 from ghn_fast.ghn import GHN
-from ghn_fast.graph import Graph
+from ghn_fast.graph import NODE_TYPES, Graph
 from ghn_fast.nets import adjust_net, build_ghost, build_net, graph_of, sample_net_args
 from ghn_fast.nets.deepnets1m import SIZES
 from ghn_fast.nets.families import SPLITS as FAMILIES_SPLITS
@@ -239,6 +239,10 @@ class _Job:
         seconds = time.perf_counter() - start
         return NetworkResult(index, accuracy, size, seconds, made.name, left)
 
+    @property
+    def _node_types(self) -> tuple[str, ...]:
+        return NODE_TYPES if self.ghn is None else self.ghn.node_types
+
     def _made(self, index: int) -> _Made:
         """Network ``index`` with the parameters that are to be evaluated."""
         split, seed, classes = self.result.split, self.result.seed, self.images.num_classes
@@ -253,12 +257,14 @@ class _Job:
                 name = zoo_names()[index]
                 model, graph = build_zoo_net(name, classes), None
             else:
-                member = sample_member(split, seed, index, classes, with_values=True)
+                member = sample_member(
+                    split, seed, index, classes, with_values=True, types=self._node_types
+                )
                 name, model, graph = member.family, member.model, member.graph
         if self.result.baseline != "ghn":
             return _Made(model, name)
         assert self.ghn is not None
-        graph = graph or Graph.from_model(model)
+        graph = graph or Graph.from_model(model, types=self._node_types)
         return _Made(_predict(self.ghn, model, graph), name, (*graph.other, *graph.unused))
 
 

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ghn_fast.graph import CHANNEL_NODE_TYPES, NODE_TYPES
+
+OWN_SETTINGS = ("flat_kernels", "channel_nodes")
+"""What only GHNs of this package may have; off for the published ones."""
 HYPERNETS = ("gatedgnn", "mlp", "graphormer")
 DECODERS = ("conv", "mlp", "low_rank")
 
@@ -29,6 +33,8 @@ class GHNConfig:
         flat_kernels: a linear layer over flattened maps of C x h x w is decoded as what it
             computes, a convolution with a kernel (out, C, h, w). The published GHNs decode a
             matrix (out, C * h * w), whose blocks repeat without regard to the maps.
+        channel_nodes: its graphs show where channels are split and shuffled
+            (:mod:`ghn_fast.graph.trace.channels`). Those of the published GHNs do not.
 
     Raises:
         ValueError: a value that no GHN can have.
@@ -47,6 +53,7 @@ class GHNConfig:
     layernorm: bool = True
     hid: int = 32
     flat_kernels: bool = False
+    channel_nodes: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_shape", tuple(int(size) for size in self.max_shape))
@@ -77,6 +84,11 @@ class GHNConfig:
         return cls(**values)
 
     @property
+    def node_types(self) -> tuple[str, ...]:
+        """The types that nodes of its graphs have, in the order of their embedding."""
+        return CHANNEL_NODE_TYPES if self.channel_nodes else NODE_TYPES
+
+    @property
     def decodes_embeddings(self) -> bool:
         """Whether such GHNs were trained on networks that look up rows of a table."""
         return False
@@ -87,8 +99,9 @@ class GHNConfig:
         return False
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields; the published checkpoints and their readers know no ``flat_kernels``."""
+        """The fields; the published checkpoints and their readers know not :data:`OWN_SETTINGS`."""
         values = asdict(self)
-        if not self.flat_kernels:
-            del values["flat_kernels"]
+        for name in OWN_SETTINGS:
+            if not values[name]:
+                del values[name]
         return values

@@ -16,7 +16,7 @@ from ghn_fast.ghn.ghn3 import GHN3, GHN3Config
 from ghn_fast.ghn.mlp import MLP
 from ghn_fast.ghn.place.plan import Group
 from ghn_fast.ghn.place.tiling import along_channels, channel_axis, repeat
-from ghn_fast.graph import LANGUAGE_NODE_TYPES, NODE_TYPES
+from ghn_fast.graph import LANGUAGE_NODE_TYPES
 
 # hid, layers, heads, rank and the side of the largest block of each size of the paper (table 1).
 SIZES = {
@@ -57,8 +57,14 @@ class LoGAHConfig(GHN3Config):
     def is_of_language(self) -> bool:
         return self.language
 
+    @property
+    def node_types(self) -> tuple[str, ...]:
+        return LANGUAGE_NODE_TYPES if self.language else super().node_types
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.language and self.channel_nodes:
+            raise ValueError("graphs of language models show no channel_nodes")
         if self.lora_r < 1 or self.max_ck_lora < 2 * self.lora_r:
             raise ValueError(
                 f"lora_r must be positive and max_ck_lora at least twice as large, not "
@@ -84,10 +90,6 @@ class LoGAH(GHN3):
             self.bias_class = nn.Sequential(nn.ReLU(), nn.Linear(hid // 2, config.num_classes))
         else:
             del self.decoder_1d, self.bias_class
-
-    @property
-    def node_types(self) -> tuple[str, ...]:
-        return LANGUAGE_NODE_TYPES if self.config.language else NODE_TYPES
 
     def _make_shape_encoder(self, config: GHNConfig) -> ShapeEncoder:
         assert isinstance(config, LoGAHConfig)

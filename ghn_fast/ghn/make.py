@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import torch
+from torch import nn
 
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.ghn3 import GHN3, GHN3Config
@@ -34,3 +38,25 @@ def make_ghn(config: GHNConfig) -> GHN:
     if isinstance(config, LoGAHConfig):
         return LoGAH(config)
     return GHN3(config) if isinstance(config, GHN3Config) else GHN(config)
+
+
+def adapt(ghn: GHN, config: GHNConfig) -> None:
+    """Gives a trained GHN a configuration with further own settings, in place, to train it on.
+
+    ``flat_kernels`` is how tensors are used, which are the same. With ``channel_nodes`` there are
+    more node types. They start from the mean of the known ones: a node that the GHN takes for
+    nothing in particular, of the size that it is used to, and about which what it predicts changes
+    little.
+
+    Raises:
+        ValueError: another setting differs, or the GHN would lose node types.
+    """
+    more = ghn.config.channel_nodes or config.channel_nodes
+    if replace(ghn.config, flat_kernels=config.flat_kernels, channel_nodes=more) != config:
+        raise ValueError(f"it is a GHN of {ghn.config}, not of {config}")
+    known = ghn.node_type_embedding.weight.detach()
+    new = known.mean(dim=0, keepdim=True).expand(len(config.node_types) - len(known), -1)
+    if len(new) > 0:
+        rows = torch.cat((known, new))
+        ghn._modules["embed"] = nn.Embedding.from_pretrained(rows, freeze=False)
+    ghn.config = config

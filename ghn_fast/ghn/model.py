@@ -32,7 +32,7 @@ from ghn_fast.ghn.place.tiling import (
 )
 from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.ghn.pretrained import Pretrained
-from ghn_fast.graph import NODE_TYPES, Graph, GraphBatch, Node
+from ghn_fast.graph import Graph, GraphBatch, Node
 
 _plans = PlanCache(size=64)
 
@@ -85,7 +85,7 @@ class GHN(Pretrained, nn.Module):
     @property
     def node_types(self) -> tuple[str, ...]:
         """The types that nodes of its graphs have, in the order of their embedding."""
-        return NODE_TYPES
+        return self.config.node_types
 
     def _make_shape_encoder(self, config: GHNConfig) -> ShapeEncoder:
         return ShapeEncoder(config.hid, config.num_classes, config.max_shape)
@@ -355,7 +355,16 @@ class GHN(Pretrained, nn.Module):
 
         An output layer that is not predicted because it has another number of outputs is encoded
         with the number the GHN knows, so that the rest of the network is not disturbed.
+
+        Raises:
+            ValueError: nodes of types that the GHN does not know.
         """
+        unknown = {node.type for node in graph.nodes}.difference(self.node_types)
+        if unknown:
+            raise ValueError(
+                f"the graph has nodes of types {', '.join(sorted(unknown))}, which the GHN does "
+                "not know: make it by Graph.from_model(model, types=ghn.node_types)"
+            )
         encoded = decoded_nodes(graph, self.config)
         if misfit(graph, self.config) is None:
             return encoded

@@ -13,7 +13,7 @@ from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.ghn3 import GHN3Config
 from ghn_fast.ghn.logah import LoGAHConfig
-from ghn_fast.graph import LANGUAGE_NODE_TYPES
+from ghn_fast.graph import CHANNEL_NODE_TYPES, LANGUAGE_NODE_TYPES
 
 _EVERY_GHN = ("embed.weight", "shape_enc.embed_channel.weight", "shape_enc.embed_spatial.weight")
 
@@ -119,6 +119,7 @@ def _infer(state: Mapping[str, Tensor]) -> GHNConfig:
         "decoder": decoder,
         "max_shape": _max_shape(state, decoder, hid, num_classes),
         "layernorm": "ln.weight" in state,
+        "channel_nodes": _has_channel_nodes(state),
     }
     if "gnn.gru.weight_ih" in state:
         return GHNConfig(hypernet="gatedgnn", ve="gnn.mlp_ve.fc.0.weight" in state, **values)
@@ -141,7 +142,12 @@ def _infer_logah(state: Mapping[str, Tensor]) -> LoGAHConfig:
         max_ck_lora=rows,
         use_1d_decoder=has_vectors,
         language=len(state["embed.weight"]) == len(LANGUAGE_NODE_TYPES),
+        channel_nodes=_has_channel_nodes(state),
     )
+
+
+def _has_channel_nodes(state: Mapping[str, Tensor]) -> bool:
+    return len(state["embed.weight"]) == len(CHANNEL_NODE_TYPES)
 
 
 def _max_shape(

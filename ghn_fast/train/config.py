@@ -96,7 +96,8 @@ class TrainConfig:
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` (the GPU of the process's
             local rank) or ``cuda:N``.
         init: a GHN to start from, as :func:`ghn_fast.from_pretrained` takes it; it must have the
-            settings ``ghn``, but for ``flat_kernels``. None starts from random weights.
+            settings ``ghn``, but may lack ``flat_kernels`` and ``channel_nodes``. None starts from
+            random weights.
         seed: of the initial weights, the networks and the images.
         steps: of the optimiser; where None the run lasts ``max_minutes``, and the learning rate
             follows the share of them that has passed (such a run cannot be repeated exactly).

@@ -9,6 +9,7 @@ from torch import nn
 
 from ghn_fast._core import core
 from ghn_fast._system.processes import ALONE, Processes, shares
+from ghn_fast.ghn import make_config
 from ghn_fast.graph import Graph
 from ghn_fast.nets import build_ghost, count_parameters, sample_net_args
 from ghn_fast.nets.families import BeyondLimitsError, Member, sample_member
@@ -283,9 +284,10 @@ def training_member(config: TrainConfig, index: int, num_classes: int = 10) -> M
     """Candidate ``index`` of a mixture, which is of a family, within the limits, or None."""
     _, _, family = source(config, index).partition("/")
     limits = config.max_work, config.max_parameters
+    types = make_config(config.ghn).node_types
     try:
         return sample_member(
-            _FAMILIES_SPLIT, config.seed, index, num_classes, family or None, *limits
+            _FAMILIES_SPLIT, config.seed, index, num_classes, family or None, *limits, types=types
         )
     except BeyondLimitsError:
         return None

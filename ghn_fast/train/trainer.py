@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import itertools
 import signal
 import time
@@ -28,6 +27,7 @@ from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
 from ghn_fast.data import DataError, Images, ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.ghn import GHN, make_config, make_ghn
+from ghn_fast.ghn.make import adapt
 from ghn_fast.graph import GraphBatch
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import LOG_FILE, Meter, RunLog
@@ -455,10 +455,10 @@ def _make_ghn(config: TrainConfig, num_classes: int) -> GHN:
     if config.init is None:
         return make_ghn(settings).train()
     ghn = from_pretrained(config.init)
-    # How weights of linear layers over maps are decoded may change: tensors are the same.
-    if dataclasses.replace(ghn.config, flat_kernels=settings.flat_kernels) != settings:
-        raise ConfigError(f"{config.init} is a GHN of {ghn.config}, not of {settings}")
-    ghn.config = settings
+    try:
+        adapt(ghn, settings)
+    except ValueError as error:
+        raise ConfigError(f"{config.init} cannot be trained on: {error}") from None
     return ghn.train()
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ghn_fast._system.collection import uncollected
 from ghn_fast.graph.graph import Graph
+from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.families.convnext import convnext
 from ghn_fast.nets.families.dense import dense
 from ghn_fast.nets.families.draw import Draw
@@ -101,6 +102,7 @@ def sample_member(
     max_work: float | None = None,
     max_parameters: int | None = None,
     with_values: bool = False,
+    types: tuple[str, ...] = NODE_TYPES,
 ) -> Member:
     """Network ``index`` of a split, a pure function of these arguments.
 
@@ -117,6 +119,7 @@ def sample_member(
         max_work: the largest ``Member.work``; None for no limit.
         max_parameters: the largest number of parameters; None for no limit.
         with_values: initialise the parameters, from PyTorch's global generator.
+        types: of the nodes of its graph; the network is the same whichever.
 
     Raises:
         ValueError: an unknown split or family.
@@ -127,12 +130,12 @@ def sample_member(
     if own not in FAMILIES:
         raise ValueError(f"unknown family {own!r}; there are {', '.join(FAMILIES)}")
     for _ in range(_ATTEMPTS):
-        member = _build(own, draw, index, num_classes, with_values)
+        member = _build(own, draw, index, num_classes, with_values, types)
         if max_work is not None and member.work > max_work:
             continue
         if max_parameters is not None and member.parameters > max_parameters:
             continue
-        if signature(member.graph) not in named_architectures():
+        if not _is_named(member):
             return member
     raise BeyondLimitsError(
         f"{_ATTEMPTS} networks of the family {own} in turn were beyond max_work={max_work} or "
@@ -140,8 +143,21 @@ def sample_member(
     )
 
 
+def _is_named(member: Member) -> bool:
+    """Whether torchvision or timm has a name for it, by the types that all graphs have."""
+    graph = member.graph
+    if any(node.type not in NODE_TYPES for node in graph.nodes):
+        graph = Graph.from_model(member.model)
+    return signature(graph) in named_architectures()
+
+
 def _build(
-    family: str, draw: Draw, index: int, num_classes: int, with_values: bool = False
+    family: str,
+    draw: Draw,
+    index: int,
+    num_classes: int,
+    with_values: bool,
+    types: tuple[str, ...],
 ) -> Member:
     with uncollected():
         with nullcontext() if with_values else Ghosts(index % 2**63):
@@ -149,7 +165,7 @@ def _build(
         model = without_running_statistics(model).eval()
         model.expected_input_sz = IMAGE_SIZE  # type: ignore[assignment]
         with counted(model) as work:
-            graph = Graph.from_model(model)
+            graph = Graph.from_model(model, types=types)
     graph.index = index
     member = Member(family, model, graph, work.multiply_adds, 0.0)
     return member._replace(work=(work.total + member.parameters) / 1e6)

@@ -1,0 +1,204 @@
+"""GHNs whose graphs show what moves channels, from the graph to training and evaluation."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+import ghn_fast
+from ghn_fast.checkpoint import CheckpointError, from_pretrained
+from ghn_fast.evaluation import evaluate
+from ghn_fast.ghn import GHN, GHNConfig, ghn2, ghn3, logah, make_config
+from ghn_fast.ghn.files import load
+from ghn_fast.ghn.make import adapt
+from ghn_fast.graph import CHANNEL_NODE_TYPES, LANGUAGE_NODE_TYPES, NODE_TYPES, Graph, GraphBatch
+from ghn_fast.nets.families import FAMILIES, sample_member, space
+from ghn_fast.nets.families.signature import signature
+from ghn_fast.train import ConfigError, TrainConfig, Trainer
+from tests.train.test_trainer import TINY, make_images
+
+SMALL = {"hid": 8, "max_shape": (16, 16, 7, 7)}
+LARGE = {"hid": 16, "layers": 1, "heads": 2, "max_shape": (32, 32, 16, 16)}
+MAKERS = {
+    "ghn2": lambda **own: ghn2(**SMALL, **own),
+    "ghn3": lambda **own: ghn3(num_classes=10, **LARGE, **own),
+    "logah": lambda **own: logah("tiny", **LARGE, lora_r=4, max_ck_lora=100, **own),
+}
+
+
+@pytest.fixture(params=MAKERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    torch.manual_seed(0)
+    return str(request.param)
+
+
+def shufflenet() -> nn.Module:
+    return models.ShuffleNetV2([1, 1, 1], [8, 16, 24, 32, 32], num_classes=10)
+
+
+def parameters(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+
+def test_off_nothing_is_new(kind: str) -> None:
+    ghn = MAKERS[kind]()
+    assert ghn.node_types == NODE_TYPES
+    assert "channel_nodes" not in ghn.config.to_dict()
+    assert len(ghn.node_type_embedding.weight) == len(NODE_TYPES)
+
+
+def test_a_checkpoint_knows(kind: str, tmp_path: Path) -> None:
+    ghn = MAKERS[kind](channel_nodes=True)
+    ghn.save_pretrained(tmp_path)
+    loaded = from_pretrained(tmp_path)
+    assert loaded.config == ghn.config
+    assert loaded.node_types == CHANNEL_NODE_TYPES
+    assert make_config(ghn.config.to_dict()) == ghn.config
+    torch.save({"state_dict": ghn.state_dict()}, tmp_path / "alone.pt")
+    assert load(tmp_path / "alone.pt")[0].channel_nodes
+    stated = {**ghn.config.to_dict(), "channel_nodes": False}
+    torch.save({"state_dict": ghn.state_dict(), "config": stated}, tmp_path / "wrong.pt")
+    with pytest.raises(CheckpointError, match="channel_nodes"):
+        from_pretrained(tmp_path / "wrong.pt")
+
+
+def test_a_split_is_seen() -> None:
+    plain = ghn2(**SMALL).eval()
+    adapted = copy.deepcopy(plain)
+    adapt(adapted, replace(plain.config, channel_nodes=True))
+    seen, unseen = (parameters(ghn_fast.predict(shufflenet(), g)) for g in (adapted, plain))
+    assert not torch.allclose(seen, unseen)
+    model = shufflenet()
+    adapted(model.eval())
+    assert torch.equal(parameters(model), seen)
+    given = Graph.from_model(model, types=adapted.node_types)
+    assert torch.equal(parameters(ghn_fast.predict(shufflenet(), adapted, graph=given)), seen)
+    of_given = adapted.node_embeddings(GraphBatch([given])).mean(dim=0)
+    assert torch.equal(adapted.embed(model), of_given)
+
+
+def test_a_graph_of_other_types_is_refused() -> None:
+    model = shufflenet()
+    graph = Graph.from_model(model, types=CHANNEL_NODE_TYPES)
+    with pytest.raises(ValueError, match="types shuffle, which the GHN does not know"):
+        ghn_fast.predict(model, ghn2(**SMALL), graph=graph)
+    norm = nn.Sequential(nn.Conv2d(3, 8, 1), nn.RMSNorm(8), nn.Linear(8, 8))
+    graph = Graph.from_model(norm, torch.zeros(1, 3, 8, 8), LANGUAGE_NODE_TYPES)
+    with pytest.raises(ValueError, match="types rmsnorm, which the GHN does not know"):
+        ghn_fast.predict(norm, ghn2(**SMALL, channel_nodes=True), graph=graph)
+
+
+def test_language_models_show_none() -> None:
+    with pytest.raises(ValueError, match="graphs of language models show no channel_nodes"):
+        logah("tiny", language=True, channel_nodes=True)
+
+
+# --- from a GHN without ------------------------------------------------------------------------
+
+
+def test_adapted_it_predicts_what_it_did(kind: str) -> None:
+    ghn = MAKERS[kind]().eval()
+    model = models.resnet18(num_classes=10)
+    before = parameters(ghn_fast.predict(model, ghn))
+    known = ghn.node_type_embedding.weight.detach().clone()
+    adapt(ghn, replace(ghn.config, channel_nodes=True, flat_kernels=True))
+    assert torch.equal(parameters(ghn_fast.predict(model, ghn)), before)
+    rows = ghn.node_type_embedding.weight
+    assert rows.requires_grad
+    assert torch.equal(rows[: len(known)], known)
+    assert torch.allclose(rows[len(known) :], known.mean(dim=0).expand(2, -1))
+
+
+def test_adapted_it_keeps_all_else(kind: str) -> None:
+    with pytest.raises(ValueError, match="it is a GHN of"):
+        adapt(MAKERS[kind](), replace(MAKERS[kind]().config, num_classes=7))
+    ghn = MAKERS[kind](channel_nodes=True)
+    with pytest.raises(ValueError, match="it is a GHN of"):
+        adapt(ghn, replace(ghn.config, channel_nodes=False))
+
+
+# --- families ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_are_the_same_networks(family: str) -> None:
+    for index in range(2):
+        plain = sample_member("families/val", 0, index, family=family)
+        member = sample_member("families/val", 0, index, family=family, types=CHANNEL_NODE_TYPES)
+        shapes, others = (
+            {name: p.shape for name, p in m.model.named_parameters()} for m in (plain, member)
+        )
+        assert shapes == others
+        moves = {node.type for node in member.graph.nodes} - set(NODE_TYPES)
+        assert ("shuffle" in moves) == (family == "shuffle")
+        assert moves or member.graph.digest() == plain.graph.digest()
+        assert Graph.from_model(member.model).digest() == plain.graph.digest()
+
+
+def test_named_architectures_are_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = sample_member("families/val", 0, 0, family="shuffle")
+    monkeypatch.setattr(space, "named_architectures", lambda: {signature(plain.graph)})
+    other = sample_member("families/val", 0, 0, family="shuffle", types=CHANNEL_NODE_TYPES)
+    again = sample_member("families/val", 0, 0, family="shuffle")
+    assert Graph.from_model(other.model).digest() == again.graph.digest()
+    assert again.graph.digest() != plain.graph.digest()
+
+
+# --- training and evaluation -------------------------------------------------------------------
+
+SHUFFLE = replace(
+    TINY,
+    ghn={**TINY.ghn, "channel_nodes": True},
+    mixture={"families/shuffle": 1.0},
+    max_work=100,
+    steps=2,
+)
+
+
+def test_is_trained_from_a_ghn_without(tmp_path: Path) -> None:
+    start = ghn2(**SMALL)
+    start.save_pretrained(tmp_path / "start")
+    config = replace(SHUFFLE, init=str(tmp_path / "start"))
+    trainer = Trainer(config, tmp_path / "run", make_images(), make_images(64))
+    drawn, _ = trainer.networks.draw(0)
+    assert all("shuffle" in {node.type for node in network.graph.nodes} for network in drawn)
+    first = trainer.ghn.node_type_embedding.weight.detach().clone()
+    assert torch.equal(first[: len(NODE_TYPES)], start.node_type_embedding.weight)
+    trainer.fit()
+    trained = trainer.ghn.node_type_embedding.weight
+    assert not torch.equal(trained[-1], trained[-2])
+    assert from_pretrained(tmp_path / "run" / "ghn.safetensors").config.channel_nodes
+    resumed = Trainer(config, tmp_path / "run", make_images(), make_images(64))
+    assert torch.equal(resumed.ghn.node_type_embedding.weight, trained)
+    other = replace(config, ghn={**config.ghn, "hid": 16})
+    with pytest.raises(ConfigError, match="it is a GHN of GHNConfig"):
+        Trainer(other, tmp_path / "other", make_images(), make_images(64))
+
+
+@pytest.mark.parametrize("split", ["zoo", "families/val"])
+def test_is_evaluated_with_its_graphs(split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ghn_fast.evaluation.run.zoo_names", lambda: ("shufflenet_v2_x0_5",))
+    sample = lambda *args, **options: sample_member(*args, family="shuffle", **options)  # noqa: E731
+    monkeypatch.setattr("ghn_fast.evaluation.run.sample_member", sample)
+    seen: list[set[str]] = []
+    forward = GHN.forward
+
+    def watched(ghn: GHN, model: nn.Module, graphs: Graph) -> nn.Module:
+        seen.append({node.type for node in graphs.nodes})
+        return forward(ghn, model, graphs)
+
+    monkeypatch.setattr(GHN, "forward", watched)
+    for own in (True, False):
+        ghn = GHN(GHNConfig(**SMALL, channel_nodes=own))
+        evaluate(ghn, split, make_images(64), num_nets=1)
+    assert ["shuffle" in types for types in seen] == [True, False]
+
+
+def test_the_default_is_off() -> None:
+    assert make_config(TrainConfig().ghn).node_types == NODE_TYPES
