@@ -101,10 +101,10 @@ def test_pictures(ending: str, tmp_path: Path) -> None:
 
 
 def test_every_node_type_has_its_own_look() -> None:
-    from ghn_fast.graph import NODE_TYPES
+    from ghn_fast.graph import CHANNEL_NODE_TYPES
     from ghn_fast.graph.draw.style import STYLES
 
-    assert set(STYLES) == {*NODE_TYPES, "linear"}
+    assert set(STYLES) == {*CHANNEL_NODE_TYPES, "linear"}
     assert len({(style.colour, style.marker) for style in STYLES.values()}) == len(STYLES)
 
 
