@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -52,10 +53,11 @@ class Maker:
         modules: Sequence[nn.Module] | None = None,
     ) -> None:
         self.modules = list(model.modules()) if modules is None else modules
-        parameters = [p for m in self.modules for p in m._parameters.values() if p is not None]
-        floating = (p.dtype for p in parameters if p.is_floating_point())
+        parameters = (p for m in self.modules for p in m._parameters.values() if p is not None)
+        first = next(parameters, torch.empty(0, device="cpu"))
+        floating = (p.dtype for p in chain((first,), parameters) if p.is_floating_point())
         self.model, self.batch = model, batch
-        self.device = device or next((p.device for p in parameters), torch.device("cpu"))
+        self.device = device or first.device
         self.dtype = next(floating, torch.float32)
         self.required = _required(model)
 
@@ -138,7 +140,8 @@ _SIZE_NAMES = ("img_size", "image_size", "in_size", "input_size", "img_dim", "im
 def image_sizes(model: nn.Module, modules: Iterable[nn.Module]) -> Iterator[int]:
     """Of square images: what the model's parts say, then what is written down about it."""
     # Asking a module itself for what it has not takes microseconds.
-    for attributes in [vars(m) for m in modules if not vars(m).keys().isdisjoint(_SIZE_NAMES)]:
+    named = [d for m in modules if not (d := m.__dict__).keys().isdisjoint(_SIZE_NAMES)]
+    for attributes in named:
         for name in _SIZE_NAMES:
             size = attributes.get(name)
             if size is not None and _is_size(size):

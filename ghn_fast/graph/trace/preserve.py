@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, filterfalse
 from operator import is_
 from types import ModuleType
 from typing import Any
@@ -65,34 +66,35 @@ def _containers(
     empty: list[Container] = []
     filled: list[tuple[Container, Container]] = []
     objects: dict[int, tuple[Attributes, Attributes]] = {}
-    level = _that_may_change(saved.values() for saved in attributes)
+    level = list(chain.from_iterable(saved.values() for saved in attributes))
     for _ in range(_LEVELS):
-        found = [value for value in level if isinstance(value, _CONTAINERS)]
-        empty += [container for container in found if not container]
+        found, others = _that_may_change(level)
+        empty += filterfalse(None, found)
         copies = [(container, container.copy()) for container in found if container]
         filled += copies
-        others = [value for value in level if not isinstance(value, _CONTAINERS)]
         new = {
             id(value): (value.__dict__, value.__dict__.copy())
             for value in others
             if id(value) not in objects and _is_plain_object(value)
         }
         objects |= new
-        level = _that_may_change(
-            content.values() if isinstance(content, dict) else content
-            for _, content in (*copies, *new.values())
-        )
+        contents = [content for _, content in (*copies, *new.values())]
+        level = [value for content in contents for value in _values(content)]
     return empty, filled, list(objects.values())
 
 
-def _that_may_change(groups: Iterable[Iterable[Any]]) -> list[Any]:
-    """The values that are neither plain nor modules, which are kept by themselves."""
-    return [
-        value
-        for group in groups
-        for value in group
-        if value.__class__ not in _PLAIN and not isinstance(value, nn.Module)
-    ]
+def _that_may_change(values: Sequence[Any]) -> tuple[list[Container], list[Any]]:
+    """The containers, and what else is neither plain nor a module, which is kept by itself."""
+    # There are few classes and thousands of values.
+    classes = set(map(type, values))
+    containers = {kind for kind in classes if issubclass(kind, _CONTAINERS)}
+    others = {kind for kind in classes - containers - _PLAIN if not issubclass(kind, nn.Module)}
+    found = [value for value in values if type(value) in containers]
+    return found, [value for value in values if type(value) in others] if others else []
+
+
+def _values(container: Container) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _is_plain_object(value: Any) -> bool:
@@ -115,35 +117,39 @@ def _tensor_values(
 
 
 def _restore_attributes(attributes: Iterable[tuple[Attributes, Attributes]]) -> None:
-    # In place and only what changed: other threads may be reading them.
+    # In place, and never without what was there: other threads may be reading them.
     for current, saved in attributes:
-        if not _same(current, saved):
+        current.update(saved)
+        if len(current) > len(saved):
             for name in current.keys() - saved.keys():
                 del current[name]
-            current.update(saved)
 
 
 def _restore_containers(
-    empty: Iterable[Container], filled: Iterable[tuple[Container, Container]]
+    empty: Sequence[Container], filled: Sequence[tuple[Container, Container]]
 ) -> None:
-    for container in empty:
-        if container:
-            container.clear()
-    for container, content in filled:
+    for container in empty if any(empty) else ():
+        container.clear()
+    for container, content in () if _same(filled) else filled:
         if isinstance(container, list):
             container[:] = content
-        elif not _same(container, content):
+        elif not _same([(container, content)]):
             container.clear()
             container.update(content)
 
 
-def _same(a: Container, b: Container) -> bool:
-    """Whether two dicts or sets hold the same objects in the same order."""
-    if len(a) != len(b) or not all(map(is_, a, b)):
+def _same(pairs: Sequence[tuple[Container, Container]]) -> bool:
+    """Whether the two containers of each pair hold the same objects in the same order."""
+    current, saved = [a for a, _ in pairs], [b for _, b in pairs]
+    if list(map(len, current)) != list(map(len, saved)):
         return False
-    if isinstance(a, dict) and isinstance(b, dict):
-        return all(map(is_, a.values(), b.values()))
-    return True
+    kept = all(map(is_, chain.from_iterable(current), chain.from_iterable(saved)))
+    return kept and all(map(is_, _all_values(current), _all_values(saved)))
+
+
+def _all_values(containers: Iterable[Container]) -> Iterator[Any]:
+    """Those of dicts."""
+    return chain.from_iterable(c.values() for c in containers if isinstance(c, dict))
 
 
 def _generator_states(model: nn.Module) -> dict[str, Any]:

@@ -8,12 +8,11 @@ so that masks, positions and indices have their values.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +30,6 @@ _CPU = torch.device("cpu")
 LARGE = 1 << 20
 """Elements; constants above are known by their shape only, so that they take no memory."""
 _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
-_PLAIN = frozenset((bool, int, float, str, tuple, list, dict, OrderedDict, set, type(None)))
-"""What most attributes of modules are: a look at the class tells that they are no tensors."""
 
 
 class Kind(IntEnum):
@@ -67,7 +64,7 @@ class Output(NamedTuple):
     values: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Parameter:
     """A parameter of the model and what the recorder knows about it.
 
@@ -187,9 +184,12 @@ class Recorder(TorchFunctionMode):
                 if tensor is not None and id(tensor) not in self.parameters:
                     full_name = f"{prefix}.{name}" if prefix else name
                     self.parameters[id(tensor)] = Parameter(full_name, tensor, module)
-            for value in (*module._buffers.values(), *module.__dict__.values()):
-                if value.__class__ not in _PLAIN and isinstance(value, Tensor):
-                    self._owned[id(value)] = None
+        # There are few classes and thousands of values.
+        held = [part.values() for _, m in modules for part in (m._buffers, m.__dict__) if part]
+        classes = set(map(type, chain.from_iterable(held)))
+        if tensors := {kind for kind in classes if issubclass(kind, Tensor)}:
+            values = chain.from_iterable(held)
+            self._owned = {id(value): None for value in values if type(value) in tensors}
 
     def mark(self, what: str) -> str:
         """The name of an attribute of this recorder's own."""
@@ -436,32 +436,30 @@ class Recorder(TorchFunctionMode):
         if self.execute:
             return func(*args, **kwargs)
         originals: dict[int, Tensor] = {}
-
-        def fake(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                twin = self.fake(value)
-                if twin is not value:
-                    originals[id(twin)] = value
-                return twin
-            if isinstance(value, (tuple, list)):
-                items = [fake(item) for item in value]
-                if isinstance(value, tuple) and hasattr(value, "_fields"):
-                    return type(value)(*items)
-                return type(value)(items)
-            if isinstance(value, dict):
-                return {key: fake(item) for key, item in value.items()}
-            if isinstance(value, torch.device):
-                return torch.device("meta")
-            return value
-
         try:
-            result = func(*fake(args), **fake(kwargs))
+            result = func(*self._faked(args, originals), **self._faked(kwargs, originals))
         except (NotImplementedError, RuntimeError) as error:
             raise NeedsValues(f"{name_of(func)} on shapes: {error}") from error
         if originals and isinstance(result, Tensor):
             # An operation in place returns what it was given.
             return originals.get(id(result), result)
         return result
+
+    def _faked(self, value: Any, originals: dict[int, Tensor]) -> Any:
+        """Arguments without values; notes what stands for which tensor."""
+        if isinstance(value, Tensor):
+            twin = self.fake(value)
+            if twin is not value:
+                originals[id(twin)] = value
+            return twin
+        if isinstance(value, (tuple, list)):
+            items = [self._faked(item, originals) for item in value]
+            if isinstance(value, tuple) and hasattr(value, "_fields"):
+                return type(value)(*items)
+            return type(value)(items)
+        if isinstance(value, dict):
+            return {key: self._faked(item, originals) for key, item in value.items()}
+        return torch.device("meta") if isinstance(value, torch.device) else value
 
     # --- the mode --------------------------------------------------------------------------
 
