@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ghn_fast.graph import GraphBatch as GraphBatch
     from ghn_fast.head import HeadReport as HeadReport
     from ghn_fast.head import fit_head_ as fit_head_
+    from ghn_fast.initialisation import lsuv_ as lsuv_
+    from ghn_fast.initialisation import mimetic_ as mimetic_
     from ghn_fast.nets import DeepNets1M as DeepNets1M
     from ghn_fast.nets import Genotype as Genotype
     from ghn_fast.nets import Network as Network
@@ -58,6 +60,8 @@ _EXPORTS = {
     "ghn2": "ghn_fast.ghn",
     "ghn3": "ghn_fast.ghn",
     "list_models": "ghn_fast.checkpoint",
+    "lsuv_": "ghn_fast.initialisation",
+    "mimetic_": "ghn_fast.initialisation",
     "predict": "ghn_fast.prediction",
     "refine_": "ghn_fast.refine",
     "similar": "ghn_fast.embedding",

@@ -85,6 +85,15 @@ def calibrate_(
     return model
 
 
+def use_batch_statistics(model: nn.Module) -> nn.Module:
+    """Makes batch normalisation use each batch's own statistics and keep none; in place."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return model
+
+
 class _Reached(Exception):
     """The last norm of a pass has been fed."""
 

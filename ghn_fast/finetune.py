@@ -33,6 +33,8 @@ class FinetuneConfig:
         batch_size: images in a step, at most all there are.
         seed: of the order, the crops and the mirroring of the images.
         name: of the run, in words; another's state file is refused.
+        measured: epochs after which accuracies are measured, beside the start and the last one;
+            all where there are none.
     """
 
     epochs: int = 10
@@ -40,11 +42,16 @@ class FinetuneConfig:
     batch_size: int = 64
     seed: int = 0
     name: str = ""
+    measured: tuple[int, ...] = ()
+
+    def measures(self, epoch: int) -> bool:
+        """Whether accuracies are measured after an epoch."""
+        return not self.measured or epoch in (0, *self.measured, self.epochs)
 
 
 @dataclass
 class History:
-    """Accuracies after each epoch, from epoch 0, the start.
+    """Accuracies after each epoch, from epoch 0, the start; NaN where they were not measured.
 
     Attributes:
         validation: top-1 in percent of the images that the best epoch is chosen by.
@@ -59,7 +66,8 @@ class History:
     @property
     def best(self) -> int:
         """The epoch of the best validation accuracy, the first of several."""
-        return max(range(len(self.validation)), key=self.validation.__getitem__)
+        measured = [n for n, value in enumerate(self.validation) if not math.isnan(value)]
+        return max(measured, key=self.validation.__getitem__)
 
 
 def finetune_(
@@ -98,9 +106,7 @@ def finetune_(
     for epoch in range(len(history.validation), config.epochs + 1):
         if epoch > 0:
             history.loss.append(tuning.run_epoch(epoch, on_step))
-            calibrate(model, train)
-        history.validation.append(top1(model, validation, batch_statistics=False))
-        history.test.append(top1(model, test, batch_statistics=False))
+        tuning.measure(epoch, validation, test)
         tuning.keep(epoch)
         if on_epoch is not None:
             on_epoch(epoch, history)
@@ -128,7 +134,7 @@ class _Tuning:
     def run_epoch(self, epoch: int, on_step: Callable[[int, int], object] | None) -> float:
         """One pass over the images; returns the mean loss."""
         count = self.stream.batches_per_epoch
-        losses = torch.zeros(count)
+        losses = torch.zeros(count, device=device_of(self.model))
         self.model.train()
         for batch in range(count):
             step = (epoch - 1) * count + batch
@@ -157,6 +163,15 @@ class _Tuning:
         nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
         self.optimizer.step()
         return loss.detach()
+
+    def measure(self, epoch: int, validation: ImageSource, test: ImageSource) -> None:
+        """With the statistics of training images, at the start with those that the model has."""
+        measures = self.config.measures(epoch)
+        if measures and epoch > 0:
+            calibrate(self.model, self.stream.data)
+        for accuracies, data in ((self.history.validation, validation), (self.history.test, test)):
+            accuracy = top1(self.model, data, batch_statistics=False) if measures else math.nan
+            accuracies.append(accuracy)
 
     def keep(self, epoch: int) -> None:
         state = self.model.state_dict()

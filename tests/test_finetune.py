@@ -54,6 +54,16 @@ def test_no_epochs_measure_the_start() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_only_the_epochs_that_are_asked_for_are_measured() -> None:
+    every = finetune_(_model(), TRAIN, VALIDATION, TEST, FinetuneConfig(4, 0.1, 20))
+    config = FinetuneConfig(4, 0.1, 20, measured=(1,))
+    history = finetune_(_model(), TRAIN, VALIDATION, TEST, config)
+    assert [epoch for epoch, value in enumerate(history.test) if value == value] == [0, 1, 4]
+    assert [history.test[epoch] for epoch in (0, 1, 4)] == [every.test[n] for n in (0, 1, 4)]
+    assert history.best in (0, 1, 4)
+    assert history.loss == every.loss
+
+
 def test_the_best_epoch_is_what_is_left() -> None:
     states: list[dict[str, torch.Tensor]] = []
     model = _model()

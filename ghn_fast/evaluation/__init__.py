@@ -5,12 +5,12 @@ Knows GHNs, networks and images; nothing of training a GHN.
 
 from __future__ import annotations
 
+from ghn_fast.calibration import use_batch_statistics
 from ghn_fast.evaluation.accuracy import (
     BATCH_SIZE,
     batches_in_order,
     calibrate,
     top1,
-    use_batch_statistics,
 )
 from ghn_fast.evaluation.baselines import SGD_BATCH, train_network
 from ghn_fast.evaluation.errors import EvaluationError

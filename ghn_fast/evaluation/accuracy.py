@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ghn_fast._system.device import images_to_device, to_device
 from ghn_fast._system.restored import restored
-from ghn_fast.calibration import calibrate_
+from ghn_fast.calibration import calibrate_, use_batch_statistics
 from ghn_fast.data import ImageSource
 
 BATCH_SIZE = 64
@@ -40,15 +40,6 @@ def top1(
             outputs = model(images_to_device(images, device))
             correct += (outputs.argmax(dim=1) == to_device(labels, device)).sum()
     return 100.0 * int(correct) / len(data)
-
-
-def use_batch_statistics(model: nn.Module) -> nn.Module:
-    """Makes batch normalisation use each batch's own statistics and keep none; in place."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-    return model
 
 
 def calibrate(

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghn_fast._system.device import images_to_device, to_device
+from ghn_fast.calibration import use_batch_statistics
 from ghn_fast.data import ImageSource, ImageStream
-from ghn_fast.evaluation.accuracy import use_batch_statistics
 
 SGD_LR, SGD_MOMENTUM, SGD_WEIGHT_DECAY, SGD_GRAD_CLIP = 0.025, 0.9, 3e-4, 5.0
 """Of the networks trained with SGD in arXiv 2110.13100, section 5.1; the batch has 96 images."""

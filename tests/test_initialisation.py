@@ -1,0 +1,153 @@
+"""Starts without training: the variances and the products that they promise."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+import ghn_fast
+from ghn_fast.nets import VIT, build_net
+
+
+def _inputs(size: int = 32, count: int = 8) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def _variances(model: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
+    found: dict[str, float] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, _arguments, output: found.update({name: float(output.var())})
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            layer.register_forward_hook(keep(name))
+    with torch.no_grad():
+        ghn_fast.calibration.use_batch_statistics(model.eval())(inputs)
+    return found
+
+
+@pytest.mark.parametrize("orth", [True, False])
+def test_every_layer_gives_a_variance_of_one(orth: bool) -> None:
+    torch.manual_seed(0)
+    model = ghn_fast.lsuv_(models.mobilenet_v2(num_classes=10), _inputs(), orth=orth)
+    assert model.training
+    found = _variances(model, _inputs())
+    assert len(found) == 53
+    assert all(0.85 < variance < 1.15 for variance in found.values()), found
+
+
+def test_weights_are_orthonormal_but_for_a_scale() -> None:
+    torch.manual_seed(0)
+    model = ghn_fast.lsuv_(models.resnet18(num_classes=10), _inputs())
+    rows = model.layer2[0].conv1.weight.detach().flatten(1)
+    gram = rows @ rows.T
+    torch.testing.assert_close(gram / gram[0, 0], torch.eye(128), rtol=0, atol=1e-4)
+
+
+def test_the_generator_decides() -> None:
+    made = []
+    for seed in (0, 0, 1):
+        layer, generator = nn.Linear(6, 4, bias=False), torch.Generator().manual_seed(seed)
+        made.append(ghn_fast.lsuv_(layer, torch.eye(6), generator=generator))
+    assert made[0].weight.equal(made[1].weight)
+    assert not made[0].weight.equal(made[2].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_memory_format_and_precision(dtype: torch.dtype) -> None:
+    conv = nn.Conv2d(3, 8, 3).to(dtype=dtype, memory_format=torch.channels_last)
+    ghn_fast.lsuv_(conv, _inputs().to(dtype))
+    assert abs(float(conv(_inputs().to(dtype)).detach().float().var()) - 1) < 0.1
+
+
+def test_statistics_and_modes_stay() -> None:
+    model = models.resnet18(num_classes=10)
+    model.layer1.eval()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    ghn_fast.lsuv_(model, _inputs())
+    assert all(value.equal(before[name]) for name, value in model.named_buffers())
+    assert model.training
+    assert not model.layer1.training
+
+
+def test_a_layer_that_is_used_twice_is_scaled_once() -> None:
+    layer = nn.Linear(8, 8)
+    model = nn.Sequential(layer, nn.Tanh(), layer)
+    inputs = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    ghn_fast.lsuv_(model, inputs)
+    assert abs(float(layer(inputs).detach().var()) - 1) < 0.1
+
+
+def test_what_is_not_finite_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="layer '0' gives is not finite"):
+        ghn_fast.lsuv_(model, torch.full((3, 4), math.inf))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def _vision_transformer() -> nn.Module:
+    torch.manual_seed(0)
+    arguments = {"image_size": 32, "patch_size": 8, "num_layers": 1, "num_heads": 3}
+    return models.VisionTransformer(**arguments, hidden_dim=48, mlp_dim=96, num_classes=10)
+
+
+def test_products_are_near_the_identity() -> None:
+    model: Any = _vision_transformer()
+    generator = torch.Generator().manual_seed(3)
+    ghn_fast.mimetic_(model, generator=generator)
+    attention = model.encoder.layers[0].self_attention
+    query, key, value = attention.in_proj_weight.detach().chunk(3)
+    generator = torch.Generator().manual_seed(3)
+    noises = [torch.randn(48, 48, generator=generator) / math.sqrt(48) for _ in range(4)]
+    for head in range(3):
+        rows = slice(16 * head, 16 * head + 16)
+        u, s, v = torch.linalg.svd(0.7 * noises[head] + 0.7 * torch.eye(48))
+        nearest = u[:, :16] * s[:16] @ v[:16]
+        torch.testing.assert_close(query[rows].T @ key[rows], nearest, rtol=0, atol=1e-5)
+    product = value.T @ attention.out_proj.weight.detach().T
+    torch.testing.assert_close(product, 0.4 * noises[3] - 0.4 * torch.eye(48), rtol=0, atol=1e-5)
+    assert not attention.in_proj_bias.any()
+    assert not attention.out_proj.bias.any()
+
+
+def test_positions_are_waves_of_rows_and_columns() -> None:
+    model: Any = _vision_transformer()
+    before = model.encoder.pos_embedding.detach().clone()
+    ghn_fast.mimetic_(model)
+    table = model.encoder.pos_embedding.detach()
+    assert table[:, 0].equal(before[:, 0])
+    grid = table[0, 1:].view(4, 4, 48)
+    rows, columns = grid[..., :24], grid[..., 24:]
+    assert rows[:, :1].expand_as(rows).equal(rows)
+    assert columns[:1].expand_as(columns).equal(columns)
+    torch.testing.assert_close(rows[3, 0, :2], torch.tensor([3.0, 3 * 10_000 ** (-1 / 12)]).sin())
+    kept = _vision_transformer()
+    ghn_fast.mimetic_(kept, positions=False)
+    assert kept.encoder.pos_embedding.equal(before)
+
+
+def test_attention_of_other_libraries() -> None:
+    timm = pytest.importorskip("timm")
+    options = {"img_size": 16, "patch_size": 8, "depth": 1, "num_classes": 3}
+    vit = timm.create_model("vit_tiny_patch16_224", **options)
+    own = build_net(
+        {"genotype": VIT, "n_cells": 1, "C": 32, "preproc": False, "C_mult": 1}, 10, False
+    )
+    for model in (vit, own):
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        ghn_fast.mimetic_(model)
+        changed = {n for n, value in model.named_parameters() if not value.equal(before[n])}
+        assert any("qkv" in name for name in changed)
+        assert all("qkv" in n or "to_out" in n or "proj" in n or "pos" in n for n in changed)
+
+
+def test_a_model_without_attention_is_refused() -> None:
+    with pytest.raises(ValueError, match="ResNet has no attention"):
+        ghn_fast.mimetic_(models.resnet18())
