@@ -189,7 +189,7 @@ def profile(config: TrainConfig, images: Images, folder: Path, processes: Proces
     if config.device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     trainer = Trainer(replace(config, steps=3, max_minutes=None), folder / "profiled", images)
-    context = torch.profiler.profile(activities=activities) if processes.is_first else None
+    context = torch.profiler.profile(activities=activities, acc_events=True) if processes.is_first else None
     with context or nullcontext():
         trainer.fit()
     if context is not None:
@@ -292,6 +292,8 @@ def work(options: argparse.Namespace) -> None:
         images = stored_images(options.images, "train")
         if options.measure > 0:
             settings = SMALL_SETTINGS if options.small else SETTINGS
+            warm_up = replace(config, **settings[0], steps=2, max_minutes=None)
+            Trainer(warm_up, options.out / "warm-up", images).fit()  # compiles the kernels
             config = choose(config, settings, images, options.out, options.measure, processes)
             profile(config, images, options.out, processes)
             free_memory()

@@ -138,6 +138,14 @@ def test_trains_resumes_and_validates(tmp_path: Path) -> None:
     assert losses == pytest.approx(expected, rel=1e-2)
 
 
+def test_trains_on_networks_of_families(tmp_path: Path) -> None:
+    config = replace(
+        TINY, device="cuda", mixture={"families": 1.0}, max_work=100.0, max_parameters=None, steps=6
+    )
+    make_trainer(tmp_path, config).fit()
+    assert state_of(tmp_path)["skipped_steps"] == state_of(tmp_path)["left_out_networks"] == 0
+
+
 @pytest.mark.parametrize("crop", [False, True])
 def test_batches_are_made_on_the_card(crop: bool) -> None:
     images = make_images(64)

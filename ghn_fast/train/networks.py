@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ghn_fast._core import core
+from ghn_fast._system.device import to_device
 from ghn_fast._system.processes import ALONE, Processes, shares
 from ghn_fast.ghn import make_config
 from ghn_fast.graph import Graph
@@ -256,6 +258,22 @@ class NetworkStream:
         graph = graph_of(net_args, self.num_classes, self.is_imagenet_input, index)
         work = _work(net_args, self.num_classes, self.is_imagenet_input, self.image_size)
         return Drawn(model, graph, work)
+
+
+def values_to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """A network without values, with those that it has nevertheless on a device; in place.
+
+    They are what an architecture computes for itself and a GHN does not predict: layer scales,
+    tables of relative positions. They are leaves of no graph, so need no gradient.
+    """
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and not tensor.is_meta and tensor.device != device:
+                    moved = to_device(tensor.detach(), device)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    tensors[name] = nn.Parameter(moved, False) if is_parameter else moved
+    return model
 
 
 def image_counts(config: TrainConfig, networks: Sequence[Drawn]) -> list[int]:

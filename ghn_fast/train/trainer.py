@@ -31,7 +31,7 @@ from ghn_fast.ghn.make import adapt
 from ghn_fast.graph import GraphBatch
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import LOG_FILE, Meter, RunLog
-from ghn_fast.train.networks import Drawn, NetworkStream, image_counts
+from ghn_fast.train.networks import Drawn, NetworkStream, image_counts, values_to_device
 from ghn_fast.train.plot import has_matplotlib, plot_run
 from ghn_fast.train.schedule import learning_rate, update_average
 from ghn_fast.train.soap import SOAP
@@ -316,6 +316,8 @@ class Trainer:
     def _prepare(self, step: int, position: int) -> _Prepared:
         """Networks and images of a step, and the position of the networks after it."""
         drawn, after = self.networks.draw(position)
+        for network in drawn:
+            values_to_device(network.model, self.device)
         pairs = list(zip(drawn, image_counts(self.config, drawn), strict=True))
         # Workers take the networks in this order, and the longest last would keep one waiting.
         pairs.sort(key=lambda pair: pair[0].work * pair[1], reverse=True)

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ghn_fast._system.processes import Processes
 from ghn_fast.graph import Graph
@@ -11,7 +12,13 @@ from ghn_fast.nets import count_parameters
 from ghn_fast.nets.families import FAMILIES
 from ghn_fast.nets.measure.work import network_work
 from ghn_fast.train.config import ConfigError, TrainConfig
-from ghn_fast.train.networks import NetworkStream, image_counts, source, training_args
+from ghn_fast.train.networks import (
+    NetworkStream,
+    image_counts,
+    source,
+    training_args,
+    values_to_device,
+)
 
 LIMITS = TrainConfig(
     widths=(16, 32, 64), max_work=120, max_cells=12, max_parameters=500_000, meta_batch=3
@@ -200,3 +207,18 @@ def test_what_is_refused_leaves_the_shares_of_a_mixture() -> None:
     assert any((network.graph.index or 0) >= 2**40 for network in networks)
     expected = [source(config, place) == "deepnets" for place in range(8)]
     assert [network.family == "deepnets" for network in networks] == expected
+
+
+def test_values_that_a_network_has_move_to_a_device() -> None:
+    config = TrainConfig(
+        mixture={"families/convnext": 1.0}, max_work=200, max_parameters=None, meta_batch=6
+    )
+    seen: set[str] = set()
+    for network in NetworkStream(config, 10).draw(0)[0]:
+        tensors = [*network.model.parameters(), *network.model.buffers()]
+        seen |= {name for name, p in network.model.named_parameters() if not p.is_meta}
+        assert values_to_device(network.model, torch.device("meta")) is network.model
+        assert all(tensor.is_meta for tensor in network.model.parameters())
+        assert all(tensor.is_meta for tensor in network.model.buffers())
+        assert len([*network.model.parameters(), *network.model.buffers()]) == len(tensors)
+    assert any("layer_scale" in name for name in seen)
