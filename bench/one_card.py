@@ -6,9 +6,10 @@
 processes share the card (with NVIDIA's MPS where its control program is found), and
 
 1. train for some seconds with each of ``SETTINGS`` and choose the one that learns most a second,
-   by the noise of a network's gradient (``noise``) and the networks that it trains;
+   by the noise of a network's gradient (:func:`noise`) and how many networks it trains;
 2. train with that one for the minutes given, from ``--init``;
-3. evaluate: DeepNets-1M's test networks, those without normalisation, the zoo, ResNet-50.
+3. evaluate: the zoo, DeepNets-1M's test networks, those without normalisation, ResNet-50;
+4. profile three steps of the first process.
 
 The folder gets ``measured.json``, ``profile.txt``, ``log.jsonl``, ``config.json``,
 ``ghn2-cifar10.safetensors`` (the averaged weights in half precision, written every minute as well)
@@ -28,7 +29,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,16 @@ from ghn_fast.train import Processes, TrainConfig, Trainer, choose_device, proce
 
 SPLITS = ("train", "test")
 WEIGHTS = "ghn2-cifar10.safetensors"
-MIXTURE = {"deepnets": 0.4, "families": 0.6}
+MIXTURE = {
+    "deepnets": 0.36,
+    "families": 0.48,
+    "families/shuffle": 0.04,
+    "families/convnext": 0.04,
+    "families/transformer": 0.04,
+    "families/swin": 0.04,
+}
 BASE = TrainConfig(
+    ghn={"flat_kernels": True, "channel_nodes": True},
     seed=31,
     meta_batch=3,
     crop_share=0.0,
@@ -107,18 +116,23 @@ def shared_card(is_cuda: bool, folder: Path) -> Iterator[dict[str, str]]:
     """The environment of processes that share the card at the same time, by MPS where it is."""
     control = shutil.which("nvidia-cuda-mps-control")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # Shapes change with every network: what is cached and not used is given back.
+    environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "garbage_collection_threshold:0.8")
     if not is_cuda or control is None:
         yield environment
         return
-    for name in ("PIPE", "LOG"):
-        (folder / f"mps-{name}").mkdir()
-        environment[f"CUDA_MPS_{name}_DIRECTORY"] = str(folder / f"mps-{name}")
-    subprocess.run([control, "-d"], env=environment, check=True)
-    try:
+    places = {f"CUDA_MPS_{name}_DIRECTORY": str(folder / f"mps-{name}") for name in ("PIPE", "LOG")}
+    for place in places.values():
+        Path(place).mkdir()
+    shared = {**environment, **places}
+    if subprocess.run([control, "-d"], env=shared, check=False).returncode != 0:
+        print("MPS does not start: the processes take turns on the card", flush=True)
         yield environment
+        return
+    try:
+        yield shared
     finally:
-        subprocess.run([control], input="quit\n", text=True, env=environment, check=False)
+        subprocess.run([control], input="quit\n", text=True, env=shared, check=False)
 
 
 def launch(options: argparse.Namespace) -> int:
@@ -144,7 +158,8 @@ def measured(config: TrainConfig, folder: Path) -> dict[str, Any]:
     """Networks a second with a setting, once it runs: without the first two fifths of the time."""
     lines = [line for line in read_log(folder / "log.jsonl") if line["kind"] == "train"]
     warm = [line for line in lines if line["minutes"] > 0.4 * lines[-1]["minutes"]]
-    networks = statistics.harmonic_mean(line["networks_per_second"] for line in warm)
+    networks = statistics.harmonic_mean([line["networks_per_second"] for line in warm])
+    networks *= 1 - lines[-1]["left_out_networks"] / lines[-1]["networks"]
     shares = {
         part: round(statistics.mean(line["time_shares"][part] for line in warm), 3)
         for part in warm[-1]["time_shares"]
@@ -189,15 +204,16 @@ def profile(config: TrainConfig, images: Images, folder: Path, processes: Proces
     if config.device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     trainer = Trainer(replace(config, steps=3, max_minutes=None), folder / "profiled", images)
-    context = torch.profiler.profile(activities=activities, acc_events=True) if processes.is_first else None
-    with context or nullcontext():
+    if not processes.is_first:
         trainer.fit()
-    if context is not None:
-        averages = context.key_averages()
-        order = ["self_cpu_time_total"]
-        order += ["self_device_time_total"] if config.device != "cpu" else []
-        tables = [averages.table(sort_by=name, row_limit=40) for name in order]
-        (folder / "profile.txt").write_text("\n".join(tables))
+        return
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+        trainer.fit()
+    averages = profiler.key_averages()
+    order = ["self_cpu_time_total"]
+    order += ["self_device_time_total"] if config.device != "cpu" else []
+    tables = [averages.table(sort_by=name, row_limit=40) for name in order]
+    (folder / "profile.txt").write_text("\n".join(tables))
 
 
 def train(config: TrainConfig, images: Images, folder: Path, processes: Processes) -> GHN:
@@ -280,7 +296,8 @@ def work(options: argparse.Namespace) -> None:
     torch.set_float32_matmul_precision("high")
     device = choose_device(options.device)
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(0.97 / options.processes, device)
+        # What the contexts and libraries of the processes take is beside this.
+        torch.cuda.set_per_process_memory_fraction(0.85 / options.processes, device)
     config = replace(
         SMALL if options.small else BASE,
         device=options.device,
@@ -295,13 +312,14 @@ def work(options: argparse.Namespace) -> None:
             warm_up = replace(config, **settings[0], steps=2, max_minutes=None)
             Trainer(warm_up, options.out / "warm-up", images).fit()  # compiles the kernels
             config = choose(config, settings, images, options.out, options.measure, processes)
-            profile(config, images, options.out, processes)
             free_memory()
         train(config, images, options.out, processes)
         processes.gather(None)  # the weights are written
         free_memory()
         test = stored_images(options.images, "test")
         evaluation(test, device, options.out, processes, options.small)
+        free_memory()
+        profile(config, images, options.out, processes)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
