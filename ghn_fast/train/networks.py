@@ -267,12 +267,13 @@ def values_to_device(model: nn.Module, device: torch.device) -> nn.Module:
     tables of relative positions. They are leaves of no graph, so need no gradient.
     """
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None and not tensor.is_meta and tensor.device != device:
-                    moved = to_device(tensor.detach(), device)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    tensors[name] = nn.Parameter(moved, False) if is_parameter else moved
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta:
+                moved = to_device(parameter.detach(), device)
+                module._parameters[name] = nn.Parameter(moved, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[name] = to_device(buffer, device)
     return model
 
 
