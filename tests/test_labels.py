@@ -10,7 +10,14 @@ import torch
 
 from ghn_fast._system.random import seeded
 from ghn_fast.data import Images
-from ghn_fast.evaluation import EvaluationError, Labels, measure_labels, top1, train_network
+from ghn_fast.evaluation import (
+    EvaluationError,
+    Labels,
+    NetworkLabels,
+    measure_labels,
+    top1,
+    train_network,
+)
 from ghn_fast.evaluation.labels import inference_time, narrowed, with_noise
 from ghn_fast.evaluation.run import predicted_network
 from ghn_fast.ghn import GHN, ghn2
@@ -122,6 +129,21 @@ def test_it_goes_on_where_it_stopped(
     assert found.networks[0].trained == 99.0  # not measured again
     assert found.networks[1].trained == labels.networks[1].trained
     assert Labels.load(file) == found
+
+
+def test_a_network_without_memory_is_left_out(
+    ghn: GHN, images: Images, labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(job: object, split: str, index: int) -> NetworkLabels:
+        if split == "val":
+            raise torch.OutOfMemoryError
+        return labels.networks[0]
+
+    monkeypatch.setattr("ghn_fast.evaluation.labels._Job.run", run)
+    file = tmp_path / "labels.jsonl"
+    with pytest.warns(UserWarning, match="no memory for val:0"):
+        found = measure_labels(ghn, images, images, num_nets=1, **SETTINGS, labels_file=file)
+    assert found.networks == Labels.load(file).networks == labels.networks[:1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("steps", 3), ("width", 0.5)])

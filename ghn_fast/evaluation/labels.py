@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -178,7 +179,9 @@ def measure_labels(
         for key in todo[processes.rank :: processes.size]:
             if time.monotonic() - start >= seconds:
                 break
-            network = job.run(*key)
+            network = job.run_if_it_fits(*key)
+            if network is None:
+                continue
             log.add(network)
             if on_network is not None:
                 on_network(network)
@@ -250,6 +253,20 @@ class _Job:
     noisy: Images
     train: ImageSource
     device: torch.device
+
+    def run_if_it_fits(self, split: str, index: int) -> NetworkLabels | None:
+        """None, with a warning, where a GPU's memory runs out: others may have taken it."""
+        try:
+            return self.run(split, index)
+        except torch.OutOfMemoryError:
+            warnings.warn(
+                f"no memory for {split}:{index}, which is left out; a later run tries it again",
+                stacklevel=3,
+            )
+            return None
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # what one network took is not what the next one takes
 
     def run(self, split: str, index: int) -> NetworkLabels:
         net_args = sample_net_args(split, 0, index)
