@@ -8,7 +8,7 @@ processes share the card (with NVIDIA's MPS where its control program is found),
 1. train for some seconds with each of ``SETTINGS`` and choose the one that learns most a second,
    by the noise of a network's gradient (:func:`noise`) and how many networks it trains;
 2. train with that one for the minutes given, from ``--init``;
-3. evaluate: the zoo, DeepNets-1M's test networks, those without normalisation, ResNet-50;
+3. evaluate: the zoo, DeepNets-1M's test networks, those without normalisation;
 4. profile three steps of the first process.
 
 The folder gets ``measured.json``, ``profile.txt``, ``log.jsonl``, ``config.json``,
@@ -39,8 +39,7 @@ import torch
 
 from ghn_fast.checkpoint import from_pretrained, save
 from ghn_fast.data import Images, load_images
-from ghn_fast.evaluation import EvaluationResult, evaluate, evaluate_resnet50
-from ghn_fast.ghn import GHN
+from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.train import Processes, TrainConfig, Trainer, choose_device, process_group, read_log
 
 SPLITS = ("train", "test")
@@ -147,7 +146,7 @@ def launch(options: argparse.Namespace) -> int:
         run += ["--nproc-per-node", str(options.processes), __file__, *sys.argv[1:]]
         with shared_card(options.device != "cpu", folder) as environment:
             return subprocess.run(
-                [*run, "--images", str(folder)], env=environment, check=False
+                [*run, "--scratch", str(folder)], env=environment, check=False
             ).returncode
 
 
@@ -178,32 +177,35 @@ def choose(
     config: TrainConfig,
     settings: Sequence[dict[str, Any]],
     images: Images,
-    folder: Path,
-    seconds: float,
+    options: argparse.Namespace,
     processes: Processes,
 ) -> TrainConfig:
     """The setting with which a second brings most."""
     rows = []
     for number, changes in enumerate(settings):
-        tried, run = replace(config, **changes), folder / f"measure-{number}"
-        Trainer(replace(tried, max_minutes=seconds / 60, log_every=1), run, images).fit()
+        tried, run = replace(config, **changes), options.scratch / f"measure-{number}"
+        Trainer(replace(tried, max_minutes=options.measure / 60, log_every=1), run, images).fit()
         found = measured(tried, run) if processes.is_first else {}
         rows.append({**changes, **processes.first(found)})
         if processes.is_first:
             print(json.dumps(rows[-1]), flush=True)
         free_memory()
     if processes.is_first:
-        write_json(folder / "measured.json", rows)
+        write_json(options.out / "measured.json", rows)
     best = max(range(len(rows)), key=lambda number: rows[number]["progress"])
     return replace(config, **settings[best])
 
 
-def profile(config: TrainConfig, images: Images, folder: Path, processes: Processes) -> None:
+def profile(
+    config: TrainConfig, images: Images, options: argparse.Namespace, processes: Processes
+) -> None:
     """Where the first process spends three steps; the others take part."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if config.device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    trainer = Trainer(replace(config, steps=3, max_minutes=None), folder / "profiled", images)
+    trainer = Trainer(
+        replace(config, steps=3, max_minutes=None), options.scratch / "profiled", images
+    )
     if not processes.is_first:
         trainer.fit()
         return
@@ -213,16 +215,20 @@ def profile(config: TrainConfig, images: Images, folder: Path, processes: Proces
     order = ["self_cpu_time_total"]
     order += ["self_device_time_total"] if config.device != "cpu" else []
     tables = [averages.table(sort_by=name, row_limit=40) for name in order]
-    (folder / "profile.txt").write_text("\n".join(tables))
+    (options.out / "profile.txt").write_text("\n".join(tables))
 
 
-def train(config: TrainConfig, images: Images, folder: Path, processes: Processes) -> GHN:
+def train(
+    config: TrainConfig, images: Images, options: argparse.Namespace, processes: Processes
+) -> None:
     """Trains; whatever happens the averaged weights are written."""
-    trainer = Trainer(config, folder / "run", images)
+    trainer = Trainer(config, options.scratch / "run", images)
     ended = threading.Event()
 
     def export() -> None:
-        save(trainer.average, folder / WEIGHTS, dtype=torch.float16)
+        save(trainer.average, options.out / WEIGHTS, dtype=torch.float16)
+        for name in ("log.jsonl", "config.json"):
+            shutil.copy(options.scratch / "run" / name, options.out / name)
 
     def every_minute() -> None:
         while not ended.wait(60):
@@ -238,9 +244,6 @@ def train(config: TrainConfig, images: Images, folder: Path, processes: Processe
         if processes.is_first:
             copying.join()
             export()
-            for name in ("log.jsonl", "config.json"):
-                shutil.copy(folder / "run" / name, folder / name)
-    return trainer.average
 
 
 def evaluation(
@@ -267,9 +270,6 @@ def evaluation(
             print(f"{split}: {found.summary()} {time.perf_counter() - start:.0f} s", flush=True)
             write_json(folder / "results.json", results)
         free_memory()
-    if processes.is_first and not small:
-        results["resnet50"] = evaluate_resnet50(ghn, images.to(device), num_images=1000)
-        write_json(folder / "results.json", results)
 
 
 def summary(found: EvaluationResult) -> dict[str, Any]:
@@ -306,20 +306,20 @@ def work(options: argparse.Namespace) -> None:
         **json.loads(options.set),
     )
     with process_group(device) as processes:
-        images = stored_images(options.images, "train")
+        images = stored_images(options.scratch, "train")
         if options.measure > 0:
             settings = SMALL_SETTINGS if options.small else SETTINGS
             warm_up = replace(config, **settings[0], steps=2, max_minutes=None)
-            Trainer(warm_up, options.out / "warm-up", images).fit()  # compiles the kernels
-            config = choose(config, settings, images, options.out, options.measure, processes)
+            Trainer(warm_up, options.scratch / "warm-up", images).fit()  # compiles the kernels
+            config = choose(config, settings, images, options, processes)
             free_memory()
-        train(config, images, options.out, processes)
+        train(config, images, options, processes)
         processes.gather(None)  # the weights are written
         free_memory()
-        test = stored_images(options.images, "test")
+        test = stored_images(options.scratch, "test")
         evaluation(test, device, options.out, processes, options.small)
         free_memory()
-        profile(config, images, options.out, processes)
+        profile(config, images, options, processes)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -335,12 +335,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--set", default="{}", help="settings of training to change, in JSON")
     parser.add_argument("--small", action="store_true", help="tiny, to try the command")
-    parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
     found = parse()
-    if found.images is None:
+    if found.scratch is None:
         sys.exit(launch(found))
     work(found)
