@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,14 +25,36 @@ def fast_backend(device: torch.device) -> str:
     """The fastest backend on a device, for tensors of the dtypes that it takes."""
     if device.type == "cpu":
         return "cpp"
-    return "triton" if device.type == "cuda" and HAS_TRITON else "reference"
+    return "triton" if device.type == "cuda" and triton_runs_on(device) else "reference"
 
 
 def triton_runs_on(device: torch.device) -> bool:
     """Whether Triton kernels run on tensors of a device, on the CPU by Triton's interpreter."""
     if not HAS_TRITON:
         return False
-    return device.type == "cuda" or (device.type == "cpu" and is_interpreting())
+    if device.type == "cuda":
+        return _compiles_for(device)
+    return device.type == "cpu" and is_interpreting()
+
+
+@lru_cache
+def _compiles_for(device: torch.device) -> bool:
+    """Before Triton 3.3 a GPU has to have instructions for bfloat16, as those since Ampere have."""
+    import triton
+
+    is_new = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 3)
+    if (
+        is_new
+        or not torch.cuda.is_available()
+        or torch.cuda.get_device_capability(device) >= (8, 0)
+    ):
+        return True
+    warnings.warn(
+        f"Triton {triton.__version__} cannot compile for {torch.cuda.get_device_name(device)}, so "
+        "that PyTorch's own operations are used, which are slower; PyTorch 2.7 brings one that can",
+        stacklevel=2,
+    )
+    return False
 
 
 def is_interpreting() -> bool:
