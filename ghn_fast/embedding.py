@@ -108,9 +108,10 @@ def _of_sampled(nets: DeepNets1M, ghn: GHN) -> Tensor:
 
     def run(indices: range) -> Tensor:
         batch, sizes = nets.arrays(indices)
-        if ghn.config.flat_kernels and not _all_average(batch):
-            return _means(ghn, batch)
-        return _means(ghn, batch, sizes)
+        means = _means(ghn, batch, sizes)
+        for place in _flattening(batch) if ghn.config.flat_kernels else ():
+            means[place] = _means(ghn, GraphBatch([nets[indices[place]]]))[0]
+        return means
 
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
@@ -118,10 +119,11 @@ def _of_sampled(nets: DeepNets1M, ghn: GHN) -> Tensor:
     return torch.cat(means) if means else torch.empty(0, ghn.config.hid)
 
 
-def _all_average(batch: GraphBatch) -> bool:
-    """Whether no network flattens its last maps, which a layer's shape then does not tell."""
+def _flattening(batch: GraphBatch) -> list[int]:
+    """The networks that flatten their last maps, which a layer's shape does not tell."""
     average = batch.node_types == NODE_TYPE_INDEX["glob_avg"]
-    return all(bool(part.any()) for part in average.split(batch.num_nodes.tolist()))
+    parts = average.split(batch.num_nodes.tolist())
+    return [place for place, part in enumerate(parts) if not part.any()]
 
 
 def _means(ghn: GHN, batch: GraphBatch, sizes: Tensor | None = None) -> Tensor:
