@@ -46,7 +46,7 @@ def labels() -> Labels:
 @pytest.fixture(scope="module")
 def small_grid() -> object:
     with pytest.MonkeyPatch.context() as patch:
-        grid = {"regressor__C": [10, 100], "regressor__gamma": ["auto"]}
+        grid = {"C": [10, 100], "gamma": ["auto"]}
         patch.setattr("ghn_fast.properties.GRID", grid)
         patch.setattr("ghn_fast.properties.RUNS", 2)
         yield
@@ -74,6 +74,7 @@ def test_search_finds_the_deepest(ghn: GHN, labels: Labels) -> None:
     depths = [longest_path(graph) for graph in nets]
     assert depths[found.index] > np.quantile(depths, 0.8)
     assert found.value > found.median
+    assert found.median == pytest.approx(np.median(depths), rel=0.25)
     assert search(labels, ghn, "inference time", nets).value < found.median
 
 
