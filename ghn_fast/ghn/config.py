@@ -33,8 +33,9 @@ class GHNConfig:
         flat_kernels: a linear layer over flattened maps of C x h x w is decoded as what it
             computes, a convolution with a kernel (out, C, h, w). The published GHNs decode a
             matrix (out, C * h * w), whose blocks repeat without regard to the maps.
-        channel_nodes: its graphs show where channels are split and shuffled
-            (:mod:`ghn_fast.graph.trace.channels`). Those of the published GHNs do not.
+        channel_nodes: its graphs show where channels are split and shuffled, and weights behind a
+            shuffle are decoded for the channels that they multiply, by the places that these come
+            from (:mod:`ghn_fast.graph.trace.channels`). Those of the published GHNs do not.
 
     Raises:
         ValueError: a value that no GHN can have.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.graph.graph import Graph
-from ghn_fast.graph.layout import Layout, Storage
+from ghn_fast.graph.layout import Layout, Origins, Storage
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace.tracer import TraceError
 from ghn_fast.graph.types import (
@@ -26,6 +26,7 @@ __all__ = [
     "GraphBatch",
     "Layout",
     "Node",
+    "Origins",
     "Storage",
     "TraceError",
 ]

@@ -212,6 +212,8 @@ def _with_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:
     if storage is not None:
         storage = replace(storage, shape=shape)
         shape = storage.used_shape()
+    if node.origins is not None:
+        node.origins.shape(shape)
     return node if shape == node.shape else replace(node, shape=shape, storage=storage)
 
 

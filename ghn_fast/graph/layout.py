@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
+import torch
 from torch import Tensor
 
 
@@ -68,6 +69,48 @@ def _parts(size: int, parts: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Origins:
+    """The index that each channel of a weight had in the layer that made it.
+
+    Behind a channel shuffle a layer finds channels in other places than the one before left them
+    in. Decoded by their origins, each of its weights is that of the channel that it multiplies::
+
+        Origins(1, (0, 2, 1, 3)).stored(values, shape)  # values[:, [0, 2, 1, 3]]
+
+    Attributes:
+        dim: of (out, in, ...): 1 for layers that read all channels, 0 for vectors and
+            depthwise kernels.
+        channels: for each place along that dimension the channel's origin. Places may share one.
+    """
+
+    dim: int
+    channels: tuple[int, ...]
+    stack: tuple[int, ...] = ()
+
+    def shape(self, stored: Sequence[int]) -> tuple[int, ...]:
+        """The same.
+
+        Raises:
+            ValueError: a weight of another width.
+        """
+        if stored[self.dim] != len(self.channels):
+            raise ValueError(
+                f"the graph knows where each of {len(self.channels)} channels comes from, and the "
+                f"weight has {stored[self.dim]}: make the graph from the model of this width"
+            )
+        return tuple(stored)
+
+    def view(self, stored: Tensor) -> Tensor:
+        """A copy, to be written to: several places may take one value."""
+        return stored.clone()
+
+    def stored(self, values: Tensor, shape: Sequence[int]) -> Tensor:
+        """Values by origin, in the places of the channels."""
+        places = torch.tensor(self.channels, device=values.device)
+        return values.index_select(self.dim, places)
+
+
+@dataclass(frozen=True)
 class Storage:
     """Where a weight's elements lie: its stored shape, and the layouts that lead to its use.
 
@@ -77,7 +120,7 @@ class Storage:
     """
 
     shape: tuple[int, ...]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[Layout | Origins, ...]
 
     @property
     def is_stack(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ghn_fast.graph.layout import Layout, Storage
+from ghn_fast.graph.layout import Layout, Origins, Storage
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Node:
             channels, height, width) of a convolution over the map.
         storage: of the parameter, where it is not stored as ``shape`` says, or holds a stack of
             such weights.
+        origins: behind a shuffle of channels, which channels the parameter is for (and ``bias``
+            too), in graphs of :data:`ghn_fast.graph.types.CHANNEL_NODE_TYPES`.
     """
 
     type: str
@@ -32,17 +34,28 @@ class Node:
     bias: str | None = None
     kernel: Layout | None = None
     storage: Storage | None = None
+    origins: Origins | None = None
 
     @property
     def is_viewed(self) -> bool:
         """Whether the parameter may be decoded in another shape than it is stored in."""
-        return self.kernel is not None or self.storage is not None
+        return any(view is not None for view in (self.kernel, self.storage, self.origins))
 
     def over_map(self) -> Node:
         """The node of the convolution that a linear layer over flattened maps is; others as
         they are."""
         if self.kernel is None or self.shape is None:
             return self
-        storage = self.storage or Storage(self.shape, ())
-        storage = Storage(storage.shape, (*storage.layouts, self.kernel))
+        storage = self._stored(self.kernel)
         return replace(self, shape=self.kernel.shape(self.shape), kernel=None, storage=storage)
+
+    def by_origins(self) -> Node:
+        """The node of a layer whose channels are in the places that they come from; others as
+        they are."""
+        if self.origins is None:
+            return self
+        return replace(self, origins=None, storage=self._stored(self.origins))
+
+    def _stored(self, last: Layout | Origins) -> Storage:
+        storage = self.storage or Storage(self.shape or (), ())
+        return Storage(storage.shape, (*storage.layouts, last))

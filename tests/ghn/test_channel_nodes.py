@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 
 import ghn_fast
@@ -17,7 +17,14 @@ from ghn_fast.evaluation import evaluate
 from ghn_fast.ghn import GHN, GHNConfig, ghn2, ghn3, logah, make_config
 from ghn_fast.ghn.files import load
 from ghn_fast.ghn.make import adapt
-from ghn_fast.graph import CHANNEL_NODE_TYPES, LANGUAGE_NODE_TYPES, NODE_TYPES, Graph, GraphBatch
+from ghn_fast.graph import (
+    CHANNEL_NODE_TYPES,
+    LANGUAGE_NODE_TYPES,
+    NODE_TYPES,
+    Graph,
+    GraphBatch,
+    Origins,
+)
 from ghn_fast.nets.families import FAMILIES, sample_member, space
 from ghn_fast.nets.families.signature import signature
 from ghn_fast.train import ConfigError, TrainConfig, Trainer
@@ -39,7 +46,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def shufflenet() -> nn.Module:
-    return models.ShuffleNetV2([1, 1, 1], [8, 16, 24, 32, 32], num_classes=10)
+    return models.ShuffleNetV2([2, 1, 1], [8, 16, 24, 32, 32], num_classes=10)
 
 
 def parameters(model: nn.Module) -> torch.Tensor:
@@ -86,7 +93,7 @@ def test_a_split_is_seen() -> None:
 def test_a_graph_of_other_types_is_refused() -> None:
     model = shufflenet()
     graph = Graph.from_model(model, types=CHANNEL_NODE_TYPES)
-    with pytest.raises(ValueError, match="types shuffle, which the GHN does not know"):
+    with pytest.raises(ValueError, match="types shuffle, split, which the GHN does not know"):
         ghn_fast.predict(model, ghn2(**SMALL), graph=graph)
     norm = nn.Sequential(nn.Conv2d(3, 8, 1), nn.RMSNorm(8), nn.Linear(8, 8))
     graph = Graph.from_model(norm, torch.zeros(1, 3, 8, 8), LANGUAGE_NODE_TYPES)
@@ -97,6 +104,81 @@ def test_a_graph_of_other_types_is_refused() -> None:
 def test_language_models_show_none() -> None:
     with pytest.raises(ValueError, match="graphs of language models show no channel_nodes"):
         logah("tiny", language=True, channel_nodes=True)
+
+
+# --- channels by their origins ----------------------------------------------------------------
+
+
+class Shuffled(nn.Module):
+    """Two layers with a shuffle of channels between them, or without."""
+
+    def __init__(self, kind: str, shuffles: bool) -> None:
+        super().__init__()
+        self.stem, self.shuffles = nn.Conv2d(3, 12, 3, padding=1), shuffles
+        between: dict[str, list[nn.Module]] = {
+            "convolution": [],
+            "norm": [nn.BatchNorm2d(12), nn.ReLU()],
+            "depthwise": [nn.Conv2d(12, 12, 3, groups=12), nn.GroupNorm(12, 12)],
+        }
+        self.between = nn.Sequential(*between.get(kind, []))
+        self.last = nn.Linear(12, 8) if kind == "linear" else nn.Conv2d(12, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.shuffles:
+            x = x.unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
+        x = self.between(x)
+        if isinstance(self.last, nn.Linear):
+            return self.last(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("layers", ["convolution", "norm", "depthwise", "linear"])
+def test_a_shuffled_network_computes_what_it_would_without(layers: str, kind: str) -> None:
+    ghn, x = MAKERS[kind](channel_nodes=True).eval(), torch.randn(2, 3, 8, 8)
+    model, other = Shuffled(layers, True), Shuffled(layers, False)
+    graph = Graph.from_model(model, x, CHANNEL_NODE_TYPES)
+    ghn_fast.predict(model, ghn, graph=graph)
+    # The same embeddings, decoded without regard to where channels come from.
+    unknown = [replace(node, origins=None) for node in graph.nodes]
+    ghn_fast.predict(other, ghn, graph=replace(graph, nodes=tuple(unknown)))
+    assert torch.allclose(model(x), other(x), atol=1e-5)
+    assert not torch.allclose(parameters(model), parameters(other))
+    trained = copy.deepcopy(model)
+    ghn.train()(trained, graph)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(getattr(*attribute(trained, name)), parameter, atol=1e-6), name
+
+
+def attribute(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, own = name.rpartition(".")
+    return model.get_submodule(owner), own
+
+
+def test_channels_keep_their_origins_through_units() -> None:
+    nodes = {node.name: node for node in graph_of_shufflenet().nodes}
+    origins = {name: node.origins for name, node in nodes.items() if node.origins is not None}
+    first = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]  # two branches of 8, interleaved
+    assert origins["stage2.1.branch2.0.weight"] == Origins(1, tuple(first[8:]))
+    joined = [*first[:8], *range(8)]
+    second = torch.tensor(joined).view(2, 8).T.flatten().tolist()
+    assert origins["stage3.0.branch1.0.weight"] == Origins(0, tuple(second))
+    assert origins["stage3.0.branch1.1.weight"] == Origins(0, tuple(second))
+    assert origins["stage3.0.branch2.0.weight"] == Origins(1, tuple(second))
+    assert "stage2.0.branch2.0.weight" not in origins
+    plain = Graph.from_model(shufflenet())
+    assert all(node.origins is None for node in plain.nodes)
+
+
+def graph_of_shufflenet() -> Graph:
+    return Graph.from_model(shufflenet(), types=CHANNEL_NODE_TYPES)
+
+
+def test_a_graph_of_another_width_is_refused_where_channels_move() -> None:
+    wider = models.ShuffleNetV2([2, 1, 1], [8, 32, 24, 32, 32], num_classes=10)
+    ghn = ghn2(**SMALL, channel_nodes=True)
+    with pytest.raises(ValueError, match="make the graph from the model of this width"):
+        ghn_fast.predict(wider, ghn, graph=graph_of_shufflenet())
 
 
 # --- from a GHN without ------------------------------------------------------------------------

@@ -210,15 +210,18 @@ def _sort(graph: Graph, config: GHNConfig, uses: Uses) -> tuple[_Decoded, dict[s
         if reason is not None:
             kept[node.bias] = reason
         else:
-            decoded.append((position, "norm_bias", node.shape, node.bias, None))
+            decoded.append((position, "norm_bias", node.shape, node.bias, node.storage))
     return decoded, kept
 
 
 def decoded_nodes(graph: Graph, config: GHNConfig) -> Sequence[Node]:
     """The nodes of a graph with the shapes in which a GHN decodes their parameters."""
-    if not config.flat_kernels or all(node.kernel is None for node in graph.nodes):
-        return graph.nodes
-    return [node.over_map() for node in graph.nodes]
+    nodes: Sequence[Node] = graph.nodes
+    if config.flat_kernels and any(node.kernel is not None for node in nodes):
+        nodes = [node.over_map() for node in nodes]
+    if config.channel_nodes and any(node.origins is not None for node in nodes):
+        nodes = [node.by_origins() for node in nodes]
+    return nodes
 
 
 def class_rules(graph: Graph, config: GHNConfig) -> dict[int, str]:

@@ -7,12 +7,14 @@ A graph of :data:`~ghn_fast.graph.types.CHANNEL_NODE_TYPES` has two more nodes.
   go to their attention and both halves to the product of a gate, since it would tell nothing.
 - ``shuffle``: channels change places among each other, as in a channel shuffle.
 
+And behind a shuffle each weight knows which channels it is for (:attr:`Node.origins`).
+
 What only turns the layout (maps to tokens, windows, heads) is no node. What tells them apart is not
-the name of an operation: every value has a *probe*, a tensor without memory whose strides are the
-number of channels that one step along a dimension passes, 0 for a batch and for positions. The
-channels of a (B, C, H, W) map have strides (0, 1, 0, 0). A view of the value is applied to the
-probe as well. Where the result has fewer channels, the value was split. Where a reshape is possible
-only once the channels are numbered anew in the order in which they now lie, they were shuffled: for
+the name of an operation: every value has a *probe*, which is a view of one number for each channel,
+its index in the layer that made it, with strides of 0 along the batch and positions. The channels
+of a (B, C, H, W) map have strides (0, 1, 0, 0). A view of the value is applied to the probe as
+well. Where the result has fewer channels, the value was split. Where a reshape is possible only
+once the channels are stored anew in the order in which they now lie, they were shuffled: for
 ``view(B, g, C / g, H, W).transpose(1, 2).flatten(1, 2)`` strides (0, 1, C / g, 0, 0) are to be
 joined. What a probe is not followed through (matrix products) begins anew at the next layer.
 """
@@ -21,13 +23,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ghn_fast.graph.layout import Origins
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace.recorder import Args, Func, Kind, Kwargs, Recorder, Records, name_of
 
@@ -43,12 +47,17 @@ _VIEWS = frozenset(
 _SHUFFLES = frozenset(
     ("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle")
 )
-_RESIZES = frozenset(("cat", "concat", "concatenate", "pixel_shuffle", "pixel_unshuffle"))
-"""Functions whose result has another number of channels, in the same dimension."""
+_CONCATENATIONS = frozenset(("cat", "concat", "concatenate"))
 _PRODUCTS = frozenset(
     ("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "baddbmm", "einsum", "tensordot")
 )
 _LINEAR = frozenset(("linear", "addmm"))
+_CONVOLUTIONS = frozenset(
+    (
+        *("conv1d", "conv2d", "conv3d", "convolution", "_convolution"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    )
+)
 
 Follow = Callable[[Func, Args, Kwargs, Any], Any]
 
@@ -77,8 +86,53 @@ def drop_idle_splits(records: Records, kept: NDArray[np.int64], edges: NDArray[n
     return bool(idle)
 
 
+class _Channels(NamedTuple):
+    """What is known of a value's channels.
+
+    Attributes:
+        probe: of the value's shape; each element is its channel's index in the layer that made it.
+        moved: whether channels were shuffled since, so that they are not where layers leave them.
+    """
+
+    probe: Tensor
+    moved: bool = False
+
+    @classmethod
+    def fresh(cls, value: Tensor, dim: int) -> _Channels:
+        """Of a value that a layer made, with channels along a dimension."""
+        return cls.along(torch.arange(value.shape[dim], device="cpu"), value, dim)
+
+    @classmethod
+    def along(cls, origins: Tensor, value: Tensor, dim: int, moved: bool = False) -> _Channels:
+        return cls(_probe(origins, value.shape, [int(d == dim) for d in range(value.dim())]), moved)
+
+    def of(self, value: Tensor) -> _Channels:
+        """The same channels of another value, which may have other positions."""
+        offset = self.probe.storage_offset()
+        return self._replace(probe=self.probe.as_strided(value.shape, self.probe.stride(), offset))
+
+    def are_in(self, value: Tensor) -> bool:
+        """Whether a value may have these channels in the same dimensions."""
+        if value.dim() != self.probe.dim():
+            return False
+        sizes = zip(self.probe.shape, self.probe.stride(), value.shape, strict=True)
+        return all(stride == 0 or before == after for before, stride, after in sizes)
+
+    @property
+    def number(self) -> int:
+        return math.prod(size for size, _ in _steps(self.probe))
+
+    def origins(self, dim: int | None = None) -> Tensor | None:
+        """(C,) in the order of the places; None where not all lie along the one dimension."""
+        dims = [d for d, stride in enumerate(self.probe.stride()) if stride > 0]
+        dims = [d for d in dims if self.probe.shape[d] > 1]
+        if len(dims) != 1 or dim not in (None, dims[0]):
+            return None
+        return self.probe.movedim(dims[0], 0).flatten(1)[:, 0] if self.probe.numel() else None
+
+
 class _Follower:
-    """Gives values their probes, and splits and shuffles their records."""
+    """Gives values their probes, splits and shuffles their records, weights their origins."""
 
     def __init__(self, rec: Recorder) -> None:
         self.rec = rec
@@ -91,34 +145,90 @@ class _Follower:
         if not made or self.rec.opaque:
             return result
         name = name_of(func)
-        x, probe = self._known(args, kwargs)
-        if name in _LINEAR or name.lstrip("_").startswith("conv"):
-            self._set(made[0], _layer_probe(name, args, kwargs, probe, made[0]))
-        elif x is not None and probe is not None:
+        x, own = self._known(args, kwargs)
+        if name in _LINEAR or name in _CONVOLUTIONS:
+            setattr(made[0], self._mark, self._layer(name, args, kwargs, own, made[0]))
+        elif x is not None and own is not None and name not in _PRODUCTS:
             if name in _VIEWS:
-                self._move(func, args, kwargs, x, probe, made)
-            elif name not in _PRODUCTS:
-                self._keep(name, x, probe, made)
+                self._move(func, args, kwargs, x, own, made)
+            elif name in _SHUFFLES:
+                self._shuffle(func, args, x, own, made[0])
+            elif name in _CONCATENATIONS:
+                self._concatenate(args, kwargs, own, made[0])
+            else:
+                self._keep(args, kwargs, x, own, made)
         return result
 
-    def _known(self, args: Args, kwargs: Kwargs) -> tuple[Tensor | None, Tensor | None]:
-        """The first argument that has a probe, and the probe."""
+    def _of(self, value: Tensor) -> _Channels | None:
+        return getattr(value, self._mark, None)
+
+    def _known(self, args: Args, kwargs: Kwargs) -> tuple[Tensor | None, _Channels | None]:
+        """The first argument whose channels are known."""
         for value in self.rec.tensors_in((args, kwargs)):
-            probe = getattr(value, self._mark, None)
-            if probe is not None:
-                return value, probe
+            own = self._of(value)
+            if own is not None:
+                return value, own
         return None, None
 
-    def _set(self, value: Tensor, probe: Tensor) -> None:
-        setattr(value, self._mark, probe)
+    def _layer(
+        self, name: str, args: Args, kwargs: Kwargs, own: _Channels | None, made: Tensor
+    ) -> _Channels:
+        """Of what a layer makes: new channels, unless it mixes positions or is depthwise."""
+        weight = args[1] if len(args) > 1 else kwargs.get("weight", made)
+        is_linear = name in _LINEAR
+        dim = made.dim() - 1 if is_linear else made.dim() - weight.dim() + 1
+        is_like = own is not None and own.probe.dim() == made.dim()
+        if own is not None and is_like and is_linear and own.probe.stride(-1) == 0:
+            return own.of(made)
+        origins = own.origins(dim) if own is not None and own.moved else None
+        if own is None or origins is None or "transpose" in name:
+            return _Channels.fresh(made, dim)
+        if weight.dim() > 2 and weight.shape[1] == 1 and own.are_in(made):
+            self._note(args, kwargs, origins)
+            return own.of(made)
+        if weight.shape[1] == len(origins):
+            self._note_of(weight, 1, origins)
+        return _Channels.fresh(made, dim)
 
-    def _keep(self, name: str, x: Tensor, probe: Tensor, made: Sequence[Tensor]) -> None:
-        """Operations that leave channels where they are, and those that shuffle by their name."""
-        if name in _SHUFFLES:
-            self._tag(made[0], self._node("shuffle", x))
+    def _keep(
+        self, args: Args, kwargs: Kwargs, x: Tensor, own: _Channels, made: Sequence[Tensor]
+    ) -> None:
+        """Operations that leave channels where they are."""
         for value in made:
-            if value is not x and _has_channels(probe, value, name in _RESIZES):
-                self._set(value, _probe(value.shape, probe.stride()))
+            if value is not x and own.are_in(value):
+                setattr(value, self._mark, own.of(value))
+        origins = own.origins() if own.moved else None
+        if origins is not None:
+            self._note(args, kwargs, origins)
+
+    def _shuffle(self, func: Func, args: Args, x: Tensor, own: _Channels, made: Tensor) -> None:
+        """Shuffles by their name; what becomes positions is not followed further."""
+        self.rec.tag(made, self._node("shuffle", x))
+        origins = own.origins(1)
+        if origins is not None and made.shape == x.shape:
+            moved = func(origins.view(1, -1, 1, 1).float(), *args[1:]).long().flatten()
+            setattr(made, self._mark, _Channels.along(moved, made, 1, moved=True))
+
+    def _concatenate(self, args: Args, kwargs: Kwargs, own: _Channels, made: Tensor) -> None:
+        """Channels keep their origins side by side; positions change nothing."""
+        parts = [part for part in self.rec.tensors_in((args, kwargs)) if part.dim() == made.dim()]
+        channels = [self._of(part) for part in parts]
+        if own.are_in(made):
+            setattr(made, self._mark, own.of(made))
+            return
+        unlike = [d for d in range(made.dim()) if made.shape[d] != parts[0].shape[d]]
+        if len(unlike) != 1:
+            return
+        (dim,) = unlike
+        found = [None if known is None else known.origins(dim) for known in channels]
+        origins = [
+            torch.arange(part.shape[dim], device="cpu") if known is None else known
+            for part, known in zip(parts, found, strict=True)
+        ]
+        moved = any(known is not None and known.moved for known in channels)
+        joined = torch.cat(origins)
+        if len(joined) == made.shape[dim]:
+            setattr(made, self._mark, _Channels.along(joined, made, dim, moved))
 
     def _move(
         self,
@@ -126,19 +236,22 @@ class _Follower:
         args: Args,
         kwargs: Kwargs,
         x: Tensor,
-        probe: Tensor,
+        own: _Channels,
         made: Sequence[Tensor],
     ) -> None:
         """Views; and what would be one if channels lay in their order."""
-        moved = _view(func, args, kwargs, x, probe)
-        if not moved:
-            moved = _view(func, args, kwargs, x, _numbered(probe))
-            if moved and not _is_ordered(probe):
-                self._tag(made[0], self._node("shuffle", x))
-        for part, own in zip(made, moved, strict=False):
-            self._set(part, own)
-            if _channels(own) < _channels(probe):
-                self._tag(part, self._split(x))
+        views = _view(func, args, kwargs, x, own.probe)
+        moved = own.moved
+        if not views:
+            views = _view(func, args, kwargs, x, _numbered(own.probe))
+            if views and not _is_ordered(own.probe):
+                self.rec.tag(made[0], self._node("shuffle", x))
+                moved = True
+        for part, probe in zip(made, views, strict=False):
+            channels = _Channels(probe, moved)
+            setattr(part, self._mark, channels)
+            if channels.number < own.number:
+                self.rec.tag(part, self._split(x))
 
     def _split(self, x: Tensor) -> int:
         """The record of all parts of a value."""
@@ -151,8 +264,21 @@ class _Follower:
     def _node(self, node_type: str, x: Tensor) -> int:
         return self.rec.add(Kind.KEEP, self.rec.records_in(x), Node(node_type, node_type))
 
-    def _tag(self, value: Tensor, number: int) -> None:
-        self.rec.tag(value, number)
+    def _note(self, args: Args, kwargs: Kwargs, origins: Tensor) -> None:
+        """On the parameters of a call that have one row for each channel."""
+        for value in self.rec.tensors_in((args, kwargs)):
+            if value.dim() > 0 and value.shape[0] == len(origins):
+                self._note_of(value, 0, origins)
+
+    def _note_of(self, weight: Tensor, dim: int, origins: Tensor) -> None:
+        parameter = self.rec.parameter_of(weight)
+        if parameter is None or parameter.node is None:
+            return
+        nodes = self.rec.records.nodes
+        node = nodes[parameter.node]
+        if node is not None and node.parameter == parameter.name and node.origins is None:
+            places = (origins % len(origins)).tolist()
+            nodes[parameter.node] = replace(node, origins=Origins(dim, tuple(places)))
 
 
 def _tensors(value: Any) -> Sequence[Tensor]:
@@ -163,22 +289,8 @@ def _tensors(value: Any) -> Sequence[Tensor]:
     return [item for item in value if isinstance(item, Tensor)] if is_several else ()
 
 
-def _probe(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
-    return torch.empty_strided(tuple(shape), tuple(strides), device="meta")
-
-
-def _layer_probe(
-    name: str, args: Args, kwargs: Kwargs, probe: Tensor | None, made: Tensor
-) -> Tensor:
-    """Of what a layer makes: new channels, unless it mixes positions."""
-    if name in _LINEAR:
-        if probe is not None and probe.dim() == made.dim() and probe.stride(-1) == 0:
-            return _probe(made.shape, probe.stride())
-        channels = made.dim() - 1
-    else:
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
-        channels = made.dim() - weight.dim() + 1
-    return _probe(made.shape, [int(dim == channels) for dim in range(made.dim())])
+def _probe(origins: Tensor, shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    return origins.as_strided(tuple(shape), tuple(strides))
 
 
 def _view(func: Func, args: Args, kwargs: Kwargs, x: Tensor, probe: Tensor) -> Sequence[Tensor]:
@@ -203,27 +315,16 @@ def _steps(probe: Tensor) -> list[tuple[int, int]]:
     return [(size, stride) for size, stride in pairs if size > 1 and stride > 0]
 
 
-def _channels(probe: Tensor) -> int:
-    return math.prod(size for size, _ in _steps(probe))
-
-
 def _is_ordered(probe: Tensor) -> bool:
     strides = [stride for _, stride in _steps(probe)]
     return strides == sorted(strides, reverse=True)
 
 
 def _numbered(probe: Tensor) -> Tensor:
-    """The probe of channels that are numbered in the order in which they lie now."""
+    """The probe of the same channels once they are stored in the order in which they lie now."""
     strides, step = [], 1
     for size, stride in zip(reversed(probe.shape), reversed(probe.stride()), strict=True):
         strides.append(step if stride > 0 else 0)
         step *= size if stride > 0 else 1
-    return _probe(probe.shape, strides[::-1])
-
-
-def _has_channels(probe: Tensor, value: Tensor, any_number: bool) -> bool:
-    """Whether a value has channels in the dimensions of a probe, and as many."""
-    if value.dim() != probe.dim():
-        return False
-    sizes = zip(probe.shape, probe.stride(), value.shape, strict=True)
-    return any_number or all(stride == 0 or before == after for before, stride, after in sizes)
+    first = tuple(slice(None) if stride > 0 else 0 for stride in probe.stride())
+    return _probe(probe[first].flatten().clone(), probe.shape, strides[::-1])

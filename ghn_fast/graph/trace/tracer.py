@@ -515,6 +515,7 @@ def _set_frozen_aside(parameters: Any, result: Trace) -> None:
                 node.shape,
                 None if node.parameter in frozen else node.parameter,
                 None if node.bias in frozen else node.bias,
+                origins=node.origins,
             )
     for name in frozen:
         result.other.pop(name, None)
