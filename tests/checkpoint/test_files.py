@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ghn_fast.checkpoint import CheckpointError, load, load_ghn, load_metadata, save
 from ghn_fast.ghn import GHN, GHN3, GHN3Config, GHNConfig, ghn1, ghn2, ghn3, make_ghn
+from ghn_fast.ghn.config import DECODERS, HYPERNETS
 
 SMALL = {"hid": 8, "max_shape": (8, 8, 3, 3)}
 
@@ -74,6 +75,12 @@ def test_metadata(tmp_path: Path) -> None:
     assert load_metadata(path) == {"steps": "10", "data": "CIFAR-10"}
     with pytest.raises(ValueError, match=r"ghn_fast\.config"):
         save(small_ghn2(), path, metadata={"ghn_fast.config": "{}"})
+
+
+def test_ghns_of_all_kinds_are_read() -> None:
+    configs = [make().config for make in MAKERS.values()]
+    assert {config.decoder for config in configs} == set(DECODERS)
+    assert {config.hypernet for config in configs} == set(HYPERNETS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
