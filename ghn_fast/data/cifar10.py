@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.plain_pickle import Instructions, PlainUnpickler, Source
@@ -65,11 +66,7 @@ def load_cifar10(
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    stored = "test" if split == "test" else "train"
-    images = _read(root, stored, download)
-    if split == "test":
-        return images
-    return images.select(held_out(len(images), split))
+    return _read(root, split, download)
 
 
 def find_cifar10(root: str | Path | None = None) -> Path | None:
@@ -100,7 +97,17 @@ def _torchvision_folder(folder: Path) -> Path:
     return folder if folder.name == _TORCHVISION_FOLDER else folder / _TORCHVISION_FOLDER
 
 
-def _read(root: str | Path | None, stored: str, download: bool) -> Images:
+def _stored(split: str) -> str:
+    """The part of the files that a split is of."""
+    return "test" if split == "test" else "train"
+
+
+def _chosen(count: int, split: str) -> Tensor:
+    """Which of the images of that part are the split's."""
+    return torch.arange(count) if split == "test" else held_out(count, split)
+
+
+def _read(root: str | Path | None, split: str, download: bool) -> Images:
     with failures(root or "CIFAR-10", DataError):
         folder = find_cifar10(root)
     if folder is None and download:
@@ -110,13 +117,14 @@ def _read(root: str | Path | None, stored: str, download: bool) -> Images:
     if folder is None:
         tried = ", ".join(str(path) for path in _candidates(root))
         raise DataError(
-            f"no CIFAR-10 found in: {tried}. Looked for {stored}-*.parquet (the Hugging Face "
-            f"layout) and {_TORCHVISION_FOLDER} (torchvision's). Pass the folder, set "
+            f"no CIFAR-10 found in: {tried}. Looked for {_stored(split)}-*.parquet (the Hugging "
+            f"Face layout) and {_TORCHVISION_FOLDER} (torchvision's). Pass the folder, set "
             f"${DATA_VARIABLE}, or download it with load_cifar10(download=True)."
         )
     if _layout(folder) == "parquet":
-        return _read_parquet(folder, stored)
-    return _read_torchvision(_torchvision_folder(folder), stored)
+        return _read_parquet(folder, split)
+    images = _read_torchvision(_torchvision_folder(folder), _stored(split))
+    return images.select(_chosen(len(images), split))
 
 
 def _download(folder: Path) -> None:
@@ -125,20 +133,24 @@ def _download(folder: Path) -> None:
     CIFAR10(str(folder), download=True)
 
 
-def _read_parquet(folder: Path, stored: str) -> Images:
-    files = _parquet_files(folder, stored)
+def _read_parquet(folder: Path, split: str) -> Images:
+    """Decodes those of the split alone, which is what takes time."""
+    files = _parquet_files(folder, _stored(split))
     if not files:
-        raise DataError(f"{folder} has no {stored}-*.parquet; copy it there")
+        raise DataError(f"{folder} has no {_stored(split)}-*.parquet; copy it there")
     parts = [_read_parquet_file(path) for path in files]
-    return _images(
-        np.concatenate([pixels for pixels, _ in parts]),
-        np.concatenate([labels for _, labels in parts]),
-        files[0],
-    )
+    items = [item for part, _ in parts for item in part]
+    labels = np.concatenate([part for _, part in parts])
+    _check(len(items), labels, files[0])
+    chosen = _chosen(len(items), split)
+    pixels = np.empty((len(chosen), 32, 32, 3), dtype=np.uint8)
+    for row, number in enumerate(chosen.tolist()):
+        pixels[row] = _decode(items[number])
+    return _images(pixels, labels[chosen.numpy()])
 
 
-def _read_parquet_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (n, 32, 32, 3) and labels (n,)."""
+def _read_parquet_file(path: Path) -> tuple[list[Row], np.ndarray]:
+    """Encoded pictures, and labels (n,)."""
     import pyarrow.parquet
 
     with failures(path, DataError):
@@ -149,11 +161,7 @@ def _read_parquet_file(path: Path) -> tuple[np.ndarray, np.ndarray]:
             )
         table = read_parquet(path, ["img", "label"])
         labels = whole_numbers(table["label"].to_pylist())
-        items = pictures(table["img"], path)
-    pixels = np.empty((len(items), 32, 32, 3), dtype=np.uint8)
-    for row, item in enumerate(items):
-        pixels[row] = _decode(item)
-    return pixels, labels
+        return pictures(table["img"], path), labels
 
 
 def _decode(item: Row) -> np.ndarray:
@@ -168,7 +176,8 @@ def _read_torchvision(folder: Path, stored: str) -> Images:
     parts = [_read_batch(folder / name) for name in _TORCHVISION_FILES[stored]]
     pixels = np.concatenate([part for part, _ in parts]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([part for _, part in parts])
-    return _images(pixels.transpose(0, 2, 3, 1), labels, folder)
+    _check(len(pixels), labels, folder)
+    return _images(pixels.transpose(0, 2, 3, 1), labels)
 
 
 @dataclass
@@ -248,10 +257,13 @@ def whole_numbers(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=np.int64)
 
 
-def _images(pixels: np.ndarray, labels: np.ndarray, path: Path) -> Images:
-    if len(pixels) != len(labels) or len(labels) == 0:
-        raise DataError(f"{path} has {len(pixels)} images and {len(labels)} labels")
+def _check(count: int, labels: np.ndarray, path: Path) -> None:
+    if count != len(labels) or len(labels) == 0:
+        raise DataError(f"{path} has {count} images and {len(labels)} labels")
     if labels.min() < 0 or labels.max() >= len(CLASSES):
         raise DataError(f"{path} has labels from {labels.min()} to {labels.max()}, not 0 to 9")
+
+
+def _images(pixels: np.ndarray, labels: np.ndarray) -> Images:
     channels_first = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
     return Images(torch.from_numpy(channels_first), torch.from_numpy(labels))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ghn_fast.data import DataError, find_cifar10, load_cifar10
+from ghn_fast.data.encoded import Row
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 LABELS = list(range(10)) * 4
@@ -67,6 +68,24 @@ def test_validation_images_are_held_out(parquet_folder: Path) -> None:
     found = [image.numpy().tobytes() for part in parts for image in part.images]
     assert len(found) == 40
     assert set(found) == whole
+
+
+def test_only_the_images_of_the_split_are_decoded(
+    parquet_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+
+    def decode(item: Row) -> np.ndarray:
+        decoded.append(item.row)
+        return PIXELS[item.row]
+
+    monkeypatch.setattr("ghn_fast.data.cifar10._decode", decode)
+    validation = load_cifar10(parquet_folder, "val")
+    assert torch.equal(validation.images, torch.from_numpy(PIXELS[decoded]).permute(0, 3, 1, 2))
+    assert validation.labels.tolist() == [LABELS[row] for row in decoded]
+    assert len(decoded) == 4
+    load_cifar10(parquet_folder, "train")
+    assert sorted(decoded) == list(range(40))
 
 
 def test_real_images(shared: Path) -> None:
