@@ -110,6 +110,12 @@ def test_a_short_last_batch_is_taken_into_the_one_before() -> None:
     assert seen == [2, 3, 5]
 
 
+def test_images_that_the_networks_cannot_have_are_refused(ghn: GHN) -> None:
+    pixels = torch.zeros(4, 3, 36, 36, dtype=torch.uint8)
+    with pytest.raises(EvaluationError, match="36 pixels cannot be, multiples of 32 can"):
+        evaluate(ghn, "test", Images(pixels, torch.arange(4)), num_nets=1)
+
+
 def test_networks_are_those_of_the_split(ghn: GHN, images: Images) -> None:
     result = evaluate(ghn, "test", images, num_nets=2, num_images=8, batch_size=4)
     assert [network.index for network in result.networks] == [0, 1]

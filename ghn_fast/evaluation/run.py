@@ -29,7 +29,14 @@ from ghn_fast.evaluation.results import (
 )
 from ghn_fast.ghn import GHN
 from ghn_fast.graph import NODE_TYPES, Graph
-from ghn_fast.nets import adjust_net, build_ghost, build_net, graph_of, sample_net_args
+from ghn_fast.nets import (
+    adjust_net,
+    build_ghost,
+    build_net,
+    check_image_size,
+    graph_of,
+    sample_net_args,
+)
 from ghn_fast.nets.deepnets1m import SIZES
 from ghn_fast.nets.families import SPLITS as FAMILIES_SPLITS
 from ghn_fast.nets.families import sample_member
@@ -93,8 +100,8 @@ def evaluate(
         on_network: called after every network of this process.
 
     Raises:
-        EvaluationError: no GHN or one for another number of classes, an unknown baseline, or a
-            results file of something else.
+        EvaluationError: no GHN or one for another number of classes, an unknown baseline, images
+            of a size that the networks cannot have, or a results file of something else.
         ghn_fast.data.DataError: there are no images.
 
     Example:
@@ -114,6 +121,7 @@ def evaluate(
     chosen = _images(images, num_images)
     if baseline == "ghn":
         check_classes(ghn, chosen)
+    _check_size(chosen)
     uses_train = norm == "calibrated" or baseline == "sgd"
     train = _images(train, None, "train") if uses_train else None
     sgd_steps = sgd_steps if baseline == "sgd" else 0
@@ -189,6 +197,14 @@ def check_classes(ghn: GHN | None, images: ImageSource) -> None:
             f"the GHN predicts networks of {ghn.config.num_classes} classes, and the images have "
             f"{images.num_classes}; take images or a GHN of the same number"
         )
+
+
+def _check_size(images: ImageSource) -> None:
+    size = images.batch(torch.arange(1)).shape[-1]
+    try:
+        check_image_size(size, images.is_large)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from None
 
 
 def _network_count(split: str, num_nets: int | None, is_large: bool) -> int:

@@ -14,7 +14,7 @@ from ghn_fast.nets.published.export import PartialExportError, export_nets
 from ghn_fast.nets.published.files import NetsFileError
 from ghn_fast.nets.space.adjust import adjust_net
 from ghn_fast.nets.space.genotypes import DARTS, OPERATIONS, VIT, Genotype, from_dict, to_dict
-from ghn_fast.nets.space.network import Network, build_ghost, build_net
+from ghn_fast.nets.space.network import Network, build_ghost, build_net, check_image_size
 from ghn_fast.nets.stream import MetaBatches
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "adjust_net",
     "build_ghost",
     "build_net",
+    "check_image_size",
     "count_multiply_adds",
     "count_parameters",
     "export_nets",

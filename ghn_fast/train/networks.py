@@ -13,7 +13,7 @@ from ghn_fast._system.device import to_device
 from ghn_fast._system.processes import ALONE, Processes, shares
 from ghn_fast.ghn import make_config
 from ghn_fast.graph import Graph
-from ghn_fast.nets import build_ghost, count_parameters, sample_net_args
+from ghn_fast.nets import build_ghost, check_image_size, count_parameters, sample_net_args
 from ghn_fast.nets.families import BeyondLimitsError, Member, sample_member
 from ghn_fast.nets.generate.graphs import graph_of
 from ghn_fast.nets.generate.philox import Stream
@@ -77,7 +77,8 @@ class NetworkStream:
 
     Raises:
         ConfigError: ``num_networks`` does not suffice for a step, or the mixture has families,
-            which are for 32 x 32 images, and the images are of another size.
+            which are for 32 x 32 images, and the images are of another size; the networks cannot
+            have images of that size.
     """
 
     def __init__(
@@ -104,6 +105,10 @@ class NetworkStream:
                 f"the families of the mixture {config.mixture} are for images of size "
                 f"{SMALL_IMAGE_SIZE}, not {self.image_size}"
             )
+        try:
+            check_image_size(self.image_size, is_imagenet_input)
+        except ValueError as error:
+            raise ConfigError(f"image_size={self.image_size}: {error}") from None
         self.is_mixture = set(config.mixture) != {DEEPNETS}
         self._cache: dict[int, Drawn] = {}
         self._members: dict[int, Member | None] = {}

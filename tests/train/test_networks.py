@@ -222,3 +222,8 @@ def test_values_that_a_network_has_move_to_a_device() -> None:
         assert all(tensor.is_meta for tensor in network.model.buffers())
         assert len([*network.model.parameters(), *network.model.buffers()]) == len(tensors)
     assert any("layer_scale" in name for name in seen)
+
+
+def test_a_size_that_the_networks_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"image_size=40: .* take 32"):
+        NetworkStream(TrainConfig(), 10, is_imagenet_input=True, image_size=40)

@@ -295,9 +295,11 @@ class Network(nn.Module):
         glob_avg: bool,
     ) -> None:
         self.global_pooling = nn.AdaptiveAvgPool2d(1) if glob_avg else nn.Identity()
+        self._flattened_size: int | None = None
         if not glob_avg:
             size = 14 if is_imagenet_input else 8
-            channels *= (size // 2 if self._stem_type == 1 or stem_pool else size) ** 2
+            self._flattened_size = size // 2 if self._stem_type == 1 or stem_pool else size
+            channels *= self._flattened_size**2
         hidden = max(fc_layers, 1) - 1
         layers: list[nn.Module] = []
         for _ in range(hidden):
@@ -311,7 +313,12 @@ class Network(nn.Module):
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1)
         assert s1 is not None  # the constructor refuses networks that are cut off
-        return self.classifier(self.global_pooling(s1).flatten(1))
+        features = self.global_pooling(s1)
+        size = self._flattened_size
+        if size is not None and features.shape[2:] != (size, size):
+            # Of images of another size: as torchvision's VGG and AlexNet bring maps to theirs.
+            features = nn.functional.adaptive_avg_pool2d(features, size)
+        return self.classifier(features.flatten(1))
 
     def _stem_outputs(self, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if self._is_vit:
@@ -366,6 +373,24 @@ def _second_stem(channels: int, norm: str | None) -> nn.Module:
         nn.Conv2d(channels, channels, 3, 2, 1, bias=False),
         make_norm(norm, channels),
     )
+
+
+def check_image_size(size: int, is_imagenet_input: bool) -> None:
+    """Refuses images whose maps networks of the design space cannot halve.
+
+    Cells bring maps to half their size in several ways, which agree on even sides only, and two
+    cells do; stems shorten the sides by 1 or 2, with ``is_imagenet_input`` by 4 or 8.
+
+    Raises:
+        ValueError: not a multiple of 8, or of 32 with ``is_imagenet_input``.
+    """
+    step = 32 if is_imagenet_input else 8
+    if size < step or size % step:
+        nearest = max(round(size / step), 1) * step
+        raise ValueError(
+            f"networks of DeepNets-1M halve the maps of their images several times: images of "
+            f"{size} pixels cannot be, multiples of {step} can; take {nearest}"
+        )
 
 
 def build_ghost(net_args: Mapping[str, Any], num_classes: int, is_imagenet_input: bool) -> Network:
