@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from ghn_fast.checkpoint import CheckpointError, load, load_ghn, load_metadata, save
 from ghn_fast.ghn import GHN, GHN3, GHN3Config, GHNConfig, ghn1, ghn2, ghn3, make_ghn
 from ghn_fast.ghn.config import DECODERS, HYPERNETS
+from ghn_fast.ghn.logah import LoGAH, LoGAHConfig
 
 SMALL = {"hid": 8, "max_shape": (8, 8, 3, 3)}
 
@@ -33,6 +34,7 @@ MAKERS = {
     "ghn1": lambda: ghn1(**SMALL),
     "ghn2": small_ghn2,
     "ghn3": small_ghn3,
+    "logah": lambda: LoGAH(LoGAHConfig(hid=16, layers=1, heads=2, lora_r=4, max_ck_lora=8)),
     "mlp": lambda: ghn2(hypernet="mlp", **SMALL),
     "mlp decoder": lambda: GHN(GHNConfig(decoder="mlp", **SMALL)),  # type: ignore[arg-type]
     "wide": lambda: ghn2(num_classes=100, hid=16, max_shape=(12, 8, 5, 5)),
