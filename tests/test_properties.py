@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ghn_fast import DeepNets1M, embed
@@ -146,6 +147,44 @@ def test_commands(labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "has the best predicted accuracy" in result.output
     refused = run("nets", "search", tmp_path / "labels.jsonl", "--by", "beauty").exception
     assert isinstance(refused, UsageError)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten folders of six grey pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(60):
+        path = folder / f"class{number % 10}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (number, number, number)).save(path)
+    return folder
+
+
+@pytest.mark.usefixtures("small_grid")
+def test_what_is_found_is_trained_beside_random_ones(
+    labels: Labels, pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("sklearn")
+    few_steps = Labels(**{**labels.settings(), "steps": 1, "width": 0.1}, networks=labels.networks)
+    few_steps.save(tmp_path / "labels.jsonl")
+    settings = ("--num-nets", 4, "--train", 2, "--data", pictures, "--device", "cpu")
+    result = run("nets", "search", tmp_path / "labels.jsonl", *settings)
+    assert result.exit_code == 0, result.exception
+    *_, first, second, third, summary = result.output.splitlines()
+    trained = [line.partition(": ")[0] for line in (first, second, third)]
+    assert f"{trained[0]} has the best predicted accuracy" in result.output
+    assert len({*trained}) == 3
+    assert summary.startswith("found: ")
+    assert "; 2 random ones: " in summary
+
+
+def test_measure_command(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.jsonl"
+    settings = ("--split", "val", "--num-nets", 1, "--steps", 1, "--width", 0.1, "--data", pictures)
+    result = run("nets", "measure", "--out", out, *settings, "--device", "cpu")
+    assert result.exit_code == 0, result.exception
+    assert f"1 networks in {out}" in result.output.replace("\n", "")
+    assert [network.key for network in Labels.load(out).networks] == [("val", 0)]
 
 
 def test_embeddings_are_those_of_the_networks(ghn: GHN, labels: Labels) -> None:
