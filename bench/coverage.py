@@ -44,7 +44,7 @@ from ghn_fast.graph.trace.unused import MEANINGS as UNUSED
 from ghn_fast.prediction import predict
 
 sys.path.insert(0, str(Path(__file__).parent))
-from zoos import CLASSES, ZOOS, Entry, NotBuilt, entries
+from zoos import CLASSES, ZOOS, Entry, NotBuilt, Unrandom, entries
 
 
 @dataclass
@@ -99,7 +99,8 @@ def cover(entry: Entry, ghn: GHN) -> Record:
     """Builds a model, predicts it and says what came of it."""
     record = Record(entry.zoo, entry.group, entry.name)
     try:
-        model = entry.build().eval()
+        with Unrandom():
+            model = entry.build().eval()
     except NotBuilt as error:
         record.left_out = str(error)
         return record
@@ -109,8 +110,8 @@ def cover(entry: Entry, ghn: GHN) -> Record:
     try:
         record.tensors = len(list(model.parameters()))
         record.parameters = sum(p.numel() for p in model.parameters())
-        record.graph_megabytes = growth(lambda: Graph.from_model(model))
-        _, report = predict(model, ghn, return_report=True)
+        record.graph_megabytes = growth(lambda: Graph.from_model(model, entry.inputs))
+        _, report = predict(model, ghn, example_inputs=entry.inputs, return_report=True)
     except Exception as error:
         record.error = f"{type(error).__name__}: {error}"
         return record
@@ -146,6 +147,8 @@ def run(todo: Iterable[Entry], ghn: GHN, log: Path) -> None:
     """Covers what is not in the log yet, and appends it."""
     done = {record.key for record in read(log)}
     start = time.perf_counter()
+    gc.collect()
+    gc.freeze()  # what is imported is not searched again after each model
     with log.open("a", encoding="utf-8") as lines:
         for entry in todo:
             if entry.key in done:

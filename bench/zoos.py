@@ -10,6 +10,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 CLASSES = 1000
 SMALL_MILLIONS = 60
@@ -25,22 +27,53 @@ SMALL_MILLIONS = 60
 
 @dataclass
 class Entry:
-    """A model that is still to be built."""
+    """A model that is still to be built.
+
+    Attributes:
+        inputs: what to call it with, where its own parts do not tell; None if they do.
+    """
 
     zoo: str
     group: str
     name: str
     build: Callable[[], nn.Module]
+    inputs: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
         return f"{self.zoo}/{self.name}"
 
 
+class Unrandom(TorchFunctionMode):
+    """Large parameters of a model that is built meanwhile are constant, which takes no time.
+
+    Coverage does not depend on their values, as long as they are not zero.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "") in _RANDOM and target.numel() > _LARGE:
+            return target.detach().fill_(0.02)
+        return func(*args, **kwargs)
+
+
+_LARGE = 1 << 14
+_RANDOM = frozenset(
+    ("normal_", "uniform_", "erfinv_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_")
+)
+
+
 # --- torchvision and timm -------------------------------------------------------------------------
 
 
-def torchvision_models() -> Iterator[Entry]:
+def torchvision_models(max_millions: float) -> Iterator[Entry]:
     from torchvision import models
 
     for name in models.list_models():
@@ -49,7 +82,12 @@ def torchvision_models() -> Iterator[Entry]:
         if "quantization" in parts:
             continue
         group = parts[0] if len(parts) > 1 else "classification"
-        yield Entry("torchvision", group, name, partial(torchvision_model, name))
+        weights = next(iter(models.get_model_weights(name)), None)
+        millions = weights.meta["num_params"] / 1e6 if weights else 0.0
+        if millions <= max_millions:
+            yield Entry("torchvision", group, name, partial(torchvision_model, name))
+        else:
+            print(f"left out: torchvision/{name}, {millions:.0f} M parameters", file=sys.stderr)
 
 
 def torchvision_model(name: str) -> nn.Module:
@@ -119,6 +157,9 @@ _TINY = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk"), 2),
     **{"head_dim": 8, "d_kv": 8, "ffn_dim": 48, "moe_intermediate_size": 24},
+    **{"encoder_hidden_size": 32, "rotary_dim": 4, "layer_group_size": 2},
+    **{"n_group": 1, "topk_group": 1, "num_expert_group": 1, "num_experts_per_token": 2},
+    **{"mamba_d_head": 8, "mamba_n_heads": 8},
 }
 _SHALLOW = {
     name: value
@@ -126,6 +167,8 @@ _SHALLOW = {
     if "layer" in name or "experts" in name.replace("experts_per_tok", "")
 }
 _WORDS = 160
+_LATENT = "qk_rope_head_dim"
+"""Of attention over latent keys: its heads are as wide as their parts, not as ``head_dim``."""
 
 
 def transformers_types() -> Iterator[Entry]:
@@ -142,15 +185,31 @@ class NotBuilt(Exception):
 
 
 def transformers_model(kind: str) -> nn.Module:
-    """Narrow where that can be built, else only shallow."""
+    """Narrow where that can be built and run, else only shallow."""
+    narrow = None
+    with suppress(Exception):
+        narrow = _transformers_model(kind, _TINY)
+        if _agrees_with_itself(narrow):
+            return narrow
     try:
-        return _transformers_model(kind, _TINY)
-    except Exception:
-        pass
-    try:
-        return _transformers_model(kind, _SHALLOW)
+        shallow = _transformers_model(kind, _SHALLOW)
     except Exception as error:
+        if narrow is not None:
+            return narrow
         raise NotBuilt(f"{type(error).__name__}: {error}") from error
+    return shallow if narrow is None or _agrees_with_itself(shallow) else narrow
+
+
+def _agrees_with_itself(model: nn.Module) -> bool:
+    """Whether a model of texts runs at these sizes; others are taken to."""
+    if getattr(model, "main_input_name", "") != "input_ids":
+        return True
+    try:
+        with torch.no_grad():
+            model.eval()(input_ids=torch.ones(1, 8, dtype=torch.int64))
+    except Exception:
+        return False
+    return True
 
 
 def _transformers_model(kind: str, sizes: dict[str, int]) -> nn.Module:
@@ -169,6 +228,8 @@ def _transformers_model(kind: str, sizes: dict[str, int]) -> nn.Module:
 
 def _shrunk(config: Any, sizes: dict[str, int], levels: int = 3) -> Any:
     for name, value in list(vars(config).items()):
+        if name == "head_dim" and hasattr(config, _LATENT):
+            continue
         if type(value) is int and name in sizes:
             setattr(config, name, min(value, sizes[name]))
         elif name == "vocab_size" and type(value) is int:
@@ -176,7 +237,11 @@ def _shrunk(config: Any, sizes: dict[str, int], levels: int = 3) -> Any:
         elif re.fullmatch(r"(bos|eos|pad)_token_id", name) and type(value) is int:
             setattr(config, name, min(value, 1))
         elif name in ("layer_types", "mlp_layer_types") and isinstance(value, list):
-            setattr(config, name, value[:2])
+            setattr(config, name, [*dict.fromkeys(value), *value][:2])
+        elif name == "attn_layer_indices":
+            setattr(config, name, [1])
+        elif name == "num_experts_per_tok" and value is None:
+            setattr(config, name, 2)
         elif hasattr(value, "model_type") and levels:
             _shrunk(value, sizes, levels - 1)
     return config
@@ -222,8 +287,13 @@ def transformers_models() -> Iterator[Entry]:
 # --- libraries of which classes are listed by name ------------------------------------------------
 
 
-def _by_class(zoo: str, package: str, options: dict[str, dict[str, Any]]) -> Iterator[Entry]:
-    """Of a package's classes, each with what it is built with."""
+def _by_class(
+    zoo: str,
+    package: str,
+    options: dict[str, dict[str, Any]],
+    shapes: dict[str, dict[str, tuple[int, ...]]] | None = None,
+) -> Iterator[Entry]:
+    """Of a package's classes, each with what it is built with; some with shapes of inputs."""
     from importlib import import_module
 
     for name, values in options.items():
@@ -234,7 +304,9 @@ def _by_class(zoo: str, package: str, options: dict[str, dict[str, Any]]) -> Ite
             model: nn.Module = getattr(module, attribute)(**values)
             return model
 
-        yield Entry(zoo, attribute, name, build)
+        given = (shapes or {}).get(name)
+        inputs = {key: torch.ones(shape) for key, shape in given.items()} if given else None
+        yield Entry(zoo, attribute, name, build, inputs)
 
 
 _BLOCKS = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8}
@@ -249,7 +321,7 @@ _DIT = {**_TWO, "sample_size": 16, "patch_size": 2, "in_channels": 4}
 DIFFUSERS: dict[str, dict[str, Any]] = {
     "UNet2DModel": {"sample_size": 32, **_BLOCKS, **_UNET},
     "UNet2DConditionModel": {"sample_size": 16, "cross_attention_dim": 32, **_BLOCKS, **_CROSS},
-    "UNet1DModel": {"block_out_channels": (32, 32, 64)},
+    "UNet1DModel": {"block_out_channels": (32, 32, 64), "extra_in_channels": 64},
     "AutoencoderKL": {
         **{"sample_size": 32, **_BLOCKS},
         "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -279,10 +351,22 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
     },
 }
 
+DIFFUSERS_INPUTS: dict[str, dict[str, tuple[int, ...]]] = {
+    "UNet1DModel": {"sample": (2, 2, 64), "timestep": (2,)},
+    "ControlNetModel": {
+        **{"sample": (2, 4, 16, 16), "timestep": (2,), "encoder_hidden_states": (2, 8, 32)},
+        "controlnet_cond": (2, 3, 32, 32),
+    },
+    "PriorTransformer": {
+        **{"hidden_states": (2, 32), "timestep": (2,), "proj_embedding": (2, 32)},
+        "encoder_hidden_states": (2, 7, 32),
+    },
+}
 
 _2D = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
 _3D = {**_2D, "spatial_dims": 3}
 _STEPS = {"channels": (8, 16, 32), "strides": (2, 2)}
+_CODES = {"channels": (8, 16, 32), "strides": (2, 2, 2)}
 
 MONAI: dict[str, dict[str, Any]] = {
     "UNet": {**_2D, **_STEPS, "num_res_units": 1},
@@ -306,8 +390,11 @@ MONAI: dict[str, dict[str, Any]] = {
         **{"spatial_dims": 3, "n_input_channels": 1, "num_classes": CLASSES},
     },
     "SEResNet50": {"spatial_dims": 2, "in_channels": 3, "num_classes": CLASSES},
-    "AutoEncoder": {**_2D, **_STEPS},
-    "VarAutoEncoder": {**_2D, **_STEPS, "in_shape": (1, 32, 32), "latent_size": 8},
+    "AutoEncoder": {**_2D, **_CODES},
+    "VarAutoEncoder": {
+        **{"spatial_dims": 2, "in_shape": (1, 32, 32), "out_channels": 1, "latent_size": 8},
+        **_CODES,
+    },
     "Regressor": {"in_shape": (1, 32, 32), "out_shape": 1, **_STEPS},
     "Classifier": {"in_shape": (1, 32, 32), "classes": CLASSES, **_STEPS},
     "Generator": {"latent_shape": (16,), "start_shape": (8, 4, 4), **_STEPS},
@@ -407,7 +494,7 @@ def entries(zoo: str, max_millions: float) -> Iterator[Entry]:
     """Of one zoo, or of all that are installed."""
     for name, (package, models) in ZOOS.items():
         if zoo in (name, "all") and find_spec(package) is not None:
-            yield from models() if name != "timm" else timm_models(max_millions)
+            yield from models(max_millions) if name in ("torchvision", "timm") else models()
 
 
 ZOOS: dict[str, tuple[str, Callable[..., Iterator[Entry]]]] = {
@@ -415,7 +502,10 @@ ZOOS: dict[str, tuple[str, Callable[..., Iterator[Entry]]]] = {
     "timm": ("timm", timm_models),
     "transformers, heads": ("transformers", transformers_models),
     "transformers": ("transformers", transformers_types),
-    "diffusers": ("diffusers", partial(_by_class, "diffusers", "diffusers", DIFFUSERS)),
+    "diffusers": (
+        "diffusers",
+        partial(_by_class, "diffusers", "diffusers", DIFFUSERS, DIFFUSERS_INPUTS),
+    ),
     "segmentation-models-pytorch": ("segmentation_models_pytorch", smp_models),
     "monai": ("monai", partial(_by_class, "monai", "monai.networks.nets", MONAI)),
     "pytorchcv": ("pytorchcv", pytorchcv_models),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -161,6 +163,29 @@ class Pair(nn.Module):
         return self.layer(left) - self.layer(right)
 
 
+class Denoiser(nn.Module):
+    """Its arguments have a default that it cannot do without, as some of diffusers'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = {"cross_attention_dim": 5}
+        self.conv, self.steps, self.text = nn.Conv2d(3, 4, 3), nn.Embedding(9, 4), nn.Linear(5, 4)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Any = None,
+        encoder_hidden_states: Any = None,
+        return_dict: bool = True,
+    ) -> Tensor:
+        words = self.text(encoder_hidden_states).mean(1)
+        return self.conv(sample) + (self.steps(timestep) + words)[:, :, None, None]
+
+
+def test_arguments_with_a_default_that_is_none() -> None:
+    assert not trace(Denoiser()).unused
+
+
 @pytest.mark.parametrize("kind", ARGUMENTS)
 def test_further_arguments_by_their_names(kind: str) -> None:
     assert not trace(ARGUMENTS[kind]()).unused
@@ -203,3 +228,23 @@ def test_a_dict_as_the_argument() -> None:
     assert not trace(model, (batch,)).unused
     with pytest.raises(TraceError, match=r"\(\{\.\.\.\},\)"):
         trace(model, batch)
+
+
+class Graphs(nn.Module):
+    """Takes one object that holds tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, data: Any) -> Tensor:
+        return self.layer(data.x)
+
+
+def test_an_object_as_the_argument() -> None:
+    data = SimpleNamespace(x=torch.zeros(3, 4))
+    assert not trace(Graphs(), (data,)).unused
+    with pytest.raises(TypeError, match=r"SimpleNamespace; .* goes into a tuple: \(data,\)"):
+        trace(Graphs(), data)
+    with pytest.raises(TraceError, match=r"goes into a tuple: .*\(data,\)"):
+        trace(Graphs())

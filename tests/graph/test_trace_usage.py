@@ -40,6 +40,12 @@ LINEAR = {
     "einsum, weight first": Layer((OUT, IN), lambda x, w: torch.einsum("oi,bti->bto", w, x)),
     "einsum without result": Layer((IN, OUT), lambda x, w: torch.einsum("abc,cd", x, w)),
     "einsum of the rest": Layer((IN, OUT), lambda x, w: torch.einsum("...i,io->...o", x, w)),
+    "einsum of three": Layer(
+        (IN, OUT), lambda x, w: torch.einsum("io,bti,bt->bto", w, x, torch.ones(2, 3))
+    ),
+    "einsum of three, the weight last": Layer(
+        (OUT, IN), lambda x, w: torch.einsum("bt,bti,oi->bto", torch.ones(2, 3), x, w)
+    ),
     "heads out": Layer((IN, 2, 5), lambda x, w: torch.einsum("bti,ihk->bthk", x, w).flatten(2)),
     "heads in": Layer(
         (2, 3, OUT), lambda x, w: torch.einsum("bthk,hko->bto", x.unflatten(2, (2, 3)), w)
@@ -193,3 +199,71 @@ def test_another_width() -> None:
     small, large = (Net(Layer((IN, out), lambda x, w: x @ w)) for out in (OUT, 24))
     graph = Graph.from_model(small, torch.zeros(2, 3, IN)).matched(large)
     assert graph.nodes[1] == weight_node(large, torch.zeros(2, 3, IN))
+
+
+class Several(nn.Module):
+    """Weights of several parameters that take part in one product."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], run: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterDict({n: torch.randn(shape) for n, shape in shapes.items()})
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x, *self.weights.values())
+
+
+def shapes_of(model: Several) -> dict[str | None, tuple[int, ...] | None]:
+    return {n.parameter: n.shape for n in Graph.from_model(model, torch.zeros(2, IN)).nodes[1:]}
+
+
+def test_each_factor_of_an_einsum_is_a_layer() -> None:
+    model = Several(
+        {"a": (IN, 3), "b": (3, OUT)}, lambda x, a, b: torch.einsum("ro,ir,bi->bo", b, a, x)
+    )
+    assert shapes_of(model) == {"weights.a": (3, IN), "weights.b": (OUT, 3)}
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_each_of_concatenated_weights_is_a_layer(dim: int) -> None:
+    shapes = {"a": (4, IN), "b": (OUT, IN)} if dim == 0 else {"a": (OUT, 2), "b": (OUT, IN - 2)}
+    model = Several(shapes, lambda x, a, b: F.linear(x, torch.cat([a, b], dim)))
+    graph = Graph.from_model(model, torch.zeros(2, IN))
+    assert {n.parameter: n.shape for n in graph.nodes[1:]} == {
+        f"weights.{name}": shape for name, shape in shapes.items()
+    }
+    assert graph.edges.tolist() == [[0, 1], [0, 2]]
+
+
+def test_concatenated_weights_that_are_stored_transposed() -> None:
+    shapes = {"a": (IN, 4), "b": (IN, OUT)}
+    model = Several(shapes, lambda x, a, b: x @ torch.cat([a, b], 1))
+    assert shapes_of(model) == {"weights.a": (4, IN), "weights.b": (OUT, IN)}
+
+
+class Quantised(Tensor):
+    """Rounded values and their scale, as libraries of quantisation keep them."""
+
+    values: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def __new__(cls, values: Tensor, scale: Tensor) -> Quantised:
+        made = Tensor._make_wrapper_subclass(cls, values.shape, dtype=values.dtype)
+        made.values, made.scale = values, scale
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["values", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*(a.values * a.scale if isinstance(a, cls) else a for a in args))
+
+
+def test_a_weight_that_is_wrapped_on_its_way() -> None:
+    def run(x: Tensor, weight: Tensor) -> Tensor:
+        scale = weight.abs().max() / 127
+        return F.linear(x, Quantised((weight / scale).round(), scale))
+
+    assert shapes_of(Several({"a": (OUT, IN)}, run)) == {"weights.a": (OUT, IN)}

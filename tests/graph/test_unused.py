@@ -141,7 +141,7 @@ class TwoTowers(nn.Module):
 
 def test_part_that_a_guess_left_out() -> None:
     unused = trace(TwoTowers()).unused
-    assert unused.pop("idle.weight") == UNREACHED
+    assert "idle.weight" in unused, "which nobody can tell from a layer of the other tower's"
     assert set(unused.values()) == {GUESSED}
     given = trace(TwoTowers(), (torch.zeros(2, 3, 8, 8), torch.zeros(2, 5).long()))
     assert given.unused == {"idle.weight": UNREACHED}

@@ -43,6 +43,7 @@ class Maker:
         batch: the number of examples.
         device: of the tensors; by default the model's.
         modules: all of the model's, where they have been listed already.
+        optional: also give arguments that have a default, where the name says what they are.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Maker:
         batch: int,
         device: torch.device | str | None,
         modules: Sequence[nn.Module] | None = None,
+        optional: bool = False,
     ) -> None:
         self.modules = list(model.modules()) if modules is None else modules
         parameters = (p for m in self.modules for p in m._parameters.values() if p is not None)
@@ -59,7 +61,8 @@ class Maker:
         self.model, self.batch = model, batch
         self.device = device or first.device
         self.dtype = next(floating, torch.float32)
-        self.required = _required(model)
+        self.required, known = _arguments(model)
+        self.optional = known if optional else []
 
     def zeros(self, *shape: int) -> Tensor:
         return torch.zeros(self.batch, *shape, dtype=self.dtype, device=self.device)
@@ -93,8 +96,9 @@ class Maker:
         return max((table.num_embeddings for table in tables), default=2)
 
     def call(self, first: Tensor) -> Call:
-        """A tensor as the first argument, and the others that have no default."""
-        return (first, *(self.argument(name, first) for name in self.required[1:])), {}
+        """A tensor as the first argument, and the others that are given."""
+        given = [self.argument(name, first) for name in self.required[1:]]
+        return (first, *given), {name: self.argument(name, first) for name in self.optional}
 
     def argument(self, name: str, first: Tensor) -> Any:
         """Another argument, by its name; by default one like the first."""
@@ -122,14 +126,20 @@ class Maker:
         return next((value for value in values if isinstance(value, int)), 0)
 
 
-def _required(model: nn.Module) -> list[str]:
-    """The names of ``forward``'s arguments that have no default."""
+_OPTIONAL = ("timestep", "class_labels", "encoder_hidden_states", "pooled_projections")
+"""Arguments of denoising networks, which have a default and cannot do without."""
+
+
+def _arguments(model: nn.Module) -> tuple[list[str], list[str]]:
+    """The names of ``forward``'s arguments that have no default, and the known ones that have."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
-        return []
+        return [], []
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in parameters if p.kind in positional and p.default is p.empty]
+    required = [p.name for p in parameters if p.kind in positional and p.default is p.empty]
+    names = {p.name for p in parameters} - set(required)
+    return required, [name for name in _OPTIONAL if name in names]
 
 
 _LARGEST = 2048

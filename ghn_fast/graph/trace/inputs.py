@@ -70,6 +70,13 @@ def guesses(
     if hasattr(getattr(model, "config", None), "model_type"):
         yield from transformers_guesses(maker)
     yield from _torchvision_guesses(maker)
+    yield from _guesses_by_layers(maker)
+    fuller = Maker(model, batch, device, maker.modules, optional=True)
+    if fuller.optional:
+        yield from _guesses_by_layers(fuller)
+
+
+def _guesses_by_layers(maker: Maker) -> Iterator[Guess]:
     kinds: set[type] = set()
     for layer in maker.modules:
         if type(layer) not in kinds and len(kinds) < _MOST_KINDS:

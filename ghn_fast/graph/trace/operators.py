@@ -6,6 +6,7 @@ which functions it applies to and which node type it makes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -209,7 +210,7 @@ def _contracted_dims(a: Tensor, b: Tensor, dims: Any) -> tuple[list[int], list[i
 
 
 def einsum(node_type: str) -> Handler:
-    """``torch.einsum`` of two operands, as :func:`product`."""
+    """``torch.einsum``, as :func:`product`; of several operands one product after the other."""
 
     def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
         operands = list(rec.tensors_in(args))
@@ -219,6 +220,8 @@ def einsum(node_type: str) -> Handler:
         if len(operands) == 2:
             uses = _einsum_uses(args[0]) if isinstance(args[0], str) else (None, None)
             number = product_record(rec, node_type, (operands[0], operands[1]), parents, uses)
+        elif len(operands) > 2 and isinstance(args[0], str) and "." not in args[0]:
+            number = _chained(rec, node_type, args[0], operands)
         else:
             number = rec.merge(parents)
         return rec.tag(rec.run(func, args, kwargs), number)
@@ -226,13 +229,47 @@ def einsum(node_type: str) -> Handler:
     return handle
 
 
+def _chained(rec: Recorder, node_type: str, equation: str, operands: Sequence[Tensor]) -> int:
+    """The record of a product of several: from one that depends on an input, to each in turn that
+    shares an index with what there is."""
+    parents = rec.records_in(operands)
+    if all(rec.is_static(number) for number in parents):
+        return rec.flag(parents, "factors")
+    words, result = _letters(equation)
+    left = list(zip(words, operands, strict=True))
+    sizes = {c: size for word, x in left for c, size in zip(word, x.shape, strict=True)}
+    word, value = left.pop(next(n for n, (_, x) in enumerate(left) if _is_input(rec, x)))
+    while left:
+        shared = (n for n, (other, _) in enumerate(left) if set(other) & set(word))
+        other, factor = left.pop(next(shared, 0))
+        rest = result + "".join(later for later, _ in left)
+        product = "".join(dict.fromkeys(c for c in word + other if c in rest))
+        uses = by_letters(word, other, product), by_letters(other, word, product)
+        parents = rec.records_in(value, factor)
+        number = product_record(rec, node_type, (value, factor), parents, uses)
+        value = rec.fresh([sizes[c] for c in product], number, value.dtype)
+        word = product
+    return number
+
+
+def _is_input(rec: Recorder, x: Tensor) -> bool:
+    number = rec.record_of(x)
+    return number is not None and not rec.is_static(number)
+
+
+def _letters(equation: str) -> tuple[list[str], str]:
+    """Those of each operand, and of the result."""
+    operands, arrow, result = equation.replace(" ", "").partition("->")
+    words = operands.split(",")
+    if not arrow:
+        found = "".join(words)
+        result = "".join(sorted(c for c in set(found) - {"."} if found.count(c) == 1))
+    return words, result
+
+
 def _einsum_uses(equation: str) -> tuple[Use | None, Use | None]:
     """The roles of two operands' dimensions."""
-    operands, arrow, result = equation.replace(" ", "").partition("->")
-    a, b = operands.split(",")
-    if not arrow:
-        letters = a + b
-        result = "".join(sorted(c for c in set(letters) - {"."} if letters.count(c) == 1))
+    (a, b), result = _letters(equation)
     return by_letters(a, b, result), by_letters(b, a, result)
 
 
@@ -413,13 +450,14 @@ def concatenation(node_type: str) -> Handler:
         parents = rec.records_in(tensors)
         if rec.opaque or not parents:
             return rec.generic(func, args, kwargs)
-        if all(rec.is_static(number) for number in parents):
-            number = rec.merge(parents)
-        else:
-            number = _join(rec, node_type, parents)
+        together = all(rec.is_static(number) for number in parents)
+        number = rec.merge(parents) if together else _join(rec, node_type, parents)
         if dim is None:
             dim = kwargs.get("axis", 0)
         like = next(t for t in tensors if rec.record_of(t) is not None)
-        return rec.emit(number, func, args, kwargs, like, shapes.concatenation, tensors, dim)
+        whole = rec.emit(number, func, args, kwargs, like, shapes.concatenation, tensors, dim)
+        if together:
+            rec.note_parts(whole, tensors)
+        return whole
 
     return handle

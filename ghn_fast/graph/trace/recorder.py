@@ -170,6 +170,7 @@ class Recorder(TorchFunctionMode):
         self.after: Callable[[Func, Args, Kwargs, Any], Any] | None = None
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._owned: dict[int, int | None] = {}
+        self._parts: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._originals: dict[int, Tensor] = {}
         self._register(modules)
@@ -243,12 +244,22 @@ class Recorder(TorchFunctionMode):
         number = getattr(tensor, self._id, None)
         if self._written:
             number = self._through_base(tensor, number)
-        if number is None and self.execute:
+        if number is None and hasattr(tensor, "__tensor_flatten__"):
+            number = self._through_wrapper(tensor)
+        elif number is None and self.execute:
             number = self.outside()
             setattr(tensor, self._id, number)
         elif number is None and tensor.is_meta and not self._on_meta:
             raise Hidden("a tensor comes from a call that cannot be seen")
         return None if number == _CONSTANT else number
+
+    def _through_wrapper(self, tensor: Any) -> int:
+        """Of a tensor of a class that wraps others, such as quantised values and their scale."""
+        names, _ = tensor.__tensor_flatten__()
+        inner = self.records_in([getattr(tensor, name) for name in names])
+        number = self.merge(inner) if inner else _CONSTANT
+        setattr(tensor, self._id, number)
+        return number
 
     def outside(self) -> int:
         """The record of a tensor made of what is no tensor, such as an array of numpy.
@@ -384,6 +395,15 @@ class Recorder(TorchFunctionMode):
         source = source if self.execute else self.fake(source)
         if not _shares_memory(copy, source):
             self._copies[copy.untyped_storage()._cdata] = copy, source
+
+    def note_parts(self, whole: Tensor, parts: Iterable[Tensor]) -> None:
+        """Notes that a tensor is a concatenation of parameters or of what is made of them."""
+        self._parts[id(whole)] = whole, list(parts)
+
+    def parts_of(self, tensor: Tensor) -> list[Tensor]:
+        """What a tensor is a concatenation of, if each is made of parameters; else none."""
+        _, parts = self._parts.get(id(tensor), (tensor, []))
+        return parts if all(self.parameters_behind(part) for part in parts) else []
 
     def place_in(self, parameter: Parameter, tensor: Tensor) -> Place | None:
         """Where what is made of a parameter lies in that parameter's memory; None if unknown.

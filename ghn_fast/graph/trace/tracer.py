@@ -216,7 +216,7 @@ def _advice(on_meta: bool, errors: Sequence[Exception]) -> str:
         return "its course depends on values, so it needs parameters that are not on meta"
     return (
         "pass example_inputs=...: a tensor, a tuple of arguments or a dict of keyword arguments "
-        "(a dict that is itself an argument goes into a tuple: ({...},))"
+        "(a dict or a graph that is itself an argument goes into a tuple: ({...},), (data,))"
     )
 
 
@@ -229,7 +229,8 @@ def _arguments(example_inputs: Any) -> Inputs:
         return tuple(example_inputs), {}
     raise TypeError(
         "example_inputs is a tensor, a tuple of arguments or a dict of keyword arguments, not "
-        f"{type(example_inputs).__name__}"
+        f"{type(example_inputs).__name__}; any other object that is the argument, such as a graph, "
+        "goes into a tuple: (data,)"
     )
 
 

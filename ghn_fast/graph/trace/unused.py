@@ -40,8 +40,9 @@ def reason(recorder: Recorder, touched: bool) -> str:
 def whole_parts(modules: Sequence[tuple[str, nn.Module]], unused: Iterable[str]) -> set[str]:
     """The unused parameters of the model's own parts of several layers none of which is used.
 
-    Deeper down an unused part is the architecture's own, such as an operation of a cell whose
-    result nothing reads.
+    And, beside such a part, what else of the model's own is not used: its table of positions, its
+    last layer. Deeper down an unused part is the architecture's own, such as an operation of a
+    cell whose result nothing reads.
     """
     missing = set(unused)
     found: set[str] = set()
@@ -50,4 +51,12 @@ def whole_parts(modules: Sequence[tuple[str, nn.Module]], unused: Iterable[str])
         inside = {f"{prefix}.{name}" for name, _ in module.named_parameters()}
         if prefix and "." not in prefix and len(layers) > 1 and inside <= missing:
             found |= inside
+    if found:
+        every = (name for name, _ in modules[0][1].named_parameters())
+        used = {_top(name) for name in every if name not in missing}
+        found |= {name for name in missing if _top(name) not in used}
     return found
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
