@@ -1,8 +1,8 @@
 """Benchmarks: ``pytest bench/`` runs each once, ``pytest bench/ --benchmark`` measures.
 
 What was measured is saved in ``.benchmarks`` (compare runs with ``pytest-benchmark compare``), and
-printed as a table with the limits and the peers that a benchmark names in its ``extra_info``, and
-drawn over the sizes that it names there (``plot.py``).
+printed as a table with the limits and the peers of each (``table.py``), and drawn over the sizes
+that benchmarks name in their ``extra_info`` (``plot.py``).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from pytest_benchmark.utils import get_tag
+from table import lines
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,7 +43,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         if benchmark.stats.data:
             groups[benchmark.group or ""].append(benchmark)
     for group, benchmarks in groups.items():
-        _print_group(terminalreporter, group, benchmarks)
+        terminalreporter.section(group or "benchmarks", sep="-")
+        for line in lines([benchmark.as_dict(include_data=False) for benchmark in benchmarks]):
+            terminalreporter.write_line(line)
     measured = [benchmark for benchmarks in groups.values() for benchmark in benchmarks]
     _draw_growth(terminalreporter, measured, config.rootpath / ".benchmarks" / "growth.svg")
 
@@ -57,16 +60,3 @@ def _draw_growth(terminalreporter: Any, benchmarks: list[Any], path: Path) -> No
     path.parent.mkdir(exist_ok=True)
     if plot([benchmark.as_dict(include_data=False) for benchmark in benchmarks], path):
         terminalreporter.write_line(f"growth over sizes: {path}")
-
-
-def _print_group(terminalreporter: Any, group: str, benchmarks: list[Any]) -> None:
-    """One line each: the median, its ratio to the group's fastest, and the extra information."""
-    terminalreporter.section(group or "benchmarks", sep="-")
-    fastest = min(benchmark.stats.median for benchmark in benchmarks)
-    width = max(len(benchmark.name) for benchmark in benchmarks)
-    for benchmark in sorted(benchmarks, key=lambda benchmark: benchmark.stats.median):
-        median = benchmark.stats.median
-        extra = ", ".join(f"{name} {value}" for name, value in benchmark.extra_info.items())
-        terminalreporter.write_line(
-            f"{benchmark.name:{width}}  {1e3 * median:10.3f} ms  {median / fastest:8.2f} x  {extra}"
-        )
