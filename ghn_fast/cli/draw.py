@@ -45,13 +45,12 @@ def draw(
 
 
 def _graph(name: str, num_classes: int | None, seed: int, large_images: bool) -> Graph:
-    from ghn_fast.cli.models import build_model
+    from ghn_fast.cli.models import build_model, network_of
     from ghn_fast.graph import Graph
-    from ghn_fast.nets import SPLITS, DeepNets1M
+    from ghn_fast.nets import DeepNets1M
 
-    split, _, index = name.partition(":")
-    if split in SPLITS and index.isdecimal():
-        limit = None if split == "predefined" else int(index) + 1
-        nets = DeepNets1M(split, seed, limit, large_images, num_classes=num_classes)
-        return nets[int(index)]
+    if (network := network_of(name)) is not None:
+        split, index = network
+        limit = None if split == "predefined" else index + 1
+        return DeepNets1M(split, seed, limit, large_images, num_classes=num_classes)[index]
     return Graph.from_model(build_model(name, num_classes or 1000))

@@ -32,7 +32,8 @@ def fit(
     model: Annotated[
         str,
         typer.Argument(
-            help="A torchvision model (resnet50), timm/<name>, or package.module:callable."
+            help="A torchvision model (resnet50), timm/<name>, package.module:callable, or a "
+            "network of DeepNets-1M (val:3)."
         ),
     ],
     data: Annotated[
@@ -59,7 +60,11 @@ def fit(
         ),
     ] = None,
     normalise: Annotated[
-        str, typer.Option(help="By whose means: cifar10, imagenet, or auto, as for the GHN.")
+        str,
+        typer.Option(
+            help="By whose means: cifar10, imagenet, or auto, which is cifar10 for a GHN of fewer "
+            "than 1,000 classes. Give what the GHN was trained with, where that is something else."
+        ),
     ] = "auto",
     epochs: Annotated[int, typer.Option(min=0, help="Of training after the closed form.")] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate at the start of the cosine.")] = 0.01,
@@ -249,9 +254,9 @@ class _Job:
 
     def _loading(self, model: nn.Module) -> str:
         """Lines of Python that load the file ``path``, without ghn_fast."""
-        from ghn_fast.cli.models import recipe
+        from ghn_fast.cli.models import network_of, recipe
 
-        if ":" in self.name:
+        if ":" in self.name and network_of(self.name) is None:
             module, _, attribute = self.name.partition(":")
             lines = [f"import {module}", f"model = {module}.{attribute}()"]
         else:

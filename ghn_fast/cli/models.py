@@ -1,4 +1,4 @@
-"""Models by name: torchvision's, timm's, or anything that can be imported."""
+"""Models by name: torchvision's, timm's, DeepNets-1M's, or anything that can be imported."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def build_model(name: str, num_classes: int, image_size: int | None = None) -> n
     """A randomly initialised model.
 
     Args:
-        name: a torchvision classifier (``resnet50``), ``timm/<name>``, or
-            ``package.module:callable``, which is called without arguments.
-        num_classes: of the first two.
+        name: a torchvision classifier (``resnet50``), ``timm/<name>``, a network of DeepNets-1M
+            (``val:3``), or ``package.module:callable``, which is called without arguments.
+        num_classes: of all but the last.
         image_size: of those whose tables of positions are made for one size; None for their own.
 
     Raises:
         UsageError: nothing has that name, with the nearest suggested, or it cannot be made for
             that size.
     """
-    if ":" in name and not name.startswith("timm/"):
+    if ":" in name and not name.startswith("timm/") and network_of(name) is None:
         return _imported_model(name)
     function, options = recipe(name, num_classes, image_size)
     try:
@@ -43,9 +43,38 @@ def recipe(
     Raises:
         UsageError: nothing has that name.
     """
+    if (network := network_of(name)) is not None:
+        return "ghn_fast.nets.build_net", _network_options(*network, num_classes, image_size)
     if name.startswith("timm/"):
         return "timm.create_model", _timm_options(name[5:], num_classes, image_size)
     return "torchvision.models.get_model", _torchvision_options(name, num_classes, image_size)
+
+
+def network_of(name: str) -> tuple[str, int] | None:
+    """The split and the number of a network of DeepNets-1M; None if the name is none of one."""
+    from ghn_fast.nets import SPLITS
+
+    split, _, index = name.partition(":")
+    return (split, int(index)) if split in SPLITS and index.isdecimal() else None
+
+
+def _network_options(
+    split: str, index: int, num_classes: int, image_size: int | None
+) -> dict[str, Any]:
+    from ghn_fast.data.images import LARGEST_SMALL_SIZE
+    from ghn_fast.nets import DeepNets1M, check_image_size, to_dict
+
+    is_large = image_size is not None and image_size > LARGEST_SMALL_SIZE
+    limit = None if split == "predefined" else index + 1
+    try:
+        if image_size is not None:
+            check_image_size(image_size, is_large)
+        net_args = dict(DeepNets1M(split, 0, limit, is_large)[index].net_args or {})
+    except (ValueError, IndexError) as error:
+        raise UsageError(f"{split}:{index}: {error}") from None
+    if net_args["genotype"] != "resnet50":
+        net_args["genotype"] = to_dict(net_args["genotype"])
+    return {"net_args": net_args, "num_classes": num_classes, "is_imagenet_input": is_large}
 
 
 def _called(function: str, options: dict[str, Any]) -> nn.Module:

@@ -27,7 +27,8 @@ def predict(
     model: Annotated[
         str,
         typer.Argument(
-            help="A torchvision model (resnet50), timm/<name>, or package.module:callable."
+            help="A torchvision model (resnet50), timm/<name>, package.module:callable, or a "
+            "network of DeepNets-1M (val:3)."
         ),
     ],
     ghn: options.Ghn = "ghn2-cifar10",
@@ -86,7 +87,7 @@ def predict(
     from ghn_fast.card import noise_for
     from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.inputs import make_inputs
-    from ghn_fast.cli.models import build_model
+    from ghn_fast.cli.models import build_model, network_of
     from ghn_fast.evaluation import batches_in_order
     from ghn_fast.graph import Graph
     from ghn_fast.nets import adjust_net
@@ -98,9 +99,10 @@ def predict(
     classes = network.config.num_classes if num_classes is None else num_classes
     small = network.config.num_classes < 1000 if small_images is None else small_images
 
-    target = build_model(model, classes)  # imports what it needs
+    size = 224 if network_of(model) is not None and not small else None
+    target = build_model(model, classes, size)  # imports what it needs
     start = time.perf_counter()
-    build_model(model, classes)
+    build_model(model, classes, size)
     built = time.perf_counter() - start
     if ":" not in model and small:
         target = adjust_net(target)

@@ -4,7 +4,8 @@ import pytest
 from torch import nn
 
 from ghn_fast.cli.errors import UsageError
-from ghn_fast.cli.models import build_model
+from ghn_fast.cli.models import build_model, recipe
+from ghn_fast.nets import DeepNets1M, Network, build_net
 
 
 def test_torchvision() -> None:
@@ -14,6 +15,31 @@ def test_torchvision() -> None:
 
 def test_imported() -> None:
     assert isinstance(build_model("tests.graphs:SmallClassifier", num_classes=10), nn.Module)
+
+
+@pytest.mark.parametrize(("size", "is_large"), [(None, False), (32, False), (64, True)])
+def test_a_network_of_deepnets(size: int | None, is_large: bool) -> None:
+    net_args = DeepNets1M("val", 0, 4, is_large)[3].net_args
+    assert net_args is not None
+    expected = Network(num_classes=7, is_imagenet_input=is_large, **net_args).state_dict()
+    state = build_model("val:3", 7, size).state_dict()
+    assert {n: v.shape for n, v in state.items()} == {n: v.shape for n, v in expected.items()}
+
+
+def test_the_recipe_of_a_network_is_plain_python() -> None:
+    function, arguments = recipe("val:3", 7, 64)
+    assert function == "ghn_fast.nets.build_net"
+    written = eval(repr(arguments), {})
+    assert [*build_net(**written).state_dict()] == [*build_model("val:3", 7, 64).state_dict()]
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [("val:3", 33, "33 pixels cannot be"), ("predefined:9", None, "predefined:9: ")],
+)
+def test_a_network_that_cannot_be(name: str, size: int | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_model(name, 7, size)
 
 
 @pytest.mark.parametrize(

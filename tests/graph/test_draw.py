@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
 from pathlib import Path
@@ -119,8 +120,9 @@ def test_svg_shows_nodes_arrows_stages_and_shapes() -> None:
     assert len(titles) == graph.num_nodes
     named = next(title for title in titles if title.startswith("conv.weight"))
     assert "8 x 3 x 3 x 3" in named
-    tips = [path for path in picture.iter(f"{SVG}path") if path.get("marker-end")]
+    (tips,) = [group for group in picture.iter(f"{SVG}g") if group.get("class") == "tips"]
     assert len(tips) == len(graph.edges)
+    assert not [element for element in picture.iter() if element.get("id")]
     words = {element.text for element in picture.iter(f"{SVG}text")}
     assert {"conv", "bn", "fc", "batch norm (1)"} <= words
 
@@ -133,6 +135,16 @@ def test_svg_is_shaded_hollow_and_noted() -> None:
     assert "kept: &lt;why&gt;" in looks
     assert looks != svg(graph, shades={1: 1.0}, hollow=[2], notes={2: "kept: <why>"})
     assert svg(graph, shades={1: 1.0}) == plain
+
+
+def test_the_outline_of_a_hollow_node_is_dark_enough_to_see() -> None:
+    graph = small_classifier()
+    assert any(node.type == "bias" for node in graph.nodes), "the palest of all"
+    for index in range(graph.num_nodes):
+        outline = re.search(r"fill='white' stroke='#(\w{6})'", svg(graph, hollow=[index]))
+        assert outline is not None
+        channels = [int(outline[1][at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        assert sum(channels) / 3 < 0.6
 
 
 def test_svg_of_nodes_that_have_no_style() -> None:

@@ -50,9 +50,6 @@ def svg(
     parts = [
         f"<svg xmlns='http://www.w3.org/2000/svg' width='{width:.0f}' height='{height:.0f}' "
         f"viewBox='0 0 {width:.0f} {height:.0f}' {_FONT}>",
-        "<defs><marker id='tip' markerUnits='userSpaceOnUse' markerWidth='7' markerHeight='7' "
-        f"refX='{7 + _RADIUS:.0f}' refY='3.5' orient='auto'>"
-        "<path d='M0 0L7 3.5L0 7z' fill='#8a8a8a'/></marker></defs>",
         _edges(places, origin),
         *_stages(graph, places, origin),
     ]
@@ -70,13 +67,17 @@ def _pixel(point: tuple[float, ...], origin: Point) -> Point:
 
 def _edges(places: Layout, origin: Point) -> str:
     ends = {tuple(map(float, place)) for place in places.nodes.tolist()}
-    paths = []
+    paths, tips = [], []
     for line in places.lines:
         points = [_pixel(point, origin) for point in line]
+        paths.append(f"<path d='{_curve(points)}'/>")
         # Where several edges share a line to a passing place, only its end at a node has a tip.
-        tip = " marker-end='url(#tip)'" if tuple(map(float, line[-1])) in ends else ""
-        paths.append(f"<path d='{_curve(points)}'{tip}/>")
-    return f"<g fill='none' stroke='#9a9a9a' stroke-width='1.1'>{''.join(paths)}</g>"
+        if tuple(map(float, line[-1])) in ends:
+            tips.append(f"<path d='{_tip(points)}'/>")
+    return (
+        f"<g fill='none' stroke='#9a9a9a' stroke-width='1.1'>{''.join(paths)}</g>\n"
+        f"<g class='tips' fill='#8a8a8a'>{''.join(tips)}</g>"
+    )
 
 
 def _curve(points: list[Point]) -> str:
@@ -86,6 +87,21 @@ def _curve(points: list[Point]) -> str:
         middle = (y0 + y1) / 2
         return f"M{x0:.1f} {y0:.1f}C{x0:.1f} {middle:.1f} {x1:.1f} {middle:.1f} {x1:.1f} {y1:.1f}"
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def _tip(points: list[Point]) -> str:
+    """A triangle before the node at the end; markers would have names, which drawings share."""
+    (x0, y0), (x1, y1) = points[-2:]
+    length = math.hypot(x1 - x0, y1 - y0)
+    # An S arrives downwards or upwards, whatever is between its ends.
+    along = (0.0, math.copysign(1.0, y1 - y0))
+    if len(points) > 2 and length > 0:
+        along = ((x1 - x0) / length, (y1 - y0) / length)
+    corners = [
+        (x1 - back * along[0] - side * along[1], y1 - back * along[1] + side * along[0])
+        for back, side in ((_RADIUS + 7, 3.5), (_RADIUS, 0.0), (_RADIUS + 7, -3.5))
+    ]
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in corners) + "z"
 
 
 def _node(node: Node, x: float, y: float, fill: str, note: str) -> str:
@@ -100,7 +116,9 @@ def _node(node: Node, x: float, y: float, fill: str, note: str) -> str:
         if kernel
         else ""
     )
-    outline = f"stroke='{style.colour if fill == 'white' else '#444'}' stroke-width='1.2'"
+    outline = "stroke='#444' stroke-width='1.2'"
+    if fill == "white":  # all there is to see of its kind, and some kinds are pale
+        outline = f"stroke='{_mixed(style.colour, '#000000', 0.65)}' stroke-width='2.2'"
     mark = _MARKS.get(style.marker, _circle)(x, y, f"fill='{fill}' {outline}")
     return f"<g class='node'><title>{title}</title>{mark}{text}</g>"
 
@@ -183,6 +201,10 @@ def _shaded(style: Style, shade: float | None) -> str:
     """The style's colour, mixed with white."""
     if shade is None:
         return style.colour
-    strength = 0.15 + 0.85 * min(max(shade, 0.0), 1.0)
-    channels = [int(style.colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return "#" + "".join(f"{round(255 + (c - 255) * strength):02x}" for c in channels)
+    return _mixed(style.colour, "#ffffff", 0.15 + 0.85 * min(max(shade, 0.0), 1.0))
+
+
+def _mixed(colour: str, other: str, share: float) -> str:
+    """With another colour, ``share`` of the first."""
+    pairs = ((int(colour[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(b + (a - b) * share):02x}" for a, b in pairs)
