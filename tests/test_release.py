@@ -33,7 +33,11 @@ CHANGELOG = """# Changelog
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("release_notes", SCRIPT)
+    return module_of("release_notes.py")
+
+
+def module_of(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), SCRIPT.parent / name)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -61,3 +65,20 @@ def test_what_does_not_agree(script: ModuleType, tag: str, version: str, problem
 def test_citation_is_of_this_version() -> None:
     citation = (SCRIPT.parents[1] / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {ghn_fast.__version__}\n" in citation
+
+
+def test_links_of_the_readme_lead_to_the_repository() -> None:
+    links = module_of("absolute_links.py")
+    here = "[a](CONTRIBUTING.md#test) ![b](docs/figures/predict.svg) [c](docs)"
+    there = links.absolute(here, "https://host/o/n", "v1")
+    assert there == (
+        "[a](https://host/o/n/blob/v1/CONTRIBUTING.md#test) "
+        "![b](https://host/o/n/raw/v1/docs/figures/predict.svg) "
+        "[c](https://host/o/n/blob/v1/docs)"
+    )
+    elsewhere = "[d](https://host/README.md) [e](#use) [f](no/such/file) model[0](images)"
+    assert links.absolute(elsewhere, "https://host/o/n", "v1") == elsewhere
+    readme = (SCRIPT.parents[1] / "README.md").read_text(encoding="utf-8")
+    made = links.absolute(readme, "https://host/o/n", "v1")
+    assert links.absolute(made, "https://host/o/n", "v1") == made
+    assert "](docs/" not in made
