@@ -125,6 +125,10 @@ class TrainConfig:
             their shares, the split families/train), ``families/NAME`` (one of them). Families are
             for 32 x 32 images, have widths of their own, and draw again what is beyond
             ``max_work`` or ``max_parameters``.
+        first_come: of several processes each takes the next network of a step once it is free,
+            instead of a share dealt beforehand. For processes on one GPU, where networks take
+            times that nobody knows before. Needs ``own_images`` and ``normalise_networks``, and
+            no ``accumulate`` or ``max_nodes``.
         num_networks: how many networks of the train split are used; None for all of them.
             Up to ``cached_networks`` of them are kept in memory once built.
         cached_networks: how many built networks are kept in memory, about 1 MB each.
@@ -186,6 +190,7 @@ class TrainConfig:
     network_work: float | None = None
     min_images: int = 8
     mixture: dict[str, float] = field(default_factory=lambda: {DEEPNETS: 1.0})
+    first_come: bool = False
     num_networks: int | None = 4000
     cached_networks: int = 4000
     widths: tuple[int, ...] | None = (16, 24, 32, 48, 64)
@@ -253,6 +258,10 @@ class TrainConfig:
         if widths is not None and (not widths or any(w < 8 or w % 8 for w in widths)):
             raise ConfigError(f"widths must be multiples of 8, not {widths}")
         _check_mixture(self.mixture)
+        if self.first_come and not (self.own_images and self.normalise_networks):
+            raise ConfigError("first_come needs own_images and normalise_networks")
+        if self.first_come and (self.accumulate > 1 or self.max_nodes is not None):
+            raise ConfigError("first_come goes with neither accumulate nor max_nodes")
         if not 0 <= self.crop_share <= 1:
             raise ConfigError(f"crop_share must be from 0 to 1, not {self.crop_share}")
         if not 0 <= self.ema_decay < 1:

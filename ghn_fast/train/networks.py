@@ -149,6 +149,15 @@ class NetworkStream:
         places = self._share(nodes) if is_small else []
         return [self._drawn(indices[i])._replace(place=i) for i in places], position, is_small
 
+    def at(self, position: int, place: int) -> Drawn:
+        """One network of the step at this position, whatever process it is dealt to.
+
+        Raises:
+            ConfigError: no candidate for it is within the limits.
+        """
+        self._members.clear()
+        return self._drawn(self._first_within_limits(position + place))._replace(place=place)
+
     def _dealt(self, position: int) -> list[int]:
         """This process's places of the step here: of each part of the mixture nearly as many as
         the other processes have."""

@@ -6,10 +6,11 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ghn_fast._system.processes import ALONE, Processes
 from ghn_fast.ghn import GHN
 from ghn_fast.ghn.place.leaves import Leaves
-from ghn_fast.graph import GraphBatch
+from ghn_fast.graph import Graph, GraphBatch
 from ghn_fast.train.denormals import flushed_denormals
 
 
@@ -197,19 +198,93 @@ def train_step(
                 result.limited += _limit_networks(outcomes, all_found, network_clip)
             is_whole &= _backward(ghn, leaves, outcomes)
             clock.lap("backward")
-        _collect(result, [summary for found in summaries for summary in found])
-        result.own_top1 = [summary.top1 for summary in summaries[processes.rank]]
-        good = len(result.losses) - len(result.errors)
-        if not all(processes.gather(is_whole)):
-            result.skipped = "memory ran out in the GHN's backward pass"
-        elif good == 0:
-            result.skipped = "no network has a finite loss and gradient"
-        else:
-            processes.sum_gradients(ghn)
-            clock.lap("exchange")
-            _update(result, ghn, optimizer, grad_clip, scale=1 / good)
-    clock.lap("update")
+        _finish(result, summaries, is_whole, ghn, optimizer, grad_clip, processes, clock)
     return result
+
+
+class Arrival(NamedTuple):
+    """A network of a step, and its own images (B, 3, H, W) and labels (B,)."""
+
+    model: nn.Module
+    graph: Graph
+    images: Tensor
+    labels: Tensor
+
+
+@flushed_denormals()
+def train_step_as_they_come(
+    ghn: GHN,
+    networks: Iterable[Arrival],
+    optimizer: torch.optim.Optimizer,
+    *,
+    label_smoothing: float = 0.0,
+    predicted_decay: float = 0.0,
+    grad_clip: float = 5.0,
+    autocast: torch.dtype | None = None,
+    processes: Processes = ALONE,
+) -> StepResult:
+    """:func:`train_step` for networks that are not known beforehand.
+
+    Each is predicted, run and differentiated down to the GHN before the next one is asked for, so
+    that several processes can take a step's networks from one heap, each as soon as it is free.
+    Every network's gradient is scaled to length 1 (``normalise_networks``). The models are left
+    with predicted tensors for parameters.
+    """
+    if not ghn.training:
+        raise ValueError("the GHN is in evaluation mode; call ghn.train() first")
+    result = StepResult()
+    optimizer.zero_grad(set_to_none=True)
+    clock = _Clock(result.seconds)
+    outcomes: list[_Outcome] = []
+    is_whole = True
+    for model, graph, images, labels in networks:
+        clock.lap("wait")
+        leaves, failure = _predict(ghn, [model], GraphBatch([graph]), range(1))
+        clock.lap("predict")
+        if leaves is None:
+            outcomes.append(_Outcome(float("nan"), error=failure))
+            continue
+        (own,) = leaves.by_model
+        outcome = _run_network(
+            model, own, images, labels, label_smoothing, predicted_decay, autocast
+        )
+        _read([outcome])
+        clock.lap("networks")
+        _normalise_networks([outcome])
+        is_whole &= _backward(ghn, leaves, [outcome])
+        outcome.gradients = []
+        outcomes.append(outcome)
+        clock.lap("backward")
+    clock.lap("wait")
+    summaries = processes.gather([outcome.summary() for outcome in outcomes])
+    clock.lap("exchange")
+    _finish(result, summaries, is_whole, ghn, optimizer, grad_clip, processes, clock)
+    return result
+
+
+def _finish(
+    result: StepResult,
+    summaries: Sequence[Sequence[_Summary]],
+    is_whole: bool,
+    ghn: GHN,
+    optimizer: torch.optim.Optimizer,
+    grad_clip: float,
+    processes: Processes,
+    clock: _Clock,
+) -> None:
+    """Adds up the gradients of all processes and updates the GHN, unless something failed."""
+    _collect(result, [summary for found in summaries for summary in found])
+    result.own_top1 = [summary.top1 for summary in summaries[processes.rank]]
+    good = len(result.losses) - len(result.errors)
+    if not all(processes.gather(is_whole)):
+        result.skipped = "memory ran out in the GHN's backward pass"
+    elif good == 0:
+        result.skipped = "no network has a finite loss and gradient"
+    else:
+        processes.sum_gradients(ghn)
+        clock.lap("exchange")
+        _update(result, ghn, optimizer, grad_clip, scale=1 / good)
+    clock.lap("update")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import itertools
 import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from ghn_fast._system.device import images_to_device, to_device
 from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.files import lock, remove_leftovers, replace, writing
-from ghn_fast._system.processes import Processes, choose_device
+from ghn_fast._system.processes import Processes, Tickets, choose_device
 from ghn_fast._system.random import seeded
 from ghn_fast.checkpoint import CheckpointError, from_pretrained, save
 from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
@@ -33,9 +33,10 @@ from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import LOG_FILE, Meter, RunLog
 from ghn_fast.train.networks import Drawn, NetworkStream, image_counts, values_to_device
 from ghn_fast.train.plot import has_matplotlib, plot_run
+from ghn_fast.train.pointwise import use_products
 from ghn_fast.train.schedule import learning_rate, update_average
 from ghn_fast.train.soap import SOAP
-from ghn_fast.train.step import StepResult, train_step
+from ghn_fast.train.step import Arrival, StepResult, train_step, train_step_as_they_come
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -72,6 +73,14 @@ class _Prepared(NamedTuple):
     images: Tensor
     labels: Tensor
     parts: list[slice]
+
+
+class _Taken(NamedTuple):
+    """A network that this process has taken, of which step, and how many images it gets."""
+
+    step: int
+    network: Drawn
+    images: int
 
 
 class Trainer:
@@ -123,7 +132,7 @@ class Trainer:
             self.ghn = _make_ghn(config, train.num_classes).to(self.device)
         self.average = copy.deepcopy(self.ghn).eval()
         self.optimizer = _make_optimizer(config, self.ghn)
-        if self.device.type == "cuda" and isinstance(train, Images):
+        if config.first_come and self.device.type == "cuda" and isinstance(train, Images):
             train = train.to(self.device)
         self.images = ImageStream(train, config.image_batch, config.seed)
         self.networks = NetworkStream(
@@ -225,10 +234,18 @@ class Trainer:
         meter = Meter()
         if self.finished:
             return
-        prepared = preparing.submit(self._prepare, self.step, self.network_position)
+        advance: Callable[..., tuple[list[Drawn], StepResult, Future[Any]]] = self._advance
+        prepared: Future[Any]
+        if self.config.first_come:
+            advance = self._advance_as_they_come
+            self._first = self.step, self.network_position
+            self._tickets = Tickets(self.processes)
+            prepared = preparing.submit(self._take)
+        else:
+            prepared = preparing.submit(self._prepare, self.step, self.network_position)
         while not self.finished and not self._stopping:
             with self._timed("step"):
-                drawn, result, prepared = self._advance(prepared, workers, preparing)
+                drawn, result, prepared = advance(prepared, workers, preparing)
                 meter.add(result, [network.family for network in drawn])
                 self._report_errors(log, drawn, result)
                 if self._due(self.config.log_every):
@@ -283,8 +300,7 @@ class Trainer:
         prepared = preparing.submit(self._prepare, self.step + 1, position)
         images, labels = images_to_device(images, self.device), to_device(labels, self.device)
         waited = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step, self.progress)
+        self._set_learning_rate()
         result = train_step(
             self.ghn,
             [network.model for network in drawn],
@@ -302,6 +318,16 @@ class Trainer:
             accumulate=self.config.accumulate,
             processes=self.processes,
         )
+        result.seconds["wait"] = waited - start
+        self._count(result, position)
+        return drawn, result, prepared
+
+    def _set_learning_rate(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step, self.progress)
+
+    def _count(self, result: StepResult, position: int) -> None:
+        """Goes on to the next step, whose networks begin at this position."""
         stepped = time.perf_counter()
         if result.updated:
             update_average(self.average, self.ghn, self.config.ema_decay, self.step)
@@ -309,15 +335,64 @@ class Trainer:
         self.left_out_networks += len(result.errors)
         self.network_position = position
         self.step += 1
-        averaged = time.perf_counter() - stepped
-        result.seconds.update(wait=waited - start, ema=averaged)
+        result.seconds["ema"] = time.perf_counter() - stepped
+
+    def _advance_as_they_come(
+        self,
+        prepared: Future[_Taken],
+        workers: ThreadPoolExecutor | None,
+        preparing: ThreadPoolExecutor,
+    ) -> tuple[list[Drawn], StepResult, Future[_Taken]]:
+        """One step with the networks that this process takes; the next one is made meanwhile."""
+        drawn: list[Drawn] = []
+        crop = self.progress < self.config.crop_share
+        first = self.step * self.networks.networks_per_step
+
+        def arriving() -> Iterator[Arrival]:
+            nonlocal prepared
+            while (taken := prepared.result()).step == self.step:
+                prepared = preparing.submit(self._take)
+                network = taken.network
+                drawn.append(network)
+                images, labels = self.images.batch(first + network.place, crop, taken.images)
+                images = images_to_device(images, self.device)
+                labels = to_device(labels, self.device)
+                yield Arrival(network.model, network.graph, images, labels)
+
+        self._set_learning_rate()
+        result = train_step_as_they_come(
+            self.ghn,
+            arriving(),
+            self.optimizer,
+            label_smoothing=self.config.label_smoothing,
+            predicted_decay=self.config.predicted_decay,
+            grad_clip=self.config.grad_clip,
+            autocast=torch.bfloat16 if self.config.precision == "bfloat16" else None,
+            processes=self.processes,
+        )
+        self._count(result, self.network_position + self.networks.networks_per_step)
         return drawn, result, prepared
+
+    def _take(self) -> _Taken:
+        """The next network of the run that no process has taken."""
+        ticket = self._tickets.take()
+        steps, place = divmod(ticket, self.networks.networks_per_step)
+        step, position = self._first
+        network = self._placed(self.networks.at(position + ticket - place, place))
+        return _Taken(step + steps, network, *image_counts(self.config, [network]))
+
+    def _placed(self, network: Drawn) -> Drawn:
+        """A network as it runs fast on the device."""
+        values_to_device(network.model, self.device)
+        if self.device.type == "cuda":
+            use_products(network.model)
+        return network
 
     def _prepare(self, step: int, position: int) -> _Prepared:
         """Networks and images of a step, and the position of the networks after it."""
         drawn, after = self.networks.draw(position)
         for network in drawn:
-            values_to_device(network.model, self.device)
+            self._placed(network)
         pairs = list(zip(drawn, image_counts(self.config, drawn), strict=True))
         # Workers take the networks in this order, and the longest last would keep one waiting.
         pairs.sort(key=lambda pair: pair[0].work * pair[1], reverse=True)

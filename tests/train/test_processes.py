@@ -106,6 +106,28 @@ def test_one_process_goes_on_with_what_two_began(two_processes: Path) -> None:
         make_trainer(two_processes, SHARED_STEP)
 
 
+@pytest.mark.parametrize("mixture", [{"deepnets": 1.0}, {"deepnets": 1.0, "families/plain": 1.0}])
+def test_networks_that_are_taken_are_those_of_one_process(
+    mixture: dict[str, float], tmp_path: Path
+) -> None:
+    config = replace(
+        SHARED_STEP, first_come=True, normalise_networks=True, mixture=mixture, validate_every=0
+    )
+    torchrun(tmp_path / "two", config, 2)
+    make_trainer(tmp_path / "one", replace(config, meta_batch=4)).fit()
+    make_trainer(tmp_path / "dealt", replace(config, meta_batch=4, first_come=False)).fit()
+    two, one, dealt = (train_lines(tmp_path / name) for name in ("two", "one", "dealt"))
+    assert [line["networks"] for line in two] == [4, 8, 12, 16]
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4)
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-3)
+    assert state_of(tmp_path / "two")["network_position"] == 16
+    if "families/plain" in mixture:
+        assert one[0]["loss"] == pytest.approx(dealt[0]["loss"], rel=1e-4)
+        assert one[0]["gradient_norm"] == pytest.approx(dealt[0]["gradient_norm"], rel=1e-3)
+    trainer = make_trainer(tmp_path / "two", replace(config, meta_batch=4))
+    assert (trainer.step, trainer.network_position) == (4, 16)
+
+
 def test_accumulated_parts_learn_as_one(tmp_path: Path) -> None:
     """Their first step; that its gradients are equal is tested in float64 (test_step.py)."""
     runs = {"whole": {"meta_batch": 4}, "parts": {"meta_batch": 1, "accumulate": 4}}
