@@ -102,7 +102,7 @@ def fit(
     if has_small_stem is None:
         has_small_stem = is_small and size <= LARGEST_SMALL_STEM
     job = _Job(model, network, ghn, task, has_small_stem, refine, batch_size, seed)
-    job.build()  # refuses what cannot be built before anything else is done
+    job.check()
     task.describe()
     place = choose_device(device)
     fitted = {}
@@ -197,6 +197,20 @@ class _Job:
         if self.has_small_stem and _can_be_small(self.name):
             adjust_net(model)
         return model
+
+    def check(self) -> None:
+        """Refuses what cannot be built, or cannot take pictures of that size, before all else."""
+        import torch
+
+        model, size = self.build().eval(), self.task.size
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"{self.name} cannot take pictures of {size} pixels ({error}); pass another "
+                "--image-size"
+            ) from error
 
     def prepare(self, start: str, device: torch.device) -> nn.Module:
         """With statistics and an output layer, by one forward pass and one linear solve."""

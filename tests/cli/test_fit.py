@@ -163,6 +163,8 @@ def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) ->
         (("resnet81", "--image-size", 32), "did you mean resnet18"),
         (("maxvit_t", "--image-size", 32), "maxvit_t cannot be made for images of 32 pixels"),
         (("vit_b_16", "--image-size", 40), "vit_b_16 cannot be made for images of 40 pixels"),
+        (("alexnet", "--image-size", 8), "alexnet cannot take pictures of 8 pixels"),
+        (("val:3", "--image-size", 33), "images of 33 pixels cannot be, multiples of 32 can"),
     ],
 )
 def test_what_cannot_be_done_is_refused_first(
