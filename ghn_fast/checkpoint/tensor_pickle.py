@@ -300,9 +300,7 @@ def _checked(archive: zipfile.ZipFile, size: int) -> Mapping[str, zipfile.ZipInf
 def _filler(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Callable[[memoryview], None]:
     def fill(buffer: memoryview) -> None:
         with archive.open(entry) as stream:  # which compares the checksum at its end
-            source = Source(stream, entry.file_size)  # type: ignore[arg-type]
-            source.fill(buffer)
-            source.finish()
+            Source(stream, entry.file_size).fill(buffer)  # type: ignore[arg-type]
 
     return fill
 

@@ -5,6 +5,8 @@ import gzip
 import os
 import pathlib
 import pickle
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast.checkpoint import CheckpointError
-from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
+from ghn_fast.checkpoint.tensor_pickle import LEGACY_MAGIC, load_tensor_pickle
+from tests.bad_files import archive_of, persistent, pickled, view, zipped
 
 joblib = pytest.importorskip("joblib")
 
@@ -260,3 +263,138 @@ def test_gzip_of_nothing(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b""))
     with pytest.raises(CheckpointError, match="truncated"):
         load_tensor_pickle(path)
+
+
+# ---------------------------------------------------------------- what does not fit together
+
+FLOATS = b"ctorch\nFloatStorage\n"
+FOUR = persistent(b"K\x04")
+ONE, OF_FOUR = b"K\x01\x85", b"K\x04\x85"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (view(FOUR, b"\x8a\x01\xff\x85", ONE), "no natural number"),
+        (view(FOUR, OF_FOUR, b"\x8a\x01\xff\x85"), "no natural number"),
+        (view(FOUR, b"\x88\x85", ONE), "no natural number"),
+        (view(FOUR, OF_FOUR, b"K\x01K\x01\x86"), "do not fit"),
+        (view(FOUR, b"]", ONE), "do not fit"),
+        (view(FOUR, b"(" + 65 * b"K\x01" + b"t", b"(" + 65 * b"K\x01" + b"t"), "do not fit"),
+        (view(FOUR, OF_FOUR, b"K\x02\x85"), "out of the bounds"),
+        (view(b"K\x07", OF_FOUR, ONE), "the data of a tensor are 7"),
+        (b"ctorch._utils\n_rebuild_parameter\n(K\x07\x89NtR", "the data of a parameter are 7"),
+        (FOUR.replace(b"storagec", b"stolagec"), "described in an unknown way"),
+        (FOUR.replace(FLOATS, b"K\x07"), "described in an unknown way"),
+        (persistent(b"K\x04K\x01"), "described in an unknown way"),
+        (FOUR.replace(b"X\x01\x00\x00\x000", b"K\x00"), "a storage has 4 elements"),
+        (persistent(b"\x8a\x01\xff"), "a storage has -1 elements"),
+        (persistent(b"\x88"), "a storage has True elements"),
+        (b"(" + FOUR + persistent(b"K\x03") + b"t", "described twice"),
+        (b"]Nb", "it changes a list"),
+        (FOUR, "it holds a _Storage"),
+    ],
+)
+def test_tensors_that_are_none(tmp_path: Path, body: bytes, message: str) -> None:
+    (tmp_path / "x").write_bytes(archive_of(body))
+    with pytest.raises(CheckpointError, match=message):
+        load_tensor_pickle(tmp_path / "x")
+
+
+def test_an_empty_view_may_lie_at_the_end(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(4)[4:]}, tmp_path / "x")
+    assert load_tensor_pickle(tmp_path / "x")["a"].shape == (0,)
+
+
+def changed(name: str, content: bytes) -> Callable[[], bytes]:
+    return lambda: zipped(lambda entry, old: (0, content if entry.endswith(name) else old))
+
+
+def directory(offset: int, value: bytes) -> Callable[[], bytes]:
+    """With other bytes for each entry in the archive's directory."""
+
+    def make() -> bytes:
+        content = bytearray(zipped(lambda entry, old: (0, old)))
+        start = content.find(b"PK\x01\x02")
+        while start >= 0:
+            content[start + offset : start + offset + len(value)] = value
+            start = content.find(b"PK\x01\x02", start + 4)
+        return bytes(content)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (changed("/data.pkl", pickled(b"}") + b"."), "goes on behind its end"),
+        (changed("/byteorder", b"big"), "another byte order"),
+        (directory(8, b"\x01"), "compressed or encrypted"),
+        (directory(20, b"\x07\x00\x00\x00"), "has two sizes"),
+        (directory(20, 2 * b"\x00\x00\x00\x10"), "together larger than the file"),
+    ],
+)
+def test_archives_that_are_none(tmp_path: Path, make: Callable[[], bytes], message: str) -> None:
+    (tmp_path / "x").write_bytes(make())
+    with pytest.raises(CheckpointError, match=message):
+        load_tensor_pickle(tmp_path / "x")
+
+
+def legacy(
+    version: bytes = b"M\xe9\x03",
+    system: bytes = b"}X\x0d\x00\x00\x00little_endian\x88s",
+    keys: bytes = b"]X\x01\x00\x00\x000a",
+    numel: int = 4,
+) -> bytes:
+    """A tensor of four values in PyTorch's format before zip."""
+    pickles = (version, system, view(FOUR, OF_FOUR, ONE), keys)
+    return LEGACY_MAGIC + b"".join(map(pickled, pickles)) + struct.pack("<q", numel) + bytes(16)
+
+
+def in_literal(content: bytes) -> bytes:
+    literal = b"B" + struct.pack("<I", len(content)) + content
+    return pickled(view(b"ctorch.storage\n_load_from_bytes\n" + literal + b"\x85R", ONE, ONE))
+
+
+STORAGE = legacy().replace(view(FOUR, OF_FOUR, ONE), FOUR)
+WHOLE = in_literal(STORAGE)
+
+
+def gzip_of(size: int) -> bytes:
+    """Of ``WHOLE``, as long as wanted: the header has a name of a file."""
+    content = gzip.compress(WHOLE, mtime=0)
+    name = (size - len(content) - 1) * b"x" + b"\0"
+    return content[:3] + b"\x08" + content[4:10] + name + content[10:]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (legacy(version=b"M\xea\x03"), "not of a known version"),
+        (legacy(system=b"]"), "not of a known version"),
+        (legacy(system=b"}X\x0d\x00\x00\x00little_endian\x89s"), "another byte order"),
+        (legacy(keys=b"N"), "its list of storages is none"),
+        (legacy(keys=b"]K\x00a"), "its list of storages is none"),
+        (legacy(keys=b"]X\x01\x00\x00\x001a"), "disagree with its tensors"),
+        (legacy(keys=b"]"), "disagree with its tensors"),
+        (legacy(numel=3), "disagrees with its header"),
+        (legacy()[:-1], "it ends 1 bytes early"),
+        (in_literal(STORAGE + b"\0"), "longer or shorter than its header says"),
+        (in_literal(b"\x80\x02"), "bytes that are no tensor's data"),
+        (gzip.compress(WHOLE) + b"\0", "goes on behind its end"),
+        (gzip.compress(WHOLE) + gzip.compress(b""), "goes on behind its end"),
+        (zlib.compress(WHOLE + b"\0"), "goes on behind its end"),
+        (gzip_of(1 << 16) + b"\0", "goes on behind its end"),  # read in pieces of this size
+        (b"\x80\x02" + 1100 * b"c" + b"\nx\n.", "ends inside of a name"),
+    ],
+)
+def test_older_files_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_tensor_pickle(tmp_path / "x")
+
+
+@pytest.mark.parametrize("content", [legacy(), WHOLE, gzip.compress(WHOLE), gzip_of(1 << 16)])
+def test_older_files_that_are_right(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    assert not load_tensor_pickle(tmp_path / "x").any()
