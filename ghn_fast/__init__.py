@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ghn_fast.head import fit_head_ as fit_head_
     from ghn_fast.initialisation import lsuv_ as lsuv_
     from ghn_fast.initialisation import mimetic_ as mimetic_
+    from ghn_fast.initialisation import select_weights_ as select_weights_
     from ghn_fast.nets import DeepNets1M as DeepNets1M
     from ghn_fast.nets import Genotype as Genotype
     from ghn_fast.nets import Network as Network
@@ -64,6 +65,7 @@ _EXPORTS = {
     "mimetic_": "ghn_fast.initialisation",
     "predict": "ghn_fast.prediction",
     "refine_": "ghn_fast.refine",
+    "select_weights_": "ghn_fast.initialisation",
     "similar": "ghn_fast.embedding",
     "show_config": "ghn_fast.environment",
     "train_step": "ghn_fast.train",

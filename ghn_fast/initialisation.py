@@ -1,4 +1,4 @@
-"""Starts that cost no training, to compare prediction with."""
+"""Starts that cost no training of their own, to compare prediction with."""
 
 from __future__ import annotations
 
@@ -163,6 +163,57 @@ def mimetic_(
         if "pos_embed" in name.rpartition(".")[2] and table.dim() == 3:
             _initialise_positions(table)
     return model
+
+
+@torch.no_grad()
+def select_weights_(model: Model, larger: nn.Module) -> Model:
+    """Weight selection (arXiv 2311.18823): a trained model's weights, thinned out, in place.
+
+    A parameter or buffer gets the values of the larger model's of the same name: in each
+    dimension, evenly spaced ones, so that the channels chosen of one layer are those that the next
+    layer reads. As libraries number blocks in their order, the first blocks of each stage are
+    chosen. What is missing in the larger model, has other dimensions or is larger than there keeps
+    its value. An output layer for other classes gets values of theirs: fit it
+    (:func:`ghn_fast.fit_head_`) or train it.
+
+    Args:
+        model: of the same family as the larger one, as ``vit_tiny`` and ``vit_small`` of timm.
+        larger: with trained parameters; is not changed.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: the larger model has no value that fits.
+
+    Example:
+        >>> model, larger = torchvision.models.resnet18(), torchvision.models.resnet34()
+        >>> model is ghn_fast.select_weights_(model, larger)
+        True
+        >>> bool(torch.equal(model.layer2[1].conv1.weight, larger.layer2[1].conv1.weight))
+        True
+    """
+    given = larger.state_dict()
+    fitting = [
+        (value, given[name])
+        for name, value in model.state_dict().items()
+        if name in given and _is_within(value.shape, given[name].shape)
+    ]
+    if not fitting:
+        raise ValueError(
+            f"{type(larger).__name__} has no parameter of a name of {type(model).__name__}'s that "
+            "is as large: weight selection needs a larger model of the same family"
+        )
+    for value, source in fitting:
+        for axis, (count, whole) in enumerate(zip(value.shape, source.shape, strict=True)):
+            chosen = torch.arange(count, device=source.device) * whole // max(count, 1)
+            source = source.index_select(axis, chosen)
+        value.copy_(source)
+    return model
+
+
+def _is_within(shape: torch.Size, larger: torch.Size) -> bool:
+    return len(shape) == len(larger) and all(a <= b for a, b in zip(shape, larger, strict=True))
 
 
 @dataclass

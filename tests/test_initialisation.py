@@ -151,3 +151,38 @@ def test_attention_of_other_libraries() -> None:
 def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="ResNet has no attention"):
         ghn_fast.mimetic_(models.resnet18())
+
+
+def test_selected_weights_are_evenly_spaced_values_of_the_larger_model() -> None:
+    small, large = nn.Linear(2, 3), nn.Linear(5, 6)
+    before = {name: value.clone() for name, value in large.state_dict().items()}
+    assert ghn_fast.select_weights_(small, large) is small
+    assert small.weight.equal(large.weight[[0, 2, 4]][:, [0, 2]])
+    assert small.bias.equal(large.bias[[0, 2, 4]])
+    assert all(value.equal(before[name]) for name, value in large.state_dict().items())
+
+
+def test_channels_are_chosen_alike_in_all_layers() -> None:
+    timm = pytest.importorskip("timm")
+    options = {"img_size": 16, "patch_size": 8, "num_heads": 1, "num_classes": 0}
+    small, large = (
+        timm.create_model("vit_tiny_patch16_224", embed_dim=width, depth=depth, **options)
+        for width, depth in ((8, 1), (24, 2))
+    )
+    ghn_fast.select_weights_(small, large)
+    chosen = torch.arange(8) * 3
+    assert small.pos_embed.equal(large.pos_embed[..., chosen])
+    joint = small.blocks[0].attn.qkv.weight.chunk(3)
+    for own, whole in zip(joint, large.blocks[0].attn.qkv.weight.chunk(3), strict=True):
+        assert own.equal(whole[chosen][:, chosen])
+
+
+def test_what_the_larger_model_lacks_is_kept() -> None:
+    small = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 9))
+    before = small[1].weight.clone()
+    large = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    ghn_fast.select_weights_(small, large)
+    assert small[1].weight.equal(before)
+    assert small[0].bias.equal(large[0].bias[[0, 2]])
+    with pytest.raises(ValueError, match="larger model of the same family"):
+        ghn_fast.select_weights_(nn.Linear(9, 9), large)
