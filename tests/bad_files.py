@@ -210,6 +210,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
         "a parameter under two names",
     ),
     "an integer weight": (lambda: saved({WEIGHT: state()[WEIGHT].int()}), "not of a floating"),
+    "an integer weight in safetensors": (
+        lambda: safetensors(changes={WEIGHT: state()[WEIGHT].int()}),
+        "decoder.fc.0.weight is of type I32",
+    ),
     "NaN": (lambda: infinite(float("nan")), "not finite"),
     "an infinite value": (lambda: infinite(float("-inf")), "not finite"),
     "a value beyond float32": (lambda: infinite(1e300, torch.float64), "not finite"),
@@ -276,6 +280,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: raw_safetensors('{"a":' + "[" * 200_000),
         "truncated or damaged",
     ),
+    "a header of 5 MB": (lambda: raw_safetensors("{" + " " * 5_000_000 + "}"), "it begins with b'"),
     "instructions without end": (lambda: pickled(b"N" * ENDLESS), "more instructions"),
     "a storage of 2^60 values": (
         lambda: archive_of(b"}X\x01\x00\x00\x00a" + persistent(NUMEL) + b"s"),

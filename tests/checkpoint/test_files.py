@@ -14,7 +14,7 @@ import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
-from ghn_fast.checkpoint import CheckpointError, load, load_ghn, load_metadata, save
+from ghn_fast.checkpoint import CheckpointError, files, load, load_ghn, load_metadata, save
 from ghn_fast.ghn import GHN, GHN3, GHN3Config, GHNConfig, ghn1, ghn2, ghn3, make_ghn
 from ghn_fast.ghn.config import DECODERS, HYPERNETS
 from ghn_fast.ghn.logah import LoGAH, LoGAHConfig
@@ -77,6 +77,32 @@ def test_metadata(tmp_path: Path) -> None:
     assert load_metadata(path) == {"steps": "10", "data": "CIFAR-10"}
     with pytest.raises(ValueError, match=r"ghn_fast\.config"):
         save(small_ghn2(), path, metadata={"ghn_fast.config": "{}"})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.ones(2, device="meta"), "w has no values in memory, or is sparse"),
+        (torch.ones(2).to_sparse(), "w has no values in memory, or is sparse"),
+        (torch.ones(2, dtype=torch.int64), "w would be of torch.int64"),
+        (torch.full((2,), 1e6), "w has values that torch.float16 cannot hold"),
+    ],
+)
+def test_tensors_that_no_checkpoint_has(tmp_path: Path, value: torch.Tensor, message: str) -> None:
+    dtype = torch.float16 if value.is_floating_point() else None
+    with pytest.raises(ValueError, match=message):
+        files.save({"w": value}, {}, tmp_path / "x.safetensors", dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_are_not_finite_are_kept(tmp_path: Path) -> None:
+    """A GHN that has them may be saved, to be looked at."""
+    value = torch.tensor([1.0, float("inf"), float("nan")])
+    files.save({"w": value}, {}, tmp_path / "x.safetensors", dtype=torch.float16)
+    _, state = files.load(tmp_path / "x.safetensors")
+    assert torch.equal(state["w"][:2], value[:2].half())
+    assert state["w"][2].isnan()
+    assert files.load_metadata(tmp_path / "x.safetensors") == {}
 
 
 def test_ghns_of_all_kinds_are_read() -> None:
