@@ -34,9 +34,12 @@ def state() -> dict[str, Tensor]:
     return {name: value.clone() for name, value in make_ghn(CONFIG).state_dict().items()}
 
 
-def saved(changes: dict[str, Any] | None = None, **options: Any) -> bytes:
+def saved(
+    changes: dict[str, Any] | None = None, config: dict[Any, Any] | None = None, **options: Any
+) -> bytes:
     """A file of torch.save, of a state dict with changes."""
-    content = {"state_dict": {**state(), **(changes or {})}, "config": CONFIG.to_dict()}
+    config = CONFIG.to_dict() if config is None else config
+    content = {"state_dict": {**state(), **(changes or {})}, "config": config}
     file = io.BytesIO()
     torch.save(content, file, **options)
     return file.getvalue()
@@ -234,6 +237,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: safetensors(config="[1]"),
         "configuration is a list",
     ),
+    "a configuration with a number as a name": (
+        lambda: saved(config={**CONFIG.to_dict(), 1: 2}),
+        "configuration is a dict, not a dictionary of names",
+    ),
     "a configuration that is half there": (lambda: safetensors(config='{"hid"'), "is no JSON"),
     "a size of 1e30": (
         lambda: safetensors(config=json.dumps({"hid": 10**30})),
@@ -274,7 +281,11 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a configuration that never ends": (lambda: with_config(laughing()), "too many values"),
     "a configuration of 200,000 brackets": (
         lambda: safetensors(config="[" * 200_000),
-        "longer or nested deeper",
+        "longer than that of any GHN",
+    ),
+    "a configuration of 9,000 brackets": (
+        lambda: safetensors(config="[" * 9_000),
+        "RecursionError|is no JSON",
     ),
     "a header of 200,000 brackets": (
         lambda: raw_safetensors('{"a":' + "[" * 200_000),

@@ -215,6 +215,10 @@ def opcodes(*parts: bytes) -> bytes:
         (opcodes(b"ctorch.storage\n_load_from_bytes\n\x8c\x02id\x85R"), "a tensor are 'id'"),
         (opcodes(b"\x82\x01"), r"instruction b'\\x82'"),
         (opcodes(b"\x8c\x02id)R"), "calls 'id'"),
+        (opcodes(b"ctorch.storage\n_load_from_bytes\n]R"), "calls a function"),
+        (opcodes(b"]NaK\x00Ns"), "adds to a list"),
+        (opcodes(b"}Na"), "adds to a dict"),
+        (opcodes(b"}(Ne"), "adds to a dict"),
         (opcodes(b"B\x20\x00\x00\x00" + bytes(32)), "bytes that are no tensor's data"),
         (opcodes(b"j\x05\x00\x00\x00"), "damaged"),
         (opcodes(b"u"), "damaged"),
@@ -385,6 +389,7 @@ def gzip_of(size: int) -> bytes:
         (gzip.compress(WHOLE) + gzip.compress(b""), "goes on behind its end"),
         (zlib.compress(WHOLE + b"\0"), "goes on behind its end"),
         (gzip_of(1 << 16) + b"\0", "goes on behind its end"),  # read in pieces of this size
+        (zlib.compress(b"\x80\x02X\xff\x00\x00\x00abc"), "it ends 252 bytes early"),
         (b"\x80\x02" + 1100 * b"c" + b"\nx\n.", "ends inside of a name"),
     ],
 )
