@@ -9,10 +9,10 @@ done is written to a file of JSON lines as it is done; a run that was broken off
 and the table is made of all that is in the file.
 
 The zoos (``zoos.py``): all torchvision models that are not quantised; of timm the smallest model of
-each family (a family is what stands before the first underscore of the name; those larger than
---max-millions are listed as left out); all types of transformers, built small from their
-configuration classes; of other libraries their classes, built small. --sample takes so many of
-each, drawn at random but always the same.
+each family (a family is what stands before the first underscore of the name); all types of
+transformers, built small from their configuration classes; of other libraries their classes, built
+small. Of torchvision and timm none that is larger than --max-millions. --sample takes so many of
+each, drawn at random but always the same; where all of a library are done, all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import sys
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from ghn_fast.graph.trace.unused import MEANINGS as UNUSED
 from ghn_fast.prediction import predict
 
 sys.path.insert(0, str(Path(__file__).parent))
-from zoos import CLASSES, ZOOS, Entry, NotBuilt, Unrandom, entries
+from zoos import CLASSES, DIFFUSERS_INPUTS, ZOOS, Entry, NotBuilt, Unrandom, entries
 
 
 @dataclass
@@ -171,30 +171,44 @@ def read(log: Path) -> list[Record]:
 # --- the table ---------------------------------------------------------------------------------
 
 
-def sample(todo: Iterable[Entry], size: int | None) -> list[Entry]:
-    """At most so many of each zoo; all of a zoo that has no more."""
-    zoos: dict[str, list[Entry]] = defaultdict(list)
-    for entry in todo:
-        zoos[entry.zoo].append(entry)
+def sample(todo: Iterable[Entry], size: int | None, done: Container[str] = ()) -> list[Entry]:
+    """At most so many of each zoo, at random; all of a zoo that has no more or is all done."""
     drawn = []
-    for name, members in zoos.items():
-        chosen = members if size is None else random.Random(name).sample(members, len(members))
-        drawn += sorted(chosen[:size], key=members.index)
+    for name, members in by_zoo(todo).items():
+        chosen = random.Random(name).sample(members, len(members))
+        whole = all(entry.key in done for entry in members)
+        drawn += sorted(chosen if whole else chosen[:size], key=members.index)
     return drawn
 
 
-def table(records: list[Record], ghn: str, size: int | None = None) -> str:
-    """The whole page."""
+def by_zoo(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    zoos: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        zoos[entry.zoo].append(entry)
+    return zoos
+
+
+def table(records: list[Record], ghn: str, there_are: Mapping[str, int], millions: float) -> str:
+    """The whole page.
+
+    Args:
+        records: of models that were tried.
+        ghn: by which.
+        there_are: how many models each zoo has.
+        millions: parameters of the largest models that are tried, of torchvision and timm.
+    """
     left_out = Counter(record.zoo for record in records if record.left_out)
+    tried = Counter(record.zoo for record in records)
     records = [record for record in records if not record.left_out]
     lines = [
         "# Coverage",
         "",
         "What `ghn_fast.predict` does with the models of other libraries, told by "
-        "`bench/coverage.py`, without example inputs.",
+        "`bench/coverage.py`; without example inputs, but for "
+        f"{len(DIFFUSERS_INPUTS)} of diffusers.",
         f"Predicted by {ghn}; which parameters are predicted does not depend on its weights.",
         "",
-        _extent([record.zoo for record in records], size) + _left_out(left_out),
+        _extent(tried, there_are, millions) + _left_out(left_out),
         "",
         "| models | number | complete | kept, tensors | decoded, % of parameters | answered "
         "| failed |",
@@ -241,24 +255,30 @@ _CHOSEN = {
 }
 
 
-def _extent(zoos: list[str], size: int | None) -> str:
-    """Which models are here, and which libraries are not."""
-    sentences = [f"{len(zoos)} models."]
-    if size:
-        sentences = [
-            f"**This is a sample:** {len(zoos)} models, at most {size} of each library, drawn at "
-            "random; it says nothing about the others."
-        ]
-    if missing := [zoo for zoo in ZOOS if zoo not in zoos]:
+def _extent(tried: Mapping[str, int], there_are: Mapping[str, int], millions: float) -> str:
+    """Which models are here, and which are not."""
+    whole = [zoo for zoo, count in there_are.items() if tried.get(zoo, 0) >= count]
+    parts = [f"{tried[zoo]} of {there_are[zoo]} of {zoo}" for zoo in tried if zoo not in whole]
+    sentences = [f"{sum(tried.values())} models: {_all_of(whole)}."]
+    if parts:
+        sentences.append(
+            f"**Samples: {', '.join(parts)}**, drawn at random; they say nothing about the others."
+        )
+    if missing := [zoo for zoo in ZOOS if zoo not in tried]:
         sentences.append(f"**Not in it: {', '.join(missing)}.**")
-    return " ".join([*sentences, *(text for zoo, text in _CHOSEN.items() if zoo in zoos)])
+    sentences.append(f"Of torchvision and timm those of at most {millions:g} million parameters.")
+    return " ".join([*sentences, *(text for zoo, text in _CHOSEN.items() if zoo in tried)])
+
+
+def _all_of(zoos: Sequence[str]) -> str:
+    return f"all that are tried of {', '.join(zoos)}" if zoos else "no library as a whole"
 
 
 def _left_out(count: dict[str, int]) -> str:
     if not count:
         return ""
     parts = ", ".join(f"{number} of {zoo}" for zoo, number in count.items())
-    return f" Left out, because no small model of the type could be made: {parts}."
+    return f" Left out, because no model could be made that is small enough: {parts}."
 
 
 def _rules(records: list[Record]) -> Iterator[str]:
@@ -346,15 +366,22 @@ def main() -> None:
     parser.add_argument("--ghn", default="", help="as for ghn_fast.from_pretrained")
     parser.add_argument("--config", default="", help="of a random GHN, as JSON")
     parser.add_argument("--sample", type=int, help="at most so many models of each library")
-    parser.add_argument("--max-millions", type=float, default=500, help="largest timm model")
+    parser.add_argument(
+        "--max-millions", type=float, default=500, help="largest of torchvision, timm"
+    )
     options = parser.parse_args()
 
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     ghn, described = make(options.ghn, options.config)
-    todo = sample(entries(options.zoo, options.max_millions), options.sample)
+    every = list(entries(options.zoo, options.max_millions))
+    done = {record.key for record in read(options.log)}
+    todo = sample(every, options.sample, done)
     run((entry for entry in todo if options.only in entry.name), ghn, options.log)
-    page = table(read(options.log), described, options.sample)
+    drawn = {entry.key for entry in todo}
+    records = [record for record in read(options.log) if record.key in drawn]
+    there_are = {zoo: len(members) for zoo, members in by_zoo(every).items()}
+    page = table(records, described, there_are, options.max_millions)
     if options.out is None:
         print(page)
         return

@@ -7,7 +7,6 @@ few words.
 from __future__ import annotations
 
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -83,11 +82,8 @@ def torchvision_models(max_millions: float) -> Iterator[Entry]:
             continue
         group = parts[0] if len(parts) > 1 else "classification"
         weights = next(iter(models.get_model_weights(name)), None)
-        millions = weights.meta["num_params"] / 1e6 if weights else 0.0
-        if millions <= max_millions:
+        if weights is None or weights.meta["num_params"] <= 1e6 * max_millions:
             yield Entry("torchvision", group, name, partial(torchvision_model, name))
-        else:
-            print(f"left out: torchvision/{name}, {millions:.0f} M parameters", file=sys.stderr)
 
 
 def torchvision_model(name: str) -> nn.Module:
@@ -105,17 +101,21 @@ def torchvision_model(name: str) -> nn.Module:
 
 
 def timm_models(max_millions: float) -> Iterator[Entry]:
+    """An entry for each family, whose smallest model is found when it is built."""
     import timm
 
     families = defaultdict(list)
     for name in timm.list_models():
         families[name.split("_")[0]].append(name)
     for family, names in families.items():
-        name, millions = _smallest(names)
-        if millions <= max_millions:
-            yield Entry("timm", family, name, partial(timm_model, name))
-        else:
-            print(f"left out: timm/{name}, {millions:.0f} M parameters", file=sys.stderr)
+        yield Entry("timm", family, family, partial(timm_family, names, max_millions))
+
+
+def timm_family(names: list[str], max_millions: float) -> nn.Module:
+    name, millions = _smallest(names)
+    if millions > max_millions:
+        raise NotBuilt(f"{millions:.0f} M parameters")
+    return timm_model(name)
 
 
 def _smallest(names: list[str]) -> tuple[str, float]:

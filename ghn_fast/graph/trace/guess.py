@@ -44,6 +44,7 @@ class Maker:
         device: of the tensors; by default the model's.
         modules: all of the model's, where they have been listed already.
         optional: also give arguments that have a default, where the name says what they are.
+        thin: images and the like are one zero, expanded: for a trace, which copies what it runs.
     """
 
     def __init__(
@@ -53,19 +54,22 @@ class Maker:
         device: torch.device | str | None,
         modules: Sequence[nn.Module] | None = None,
         optional: bool = False,
+        thin: bool = False,
     ) -> None:
         self.modules = list(model.modules()) if modules is None else modules
         parameters = (p for m in self.modules for p in m._parameters.values() if p is not None)
         first = next(parameters, torch.empty(0, device="cpu"))
         floating = (p.dtype for p in chain((first,), parameters) if p.is_floating_point())
-        self.model, self.batch = model, batch
+        self.model, self.batch, self.thin = model, batch, thin
         self.device = device or first.device
         self.dtype = next(floating, torch.float32)
         self.required, known = _arguments(model)
         self.optional = known if optional else []
 
     def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(self.batch, *shape, dtype=self.dtype, device=self.device)
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)
+        zeros = zero.expand(self.batch, *shape)
+        return zeros if self.thin else zeros.contiguous()
 
     def ids(self, vocabulary: int, length: int = SEQUENCE_LENGTH) -> Tensor:
         """Different tokens, and no padding where there are enough."""

@@ -48,6 +48,7 @@ def guesses(
     batch: int = 2,
     device: torch.device | str | None = None,
     modules: Sequence[nn.Module] | None = None,
+    thin: bool = False,
 ) -> Iterator[Guess]:
     """What a model may be called with, the likeliest first.
 
@@ -60,9 +61,10 @@ def guesses(
         batch: the number of images or sequences.
         device: where to make them; by default where the model is.
         modules: all of the model's, where they have been listed already.
+        thin: as for :class:`~ghn_fast.graph.trace.guess.Maker`.
     """
     model = unwrapped(model)
-    maker = Maker(model, batch, device, modules)
+    maker = Maker(model, batch, device, modules, thin=thin)
     size = getattr(model, "expected_input_sz", None)
     if size is not None:
         shape = _image_shape(size)
@@ -71,7 +73,7 @@ def guesses(
         yield from transformers_guesses(maker)
     yield from _torchvision_guesses(maker)
     yield from _guesses_by_layers(maker)
-    fuller = Maker(model, batch, device, maker.modules, optional=True)
+    fuller = Maker(model, batch, device, maker.modules, optional=True, thin=thin)
     if fuller.optional:
         yield from _guesses_by_layers(fuller)
 

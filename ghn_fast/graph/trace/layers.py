@@ -45,15 +45,14 @@ def weight_record(
         use: the roles of its dimensions; None for those that are no matrix and no kernel.
         kernel: as :attr:`Node.kernel`.
     """
-    parts = rec.parts_of(weight)
-    if parts:
-        # Layers side by side, whose weights are concatenated for a single product.
-        return rec.merge(weight_record(rec, node_type, part, parents, use) for part in parts)
     behind = rec.parameters_behind(weight)
     if not behind:
         # A constant kernel, or one that is computed from activations.
         return rec.merge([*parents, *rec.records_in(weight)])
     main, *others = behind
+    if others and (parts := rec.parts_of(weight)):
+        # Layers side by side, whose weights are concatenated for a single product.
+        return rec.merge(weight_record(rec, node_type, part, parents, use) for part in parts)
     for other in others:
         other.role = other.role or "weight_gain"
     if main.node is not None:

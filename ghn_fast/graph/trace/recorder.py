@@ -26,7 +26,7 @@ from ghn_fast.graph.types import NODE_TYPES
 _CONSTANT = -1
 _PUBLISHED = {"rmsnorm": "ln"}
 _numbers = count()
-_CPU = torch.device("cpu")
+_CPU, _META = torch.device("cpu"), torch.device("meta")
 LARGE = 1 << 20
 """Elements; constants above are known by their shape only, so that they take no memory."""
 _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
@@ -185,12 +185,12 @@ class Recorder(TorchFunctionMode):
                 if tensor is not None and id(tensor) not in self.parameters:
                     full_name = f"{prefix}.{name}" if prefix else name
                     self.parameters[id(tensor)] = Parameter(full_name, tensor, module)
-        # There are few classes and thousands of values.
-        held = [part.values() for _, m in modules for part in (m._buffers, m.__dict__) if part]
-        classes = set(map(type, chain.from_iterable(held)))
-        if tensors := {kind for kind in classes if issubclass(kind, Tensor)}:
-            values = chain.from_iterable(held)
-            self._owned = {id(value): None for value in values if type(value) in tensors}
+        own = [m.__dict__.values() for _, m in modules]
+        # There are few classes and thousands of attributes.
+        tensors = {kind for kind in set(map(type, chain.from_iterable(own))) if _is_tensor(kind)}
+        held = (v for v in chain.from_iterable(own if tensors else ()) if type(v) in tensors)
+        buffers = chain.from_iterable(m._buffers.values() for _, m in modules if m._buffers)
+        self._owned = {id(value): None for value in chain(held, buffers) if value is not None}
 
     def mark(self, what: str) -> str:
         """The name of an attribute of this recorder's own."""
@@ -345,7 +345,13 @@ class Recorder(TorchFunctionMode):
     def records_in(self, *values: Any) -> list[int]:
         """The records of all tensors in nested arguments, in order, without those of None."""
         found: list[int] = []
-        self._collect(values, found)
+        for value in values:
+            if isinstance(value, Tensor):
+                number = self.record_of(value)
+                if number is not None:
+                    found.append(number)
+            elif value is not None:
+                self._collect((value,), found)
         return found
 
     def _collect(self, values: Iterable[Any], found: list[int]) -> None:
@@ -371,7 +377,7 @@ class Recorder(TorchFunctionMode):
 
     def fresh(self, shape: Sequence[int], number: int, dtype: torch.dtype) -> Tensor:
         """A tensor without values, made by a record."""
-        tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        tensor = torch.empty(tuple(shape), dtype=dtype, device=_META)
         setattr(tensor, self._id, number)
         return tensor
 
@@ -609,6 +615,10 @@ class Recorder(TorchFunctionMode):
         self.tag(target, number)
         if not self.execute and not target.is_meta and not self._belongs_to_model(target):
             setattr(target, self._stale, True)
+
+
+def _is_tensor(kind: type) -> bool:
+    return issubclass(kind, Tensor)
 
 
 def _mutated(

@@ -25,6 +25,8 @@ class Misfit(ValueError):
 
 def as_tuple(value: IntOrSeq, length: int) -> Shape:
     """``length`` values; a single one is repeated."""
+    if type(value) is tuple and len(value) == length:
+        return value
     if isinstance(value, int):
         return (value,) * length
     values = tuple(map(int, value))

@@ -152,7 +152,8 @@ def _guessed(model: nn.Module, modules: Modules, types: tuple[str, ...]) -> tupl
         return any(p.is_meta for p in model.parameters())
 
     search: Search[Trace] = Search(run, may_run=lambda: not on_meta())
-    found = search.first(guesses(model, modules=[module for _, module in modules]))
+    parts = [module for _, module in modules]
+    found = search.first(guesses(model, modules=parts, thin=True))
     if found is not None:
         inputs, result = found
         return _Call(model, modules, *inputs, types), result
