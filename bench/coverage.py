@@ -11,8 +11,9 @@ and the table is made of all that is in the file.
 The zoos (``zoos.py``): all torchvision models that are not quantised; of timm the smallest model of
 each family (a family is what stands before the first underscore of the name); all types of
 transformers, built small from their configuration classes; of other libraries their classes, built
-small. Of torchvision and timm none that is larger than --max-millions. --sample takes so many of
-each, drawn at random but always the same; where all of a library are done, all.
+small. Of torchvision and timm none that is larger than --max-millions. They are tried in an order
+drawn at random, but always the same, one of each library in turn: where a run is broken off, or
+--sample takes so many of each, those done are a sample. --only "-" tries none and writes the table.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ import sys
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -171,14 +173,17 @@ def read(log: Path) -> list[Record]:
 # --- the table ---------------------------------------------------------------------------------
 
 
-def sample(todo: Iterable[Entry], size: int | None, done: Container[str] = ()) -> list[Entry]:
-    """At most so many of each zoo, at random; all of a zoo that has no more or is all done."""
-    drawn = []
-    for name, members in by_zoo(todo).items():
-        chosen = random.Random(name).sample(members, len(members))
-        whole = all(entry.key in done for entry in members)
-        drawn += sorted(chosen if whole else chosen[:size], key=members.index)
-    return drawn
+def in_turn(todo: Iterable[Entry], size: int | None) -> list[Entry]:
+    """At most so many of each zoo, in an order drawn at random, the zoos in turn.
+
+    A run that is broken off has done the first of this order: a sample of each zoo.
+    """
+    ranked = [
+        (rank, entry)
+        for name, members in by_zoo(todo).items()
+        for rank, entry in enumerate(random.Random(name).sample(members, len(members))[:size])
+    ]
+    return [entry for _, entry in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def by_zoo(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
@@ -186,6 +191,15 @@ def by_zoo(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
     for entry in entries:
         zoos[entry.zoo].append(entry)
     return zoos
+
+
+def begun(todo: Iterable[Entry], done: Container[str]) -> set[str]:
+    """The keys of each zoo's entries before the first that is not done."""
+    return {
+        entry.key
+        for members in by_zoo(todo).values()
+        for entry in takewhile(lambda entry: entry.key in done, members)
+    }
 
 
 def table(records: list[Record], ghn: str, there_are: Mapping[str, int], millions: float) -> str:
@@ -259,7 +273,7 @@ def _extent(tried: Mapping[str, int], there_are: Mapping[str, int], millions: fl
     """Which models are here, and which are not."""
     whole = [zoo for zoo, count in there_are.items() if tried.get(zoo, 0) >= count]
     parts = [f"{tried[zoo]} of {there_are[zoo]} of {zoo}" for zoo in tried if zoo not in whole]
-    sentences = [f"{sum(tried.values())} models: {_all_of(whole)}."]
+    sentences = [f"{sum(tried.values())} models." + (f" All of {', '.join(whole)}." * bool(whole))]
     if parts:
         sentences.append(
             f"**Samples: {', '.join(parts)}**, drawn at random; they say nothing about the others."
@@ -268,10 +282,6 @@ def _extent(tried: Mapping[str, int], there_are: Mapping[str, int], millions: fl
         sentences.append(f"**Not in it: {', '.join(missing)}.**")
     sentences.append(f"Of torchvision and timm those of at most {millions:g} million parameters.")
     return " ".join([*sentences, *(text for zoo, text in _CHOSEN.items() if zoo in tried)])
-
-
-def _all_of(zoos: Sequence[str]) -> str:
-    return f"all that are tried of {', '.join(zoos)}" if zoos else "no library as a whole"
 
 
 def _left_out(count: dict[str, int]) -> str:
@@ -375,11 +385,10 @@ def main() -> None:
     torch.manual_seed(0)
     ghn, described = make(options.ghn, options.config)
     every = list(entries(options.zoo, options.max_millions))
-    done = {record.key for record in read(options.log)}
-    todo = sample(every, options.sample, done)
+    todo = in_turn(every, options.sample)
     run((entry for entry in todo if options.only in entry.name), ghn, options.log)
-    drawn = {entry.key for entry in todo}
-    records = [record for record in read(options.log) if record.key in drawn]
+    done = begun(todo, {record.key for record in read(options.log)})
+    records = [record for record in read(options.log) if record.key in done]
     there_are = {zoo: len(members) for zoo, members in by_zoo(every).items()}
     page = table(records, described, there_are, options.max_millions)
     if options.out is None:

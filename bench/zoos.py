@@ -59,7 +59,8 @@ class Unrandom(TorchFunctionMode):
         kwargs = kwargs or {}
         target = args[0] if args else kwargs.get("tensor")
         if getattr(func, "__name__", "") in _RANDOM and target.numel() > _LARGE:
-            return target.detach().fill_(0.02)
+            target.detach().fill_(0.02)
+            return target
         return func(*args, **kwargs)
 
 
@@ -167,6 +168,8 @@ _SHALLOW = {
     if "layer" in name or "experts" in name.replace("experts_per_tok", "")
 }
 _WORDS = 160
+_SECTIONS = "mrope_section"
+"""Of half a head that turn by time, height and width."""
 _LATENT = "qk_rope_head_dim"
 """Of attention over latent keys: its heads are as wide as their parts, not as ``head_dim``."""
 
@@ -238,6 +241,8 @@ def _shrunk(config: Any, sizes: dict[str, int], levels: int = 3) -> Any:
             setattr(config, name, min(value, 1))
         elif name in ("layer_types", "mlp_layer_types") and isinstance(value, list):
             setattr(config, name, [*dict.fromkeys(value), *value][:2])
+        elif isinstance(value, dict) and _SECTIONS in value:
+            value[_SECTIONS] = [2, 1, 1]
         elif name == "attn_layer_indices":
             setattr(config, name, [1])
         elif name == "num_experts_per_tok" and value is None:

@@ -153,10 +153,23 @@ def test_script_goes_on_where_it_was_broken_off(ghn: GHN, tmp_path: Path) -> Non
     assert built == [0, 1, 2]
     records = script.read(log)
     assert [record.name for record in records] == ["m0", "m1", "m2"]
-    page = script.table(records, "some GHN")
+    page = script.table(records, "some GHN", {"timm": 3}, 40.0)
     assert "| timm | 3 | 0 | 4 | 36.4 | 2 | 1 |" in page
     assert "- m1: RuntimeError: out of luck" in page
-    assert "3 models. **Not in it: torchvision, transformers, heads," in page
-    assert "sample" not in page
-    assert "at most 2 of each library, drawn at random" in script.table(records, "some GHN", 2)
+    assert "3 models. All of timm. **Not in it: torchvision, transformers, heads," in page
+    assert "Samples" not in page
+    assert "Samples: 3 of 9 of timm" in script.table(records, "some GHN", {"timm": 9}, 40.0)
     assert "- m2: 2 (2.weight): output layer of 7; this GHN predicts 1000" in page
+
+
+def test_libraries_are_tried_in_turn_and_in_an_order_drawn_at_random() -> None:
+    sizes = {"timm": 5, "monai": 2}
+    every = [script.Entry(z, "", f"m{i}", nn.Identity) for z, n in sizes.items() for i in range(n)]
+    order = script.in_turn(every, None)
+    assert [entry.zoo for entry in order[:4]] == ["timm", "monai", "timm", "monai"]
+    assert {entry.key for entry in order} == {entry.key for entry in every}
+    assert order == script.in_turn(every, None)
+    assert [entry.name for entry in order if entry.zoo == "timm"] != [f"m{i}" for i in range(5)]
+    assert script.in_turn(every, 1) == order[:2]
+    later = order[-1].key
+    assert script.begun(order, {order[0].key, later}) == {order[0].key}
