@@ -53,7 +53,7 @@ def without_running_statistics(model: nn.Module) -> nn.Module:
     Predicted parameters have no running ones.
     """
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
     return model

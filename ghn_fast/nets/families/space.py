@@ -81,7 +81,11 @@ class Member(NamedTuple):
     @property
     def parameters(self) -> int:
         """How many numbers the model has."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return _parameters(self.model)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def family_of(split: str, seed: int, index: int) -> str:
@@ -130,10 +134,11 @@ def sample_member(
     if own not in FAMILIES:
         raise ValueError(f"unknown family {own!r}; there are {', '.join(FAMILIES)}")
     for _ in range(_ATTEMPTS):
-        member = _build(own, draw, index, num_classes, with_values, types)
-        if max_work is not None and member.work > max_work:
+        model = _build(own, draw, index, num_classes, with_values)
+        if max_parameters is not None and _parameters(model) > max_parameters:
             continue
-        if max_parameters is not None and member.parameters > max_parameters:
+        member = _traced(own, model, index, types)
+        if max_work is not None and member.work > max_work:
             continue
         if not _is_named(member):
             return member
@@ -151,21 +156,18 @@ def _is_named(member: Member) -> bool:
     return signature(graph) in named_architectures()
 
 
-def _build(
-    family: str,
-    draw: Draw,
-    index: int,
-    num_classes: int,
-    with_values: bool,
-    types: tuple[str, ...],
-) -> Member:
+def _build(family: str, draw: Draw, index: int, num_classes: int, with_values: bool) -> nn.Module:
     with uncollected():
         with nullcontext() if with_values else Ghosts(index % 2**63):
             model = FAMILIES[family][1](draw, num_classes)
         model = without_running_statistics(model).eval()
-        model.expected_input_sz = IMAGE_SIZE  # type: ignore[assignment]
-        with counted(model) as work:
-            graph = Graph.from_model(model, types=types)
+    model.expected_input_sz = IMAGE_SIZE  # type: ignore[assignment]
+    return model
+
+
+def _traced(family: str, model: nn.Module, index: int, types: tuple[str, ...]) -> Member:
+    with uncollected(), counted(model) as work:
+        graph = Graph.from_model(model, types=types)
     graph.index = index
     member = Member(family, model, graph, work.multiply_adds, 0.0)
     return member._replace(work=(work.total + member.parameters) / 1e6)
