@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ghn_fast.ghn import GHNConfig, LoGAHConfig, make_ghn
+from ghn_fast.ghn import GHN3Config, GHNConfig, LoGAHConfig, make_ghn
 
 Change = Callable[[str, bytes], tuple[int, bytes]]
 CONFIG = GHNConfig(hid=8, max_shape=(8, 8, 3, 3), num_classes=4)
@@ -169,6 +169,15 @@ def low_rank() -> bytes:
     return file.getvalue()
 
 
+def of_layers(count: int) -> bytes:
+    """A GHN-3 of so many layers, each with one of its parameters."""
+    config = GHN3Config(hid=16, layers=1, heads=2, max_shape=(8, 8, 3, 3), num_classes=4)
+    layers = {f"gnn.{number}.ln1.weight": torch.ones(1) for number in range(count)}
+    file = io.BytesIO()
+    torch.save({**layers, **make_ghn(config).state_dict()}, file)
+    return file.getvalue()
+
+
 def infinite(value: float, dtype: torch.dtype = torch.float32) -> bytes:
     weight = state()[WEIGHT].to(dtype)
     weight.view(-1)[3] = value
@@ -212,6 +221,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: saved({f"module.{WEIGHT}": state()[WEIGHT]}),
         "a parameter under two names",
     ),
+    "a number as the name of a tensor": (
+        lambda: saved({1: torch.ones(1)}),  # type: ignore[dict-item]
+        "1 is not a tensor of a state dict",
+    ),
     "an integer weight": (lambda: saved({WEIGHT: state()[WEIGHT].int()}), "not of a floating"),
     "an integer weight in safetensors": (
         lambda: safetensors(changes={WEIGHT: state()[WEIGHT].int()}),
@@ -234,7 +247,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
         "_rebuild_nested_tensor",
     ),
     "a configuration that is a list": (
-        lambda: safetensors(config="[1]"),
+        lambda: safetensors(config='["hid"]'),
         "configuration is a list",
     ),
     "a configuration with a number as a name": (
@@ -253,6 +266,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a size that is a float": (lambda: safetensors(config='{"hid": 8.0}'), "hid is 8.0"),
     "a size that is a bool": (lambda: safetensors(config='{"hid": true}'), "hid is True"),
     "a size that leaves no trace": (low_rank, "larger max_shape or num_classes than any GHN"),
+    "1,001 layers": (lambda: of_layers(1001), "it has 1001 layers"),
     "an unknown setting of 9,000 letters": (
         lambda: safetensors(config='{"%s": 1}' % ("a" * 9000)),
         "unknown settings of a GHN: a+ ... a+; a newer version of ghn_fast",

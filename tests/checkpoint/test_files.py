@@ -253,6 +253,14 @@ def test_tensors_against_the_configuration(tmp_path: Path) -> None:
         load(path)
 
 
+def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save(small_ghn2(), path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(EOFError):
+        files._safetensors_state(path)
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, 3000, -1])
 def test_truncated(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "x.safetensors"
