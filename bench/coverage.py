@@ -288,7 +288,7 @@ def _left_out(count: dict[str, int]) -> str:
     if not count:
         return ""
     parts = ", ".join(f"{number} of {zoo}" for zoo, number in count.items())
-    return f" Left out, because no model could be made that is small enough: {parts}."
+    return f" Left out, because no model could be made that is small and runs: {parts}."
 
 
 def _rules(records: list[Record]) -> Iterator[str]:
@@ -309,7 +309,7 @@ def _reasons(records: list[Record]) -> Iterator[str]:
     tensors, models = Counter[str](), Counter[str]()
     for record in records:
         for reason, (count, _) in record.unpredicted.items():
-            kind = re.sub(r"\d+", "n", reason)
+            kind = _kind(reason)
             tensors[kind] += count
             models[kind] += 1
     if not tensors:
@@ -321,9 +321,12 @@ def _reasons(records: list[Record]) -> Iterator[str]:
     yield ""
 
 
+def _kind(reason: str) -> str:
+    return re.sub(r"\d+", "n", reason)
+
+
 _MEANINGS = {
-    **KEPT,
-    **UNUSED,
+    **{_kind(reason): meaning for reason, meaning in {**KEPT, **UNUSED}.items()},
     "output layer of n; this GHN predicts n": "the classification layer of a GHN has as many "
     "outputs as the GHN was trained for; `fit_head_` fits others to data",
 }

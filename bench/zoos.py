@@ -187,8 +187,14 @@ class NotBuilt(Exception):
     """No tiny model of a type can be made, or it does not run: there is nothing to cover."""
 
 
+_CONTRADICTING = ("glm_ocr", "qwen2_5_omni_thinker")
+"""Types whose rotary sections do not fit the heads of a narrow configuration."""
+
+
 def transformers_model(kind: str) -> nn.Module:
     """Narrow where that can be built and run, else only shallow."""
+    if kind in _CONTRADICTING:
+        raise NotBuilt("its rotary sections do not fit narrow heads")
     narrow = None
     with suppress(Exception):
         narrow = _transformers_model(kind, _TINY)
