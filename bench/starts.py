@@ -48,6 +48,7 @@ from ghn_fast.data.images import CIFAR10_MEAN, CIFAR10_STD
 from ghn_fast.evaluation import batches_in_order, calibrate
 from ghn_fast.evaluation.results import ghn_digest
 from ghn_fast.finetune import FinetuneConfig, History, finetune_
+from ghn_fast.refine import count_layers
 
 ARCHITECTURES = (
     *("resnet18", "mobilenet_v2", "convnext_tiny", "vit_tiny", "efficientnet_b0"),
@@ -177,8 +178,7 @@ def prepare(job: Job, task: Task, ghn: ghn_fast.GHN, device: torch.device) -> nn
     if job.start == "LSUV":
         ghn_fast.lsuv_(model, task.train.batch(torch.arange(min(SCALED_BY, len(task.train)))))
     elif job.start == "predicted, refined":
-        weights = sum(parameter.dim() >= 2 for parameter in model.parameters())
-        first = 1 + round(REFINE_FROM * weights)
+        first = 1 + round(REFINE_FROM * count_layers(model))
         ghn_fast.refine_(model, noise=REFINE_NOISE, first_layer=first)
     calibrate(model, task.train)
     ghn_fast.fit_head_(model, batches_in_order(task.train, BATCH))

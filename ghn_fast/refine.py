@@ -69,6 +69,11 @@ def refine_(
     return model
 
 
+def count_layers(model: nn.Module) -> int:
+    """How many weights :func:`refine_` counts, the classification layer's among them."""
+    return len(_weights(model))
+
+
 def orthogonal(weight: Tensor) -> Tensor:
     """The weight with orthonormal rows or columns, whichever are fewer.
 

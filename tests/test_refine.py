@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import ghn_fast
-from ghn_fast.refine import orthogonal
+from ghn_fast.refine import count_layers, orthogonal
 
 
 def make_model() -> nn.Sequential:
@@ -42,6 +42,14 @@ def test_all_but_the_classification_layer_change() -> None:
     changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
     assert changed == {"0.weight", "2.weight"}
     assert ghn_fast.refine_(make_model(), first_layer=2)[0].weight.equal(before["0.weight"])
+
+
+def test_layers_are_weights_and_no_other_parameters_of_two_dimensions() -> None:
+    from torchvision import models
+
+    with torch.device("meta"):
+        assert count_layers(models.resnet50()) == 54  # as arXiv 2207.10049 counts them
+        assert count_layers(models.convnext_tiny()) == 59  # and 18 scales (C, 1, 1)
 
 
 def test_noise_is_scaled_by_the_correlations() -> None:

@@ -218,6 +218,7 @@ class _Job:
 
         import ghn_fast
         from ghn_fast.evaluation import batches_in_order, calibrate
+        from ghn_fast.refine import count_layers
 
         model, task = self.build(), self.task
         if start == "predicted":
@@ -228,9 +229,8 @@ class _Job:
                 f"{report.seconds:.2f} s"
             )
             if self.refine:
-                weights = sum(parameter.dim() >= 2 for parameter in model.parameters())
                 generator = torch.Generator().manual_seed(self.seed)
-                first = 1 + round(REFINE_FROM * weights)
+                first = 1 + round(REFINE_FROM * count_layers(model))
                 ghn_fast.refine_(model, noise=REFINE_NOISE, first_layer=first, generator=generator)
         model.to(device).to(memory_format=torch.channels_last)
         calibrate(model, task.train)
