@@ -358,6 +358,8 @@ def table(jobs: Sequence[Job]) -> str:
     text = [_conditions(jobs)]
     for task in dict.fromkeys(job.task for job in jobs):
         text += ["", f"**{_title(task, jobs)}**", "", *_rows(task, cells)]
+    left = [name for name in ARCHITECTURES if name not in {job.architecture for job in jobs}]
+    text += ["", f"Not run yet: {', '.join(left)}."] if left else []
     return "\n".join(text)
 
 
@@ -383,7 +385,8 @@ def _rows(task: str, cells: Mapping[Cell, Sequence[Job]]) -> Iterator[str]:
     heads = ("at once", *(f"{n} epoch{'s' if n > 1 else ''}" for n in SHOWN[1:]))
     yield f"| network | start | rate | {' | '.join(heads)} |"
     yield "| --- | --- | ---: |" + " ---: |" * len(SHOWN)
-    for architecture in ARCHITECTURES:
+    run = {architecture for _, architecture, _ in cells}
+    for architecture in (name for name in ARCHITECTURES if name in run):
         for start in STARTS:
             if start == "mimetic" and architecture not in TRANSFORMERS:
                 continue

@@ -38,8 +38,9 @@ class StepResult:
         limited: how many networks had their gradient shortened to ``network_clip``.
         images: that networks were run on, each as often as there were networks for it.
         skipped: why the GHN was not updated; None where it was.
-        seconds: {"predict", "networks", "backward", "update", "exchange"}: how long each part
-            took in this process; "exchange" is waiting for and talking to the others.
+        seconds: {"predict", "networks", "backward", "others", "exchange", "update"}: how long each
+            part took in this process; "others" is waiting until all have run their networks,
+            "exchange" adding up the gradients.
     """
 
     loss: float = float("nan")
@@ -190,7 +191,7 @@ def train_step(
             together = processes.gather([outcome.summary() for outcome in outcomes])
             for summary, found in zip(summaries, together, strict=True):
                 summary += found
-            clock.lap("exchange")
+            clock.lap("others")
             if normalise_networks:
                 _normalise_networks(outcomes)
             else:
@@ -198,6 +199,7 @@ def train_step(
                 result.limited += _limit_networks(outcomes, all_found, network_clip)
             is_whole &= _backward(ghn, leaves, outcomes)
             clock.lap("backward")
+        is_whole = all(processes.gather(is_whole))
         _finish(result, summaries, is_whole, ghn, optimizer, grad_clip, processes, clock)
     return result
 
@@ -256,9 +258,10 @@ def train_step_as_they_come(
         outcomes.append(outcome)
         clock.lap("backward")
     clock.lap("wait")
-    summaries = processes.gather([outcome.summary() for outcome in outcomes])
-    clock.lap("exchange")
-    _finish(result, summaries, is_whole, ghn, optimizer, grad_clip, processes, clock)
+    found = processes.gather(([outcome.summary() for outcome in outcomes], is_whole))
+    summaries, whole = zip(*found, strict=True)
+    clock.lap("others")
+    _finish(result, summaries, all(whole), ghn, optimizer, grad_clip, processes, clock)
     return result
 
 
@@ -276,7 +279,7 @@ def _finish(
     _collect(result, [summary for found in summaries for summary in found])
     result.own_top1 = [summary.top1 for summary in summaries[processes.rank]]
     good = len(result.losses) - len(result.errors)
-    if not all(processes.gather(is_whole)):
+    if not is_whole:
         result.skipped = "memory ran out in the GHN's backward pass"
     elif good == 0:
         result.skipped = "no network has a finite loss and gradient"
