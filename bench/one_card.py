@@ -53,7 +53,6 @@ MIXTURE = {
     "families/swin": 0.04,
 }
 BASE = TrainConfig(
-    ghn={"flat_kernels": True, "channel_nodes": True},
     seed=31,
     meta_batch=3,
     crop_share=0.0,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROLE = re.compile(r":(?:func|class|meth|data|mod|attr|exc):<code>~?")
+HISTORY = "<!-- history -->"
 FAMILY_MEMBERS = {"convnext": 1, "inception": 0}
 """Of families, and the index of one of each."""
 
@@ -19,9 +23,27 @@ def on_page_content(html: str, **_: Any) -> str:
     return ROLE.sub("<code>", html)
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    if HISTORY not in markdown:
+        return markdown
+    history = _history()
+    return markdown.replace(HISTORY, "\n".join(history.page(history.records())))
+
+
 def on_files(files: Files, config: MkDocsConfig) -> None:
     for name, content in _gallery():
         files.append(File.generated(config, f"gallery/{name}", content=content))
+    history = _history()
+    drawing = history.drawing(history.records())
+    files.append(File.generated(config, "history/limits.svg", content=drawing))
+
+
+def _history() -> Any:
+    """The module ``bench/history.py``."""
+    bench = str(Path(__file__).parents[1] / "bench")
+    if bench not in sys.path:
+        sys.path.append(bench)
+    return importlib.import_module("history")
 
 
 def _gallery() -> Iterator[tuple[str, str]]:

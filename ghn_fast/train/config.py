@@ -19,6 +19,8 @@ DEEPNETS, FAMILIES = "deepnets", "families"
 """Parts of a mixture; one family alone is ``"families/NAME"``."""
 
 
+_OWN = {"flat_kernels": True, "channel_nodes": True}
+"""What the graphs and the decoding of new GHNs have, and the published ones have not."""
 _CIFAR10_EPOCH = 703
 """Batches of 64 in the 45,000 training images that are left without those for validation."""
 _PUBLISHED: dict[str, Any] = {
@@ -173,7 +175,9 @@ class TrainConfig:
         2
     """
 
-    ghn: dict[str, Any] = field(default_factory=lambda: {"flat_kernels": True})
+    ghn: dict[str, Any] = field(
+        default_factory=lambda: {"flat_kernels": True, "channel_nodes": True}
+    )
     data: str | None = None
     image_size: int = 32
     device: str = "auto"

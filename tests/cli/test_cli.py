@@ -175,7 +175,7 @@ def test_random_initialisation_is_timed_without_imports(
 ) -> None:
     calls: list[float] = []
 
-    def build(name: str, num_classes: int) -> SmallClassifier:
+    def build(name: str, num_classes: int, size: int | None) -> SmallClassifier:
         calls.append(time.perf_counter())
         time.sleep(0.5 if len(calls) == 1 else 0.0)  # the first imports
         return SmallClassifier()
