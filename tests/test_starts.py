@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,25 @@ import torch
 from tests.graphs import SmallClassifier
 
 ROOT = Path(__file__).parents[1]
+
+
+IN_PROCESSES = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import starts
+from tests.graphs import SmallClassifier
+starts.make_model = lambda _, classes: SmallClassifier(8, classes)
+starts.main(sys.argv[3:])
+"""
+"""Of a program of its own: autograd works in no copy of a process that has used it."""
+
+
+@pytest.fixture(autouse=True)
+def number_of_threads() -> Iterator[None]:
+    """The script sets it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -56,7 +77,10 @@ def test_runs_and_their_table(
     starts: ModuleType, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     few = ("--starts", "LSUV", "predicted, refined", "--seeds", "2", "--rates", "0.1", "0.001")
-    starts.main(_options(pictures, tmp_path, *few, "--processes", "2"))
+    options = _options(pictures, tmp_path, *few, "--processes", "2")
+    program = [sys.executable, "-c", IN_PROCESSES, str(ROOT / "bench"), str(ROOT), *options]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
     jobs = starts.read(tmp_path / "starts.jsonl")
     assert len({job.key for job in jobs}) == len(jobs) == 6
     for start in ("LSUV", "predicted, refined"):
