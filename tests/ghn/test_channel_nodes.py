@@ -282,5 +282,7 @@ def test_is_evaluated_with_its_graphs(split: str, monkeypatch: pytest.MonkeyPatc
     assert ["shuffle" in types for types in seen] == [True, False]
 
 
-def test_the_default_is_off() -> None:
-    assert make_config(TrainConfig().ghn).node_types == NODE_TYPES
+def test_those_that_are_trained_now_have_it_and_published_ones_not() -> None:
+    assert make_config(TrainConfig().ghn).node_types == CHANNEL_NODE_TYPES
+    assert make_config(TrainConfig.preset("ghn2-paper").ghn).node_types == NODE_TYPES
+    assert ghn_fast.ghn2().config.node_types == NODE_TYPES
