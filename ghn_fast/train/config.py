@@ -175,9 +175,7 @@ class TrainConfig:
         2
     """
 
-    ghn: dict[str, Any] = field(
-        default_factory=lambda: {"flat_kernels": True, "channel_nodes": True}
-    )
+    ghn: dict[str, Any] = field(default_factory=lambda: dict(_OWN))
     data: str | None = None
     image_size: int = 32
     device: str = "auto"
