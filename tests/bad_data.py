@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 from PIL import Image
 
@@ -69,6 +70,29 @@ def referring_to(picture: bytes, rows: int, **options: Any) -> Callable[[Path], 
         content = pyarrow.table({"image": images, "label": np.arange(rows) % 2})
         path = folder / "train-0.parquet"
         pyarrow.parquet.write_table(content, path, store_schema=False, **options)
+
+    return write
+
+
+def arrow(
+    pictures: list[Any] | None = None,
+    words: list[str] | None = None,
+    change: tuple[bytes, bytes] = (b"", b""),
+    opened: Any = pyarrow.ipc.new_stream,
+    **options: Any,
+) -> Callable[[Path], None]:
+    """A file as ``save_to_disk`` writes it, but for these pictures, bytes and options."""
+
+    def write(folder: Path) -> None:
+        (folder / "state.json").write_text("{}")
+        content, path = table(pictures=pictures), folder / "data-0.arrow"
+        if words:
+            column = pyarrow.DictionaryArray.from_arrays([0] * len(content), words)
+            content = content.append_column("words", column)
+        chosen = pyarrow.ipc.IpcWriteOptions(**options)
+        with opened(str(path), content.schema, options=chosen) as sink:
+            sink.write_table(content)
+        path.write_bytes(path.read_bytes().replace(*change, 1))
 
     return write
 
@@ -139,6 +163,33 @@ DATA: dict[str, tuple[Callable[[Path], object], str]] = {
         referring_to(png(), 2_000_000),
         "train-0.parquet: what is in it is more than 64 times as large as the file",
     ),
+    "a compressed Arrow file of 70 MB in 10 kB": (
+        arrow([{"bytes": bytes(35 * 2**20)}] * 2, compression="zstd"),
+        "data-0.arrow: what is in it is more than 64 times as large as the file",
+    ),
+    "the same in the format with a footer": (
+        arrow([{"bytes": bytes(35 * 2**20)}] * 2, opened=pyarrow.ipc.new_file, compression="zstd"),
+        "data-0.arrow: what is in it is more than 64 times as large as the file",
+    ),
+    "a dictionary of 70 MB in an Arrow file of 10 kB": (
+        arrow(words=["x" * 70 * 2**20], compression="zstd"),
+        "data-0.arrow: what is in it is more than 64 times as large as the file",
+    ),
+    "pictures outside of an Arrow file": (
+        arrow(
+            [{"bytes": png()}] * 4,
+            change=(struct.pack("<2i", 0, len(png())), struct.pack("<2i", 0, 2**30)),
+        ),
+        "data-0.arrow is truncated or damaged .*out of bounds",
+    ),
+    "a column whose name is no text": (
+        arrow(change=(b"image", b"im\xe4ge")),
+        "data-0.arrow is truncated or damaged .*UnicodeDecodeError",
+    ),
+    "no picture for an image of an Arrow file": (
+        arrow([{"bytes": png()}, {"bytes": None}]),
+        "data-0.arrow: image 1 is none",
+    ),
     "pictures that are text": (parquet(pictures=[{"bytes": "x"}] * 2), "has the columns image"),
     "no label for an image": (parquet(labels=[None, 1] * 10), "has the labels none"),
     "labels of 2^40": (parquet(labels=[0, 2**40] * 10), "has the label 1099511627776"),
@@ -154,7 +205,7 @@ DATA: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         "has no images",
     ),
-    "a second file of other columns": (two_kinds, "train-1.parquet has the columns x"),
+    "a second file of other columns": (two_kinds, "train-1.parquet: it has the columns x"),
     "Hugging Face metadata that are no JSON": (parquet(metadata="{"), "truncated or damaged"),
     "names of classes that are a number": (of_names(10), "no list of names but 10"),
     "names of classes that are numbers": (of_names([1, 2]), "no list of names but a list"),

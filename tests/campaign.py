@@ -85,6 +85,15 @@ def _of_parquet(path: Path) -> list[torch.Tensor]:
     return [found.batch(torch.arange(len(found))), found.labels]
 
 
+def _of_arrow(path: Path) -> list[torch.Tensor]:
+    folder = path.parent / "arrow"
+    folder.mkdir(exist_ok=True)
+    (folder / "state.json").write_text("{}")
+    path.replace(folder / "data-0.arrow")
+    found = load_images(folder)
+    return [found.batch(torch.arange(len(found))), found.labels]
+
+
 def _run() -> bytes:
     torch.manual_seed(0)
     ghn = torch.nn.Linear(4, 4)
@@ -108,6 +117,12 @@ def _parquet() -> bytes:
         return (Path(folder) / "train-0.parquet").read_bytes()
 
 
+def _arrow(**options: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        bad_data.arrow(**options)(Path(folder))
+        return (Path(folder) / "data-0.arrow").read_bytes()
+
+
 def _pickled() -> bytes:
     return pickle.dumps(bad_files.state(), protocol=4)
 
@@ -125,6 +140,8 @@ READERS = {
     "checkpoint of a run": Reader(_run, _of_run, has_checksum=True),
     "batch of CIFAR-10": Reader(_batch, _of_batch, DataError),
     "Parquet": Reader(_parquet, _of_parquet, DataError),
+    "Arrow": Reader(_arrow, _of_arrow, DataError),
+    "Arrow, zstd": Reader(lambda: _arrow(compression="zstd"), _of_arrow, DataError),
 }
 
 

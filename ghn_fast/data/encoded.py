@@ -171,8 +171,12 @@ def pictures(column: Any, path: Path) -> list[Row]:
     rows = column.to_pylist()
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or type(row.get("bytes")) is not bytes:
-            raise FileError(f"image {number} is none: its row has no bytes of a picture")
+            raise FileError(without_picture(number))
     return [Row(path, number, row["bytes"]) for number, row in enumerate(rows)]
+
+
+def without_picture(row: int) -> str:
+    return f"image {row} is none: its row has no bytes of a picture"
 
 
 def _centre(picture: Any, size: int) -> tuple[float, float, float, float]:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from ghn_fast._system.errors import FileError, failures, shown
+from ghn_fast.data.arrow import arrow_files, arrow_schema, read_arrow
 from ghn_fast.data.cifar10 import CLASSES, SPLITS, find_cifar10, load_cifar10
 from ghn_fast.data.encoded import Encoded, EncodedImages, pictures
 from ghn_fast.data.errors import DataError
 from ghn_fast.data.images import ImageSource, held_out
-from ghn_fast.data.mapped import MappedItems, arrow_files, arrow_schema, as_arrow, read_arrow
+from ghn_fast.data.mapped import MappedItems, as_arrow
 from ghn_fast.data.parquet import read_parquet
 
 MEMORY = 2 * 2**30
@@ -276,7 +277,7 @@ def _schema(path: Path) -> Any:
 def _read_table(path: Path, columns: list[str]) -> Any:
     with failures(path, DataError):
         if path.suffix == ".arrow":
-            return read_arrow(path).select(columns)
+            return read_arrow(path, columns)
         return read_parquet(path, columns)
 
 
@@ -364,15 +365,16 @@ def _columns(schema: Any, path: Path) -> tuple[str, str]:
             or pyarrow.types.is_large_binary(kind[field].type)
         )
 
-    pictures = [field.name for field in schema if is_picture(field.type)]
-    numbers = [field.name for field in schema if pyarrow.types.is_integer(field.type)]
-    label = next((name for name in _LABELS if name in numbers), numbers[0] if numbers else None)
-    if not pictures or label is None:
-        raise DataError(
-            f"{path} has the columns {', '.join(schema.names)}; needed are one of pictures "
-            "(a struct with binary 'bytes') and one of labels (integers)"
-        )
-    return pictures[0], label
+    with failures(path, DataError):  # a name may be no text
+        pictures = [field.name for field in schema if is_picture(field.type)]
+        numbers = [field.name for field in schema if pyarrow.types.is_integer(field.type)]
+        label = next((name for name in _LABELS if name in numbers), numbers[0] if numbers else None)
+        if not pictures or label is None:
+            raise FileError(
+                f"it has the columns {', '.join(schema.names)}; needed are one of pictures "
+                "(a struct with binary 'bytes') and one of labels (integers)"
+            )
+        return pictures[0], label
 
 
 def _class_names(path: Path) -> list[str]:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ghn_fast._system.files import replace
-from ghn_fast.data.encoded import Row
+from ghn_fast.data.encoded import Row, without_picture
+from ghn_fast.data.errors import DataError
 from ghn_fast.data.parquet import open_parquet
 
 
@@ -34,10 +35,12 @@ class MappedItems(Sequence[Row]):
 
     @classmethod
     def of(cls, columns: Sequence[Any], files: Sequence[Path]) -> MappedItems:
-        """All pictures of columns of structs with a field ``bytes``."""
-        import pyarrow.compute
+        """All pictures of columns of structs with a field ``bytes``.
 
-        content = [pyarrow.compute.struct_field(column, "bytes") for column in columns]
+        Raises:
+            DataError: a row has no picture.
+        """
+        content = [_content(*part) for part in zip(columns, files, strict=True)]
         return cls(content, files, torch.arange(sum(len(column) for column in columns)))
 
     def take(self, positions: Tensor) -> MappedItems:
@@ -59,33 +62,15 @@ class MappedItems(Sequence[Row]):
         return Row(self.files[part], row, self.columns[part][row].as_py())
 
 
-def arrow_files(folder: Path) -> list[Path]:
-    """The parts of what ``datasets.Dataset.save_to_disk`` wrote; none if it is no such folder."""
-    if not (folder / "state.json").is_file():
-        return []
-    return sorted(folder.glob("data-*.arrow")) or sorted(folder.glob("dataset.arrow"))
+def _content(column: Any, path: Path) -> Any:
+    """The bytes of the pictures of a column."""
+    import pyarrow.compute
 
-
-def arrow_schema(path: Path) -> Any:
-    return _reader(path).schema
-
-
-def read_arrow(path: Path) -> Any:
-    """A table whose columns lie in the file.
-
-    Raises:
-        OSError, ValueError: it is not one.
-    """
-    return _reader(path).read_all()
-
-
-def _reader(path: Path) -> Any:
-    import pyarrow.ipc
-
-    with path.open("rb") as file:
-        is_file = file.read(6) == b"ARROW1"
-    opened = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
-    return opened(pyarrow.memory_map(str(path)))
+    content = pyarrow.compute.struct_field(column, "bytes")
+    if content.null_count:
+        row = pyarrow.compute.index(content.is_null(), True).as_py()
+        raise DataError(f"{path}: {without_picture(row)}")
+    return content
 
 
 def as_arrow(path: Path, columns: Sequence[str]) -> Path:

@@ -10,12 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghn_fast._system.errors import FileError
+from ghn_fast.data.bombs import most_inside, refuse_if
 
-_BOMB = 64
-"""Times its size that a file may have inside; pictures are compressed already."""
-_SMALL = 2**26
-"""Bytes that any file may have inside."""
 _ROW = 64
 """Bytes that a row counts as, beside its values."""
 _MOST_ROWS = 256
@@ -42,24 +38,19 @@ def open_parquet(path: Path, columns: Sequence[str]) -> tuple[Any, Iterator[Any]
     file = pyarrow.parquet.ParquetFile(path)
     stored = file.schema_arrow
     schema = pyarrow.schema([stored.field(name) for name in columns], stored.metadata)
-    return schema, _batches(file, schema, max(_BOMB * path.stat().st_size, _SMALL))
+    return schema, _batches(file, schema, most_inside(path))
 
 
 def _batches(file: Any, schema: Any, left: int) -> Iterator[Any]:
     stated = _stated_size(file.metadata, schema.names)
-    _refuse_if(stated > left)
+    refuse_if(stated > left)
     # A value is not larger than what is stated, which its copies in a batch may be.
     rows = min(left // max(stated, 1), _MOST_ROWS)
     with file:
         for batch in file.iter_batches(rows, columns=schema.names):
             left -= _ROW * len(batch) + batch.nbytes
-            _refuse_if(left < 0)
+            refuse_if(left < 0)
             yield batch.select(schema.names).cast(schema)
-
-
-def _refuse_if(is_bomb: bool) -> None:
-    if is_bomb:
-        raise FileError(f"what is in it is more than {_BOMB} times as large as the file")
 
 
 def _stated_size(metadata: Any, columns: Sequence[str]) -> int:

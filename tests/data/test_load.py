@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -231,8 +232,14 @@ def test_few_images_are_shared_by_no_two_parts(tmp_path: Path) -> None:
     assert sorted(parts[0] + parts[1]) == [0, 1, 2]
 
 
-def write_arrow(folder: Path, labels: list[int], parts: int = 2) -> None:
-    """As ``datasets.Dataset.save_to_disk`` does."""
+def write_arrow(
+    folder: Path,
+    labels: list[int],
+    parts: int = 2,
+    opened: Any = pyarrow.ipc.new_stream,
+    **options: Any,
+) -> None:
+    """As ``datasets.Dataset.save_to_disk`` does, but for the format and options."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").write_text("{}")
     names = ["red", "green", "blue"]
@@ -243,7 +250,11 @@ def write_arrow(folder: Path, labels: list[int], parts: int = 2) -> None:
         pictures = [{"bytes": encoded(label), "path": None} for label in own]
         table = pyarrow.table({"image": pictures, "label": pyarrow.array(own, pyarrow.int64())})
         path = folder / f"data-{part:05}-of-{parts:05}.arrow"
-        with pyarrow.ipc.new_stream(str(path), table.schema.with_metadata(metadata)) as sink:
+        schema, chosen = (
+            table.schema.with_metadata(metadata),
+            pyarrow.ipc.IpcWriteOptions(**options),
+        )
+        with opened(str(path), schema, options=chosen) as sink:
             sink.write_table(table.replace_schema_metadata(metadata))
 
 
@@ -272,6 +283,18 @@ def test_what_datasets_saved(tmp_path: Path, has_parts: bool) -> None:
     by_label = dict(zip(parts["test"].labels.tolist(), colours(images), strict=True))
     assert sorted(by_label.values()) == [by_label[label] for label in sorted(by_label)]
     assert load_class_names(tmp_path) == ["red", "green", "blue"]
+
+
+@pytest.mark.parametrize("opened", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_compressed_arrow_files_are_read(tmp_path: Path, opened: Any, compression: str) -> None:
+    labels = [number % CLASSES for number in range(20)]
+    for name, options in {"plain": {}, "small": {"compression": compression}}.items():
+        write_arrow(tmp_path / name, labels, opened=opened, **options)
+    plain, small = (load_images(tmp_path / name, "test") for name in ("plain", "small"))
+    assert plain.labels.tolist() == small.labels.tolist()
+    every = torch.arange(len(plain))
+    assert torch.equal(plain.batch(every), small.batch(every))
 
 
 def test_many_encoded_pictures_are_read_through_a_memory_map(
