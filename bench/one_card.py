@@ -75,11 +75,12 @@ BASE = TrainConfig(
 )
 SMALL = replace(BASE, meta_batch=2, widths=(16,), max_work=60.0, max_parameters=1_000_000)
 SETTINGS: tuple[dict[str, Any], ...] = (
-    {"image_batch": 64},
     {"image_batch": 128},
-    {"image_batch": 256},
-    {"image_batch": 128, "precision": "bfloat16"},
+    {"image_batch": 128, "meta_batch": 12},
+    {"image_batch": 256, "meta_batch": 12},
+    {"image_batch": 256, "meta_batch": 12, "precision": "bfloat16"},
 )
+"""Larger steps wait less often for the slowest network of all."""
 SMALL_SETTINGS: tuple[dict[str, Any], ...] = ({"image_batch": 8}, {"image_batch": 16})
 NETWORK_NOISE, IMAGE_NOISE = 0.04, 15.0
 """Variance of a network's gradient (of length 1) that is the network's own, and that its images
