@@ -43,6 +43,11 @@ class TileTable:
 
     Worth keeping where the same parameters are predicted again.
 
+    Attributes:
+        tiles: of the table.
+        scales, rules: of each, rules as their places in :data:`RULES`.
+        entries: block, row, rule, dimensions and as many sizes of each, one after the other.
+
     Raises:
         ValueError: an unknown rule, or a parameter of more than five dimensions, of a negative
             size or of more elements than can be counted.
@@ -56,32 +61,22 @@ class TileTable:
             if len(tile.shape) > MAX_DIMS:
                 raise ValueError(f"parameters of {len(tile.shape)} dimensions are not supported")
             check_sizes(tile.shape)
+        # Here, and not when asked for: torch.compile cannot look behind a cached_property's lock.
+        self.scales = [tile.scale for tile in self.tiles]
+        self.rules = [RULES.index(tile.rule) for tile in self.tiles]
+        self.entries = [
+            value
+            for tile, rule in zip(self.tiles, self.rules, strict=True)
+            for value in (tile.block, tile.row, rule, len(tile.shape), *tile.shape)
+        ]
 
     def __len__(self) -> int:
         return len(self.tiles)
 
     @cached_property
-    def scales(self) -> list[float]:
-        return [tile.scale for tile in self.tiles]
-
-    @cached_property
-    def rules(self) -> list[int]:
-        return [RULES.index(tile.rule) for tile in self.tiles]
-
-    @cached_property
     def layouts(self) -> list[list[int]]:
         """Of each parameter where it is contiguous: its five sizes and five strides."""
         return [layout_of(tile.shape, _contiguous_strides(tile.shape)) for tile in self.tiles]
-
-    @cached_property
-    def entries(self) -> list[int]:
-        """Block, row, rule, dimensions and as many sizes of each tile, one after the other."""
-        rows = zip(self.tiles, self.rules, strict=True)
-        return [
-            value
-            for tile, rule in rows
-            for value in (tile.block, tile.row, rule, len(tile.shape), *tile.shape)
-        ]
 
     @classmethod
     def from_entries(cls, entries: Sequence[int], scales: Sequence[float]) -> TileTable:
