@@ -194,9 +194,12 @@ class _Job:
         from ghn_fast.nets import adjust_net
 
         model = self.build_plain()
-        if self.has_small_stem and _can_be_small(self.name):
+        if self._fits_stem():
             adjust_net(model)
         return model
+
+    def _fits_stem(self) -> bool:
+        return self.has_small_stem and _can_be_small(self.name)
 
     def check(self) -> None:
         """Refuses what cannot be built, or cannot take pictures of that size, before all else."""
@@ -252,6 +255,7 @@ class _Job:
             "ghn_fast": __version__,
             "classes": json.dumps(task.classes),
             "image_size": str(task.size),
+            "small_stem": str(self._fits_stem()),
             "mean": json.dumps(task.mean),
             "std": json.dumps(task.std),
             "pixels": "RGB from 0 to 1, less mean, divided by std",

@@ -48,6 +48,8 @@ def train(
     For several processes: torchrun --nproc-per-node N -m ghn_fast train ...
     """
     from ghn_fast.cli.images import load_parts
+    from ghn_fast.cli.teacher import load_teacher
+    from ghn_fast.data import load_class_names
     from ghn_fast.train import Trainer, choose_device, process_group
     from ghn_fast.train.denormals import flush_denormals
     from ghn_fast.train.schedule import LONGEST_WARMUP
@@ -68,9 +70,12 @@ def train(
             f"warm-up: {lowered} steps, a tenth of the run, instead of {settings.warmup_steps}"
         )
     with process_group(choose_device(settings.device)) as processes:
-        parts = ("train", "val")
-        images = load_parts(processes, settings.data, parts, settings.image_size, download)
-        trainer = Trainer(settings, out, *images)
+        parts, size = ("train", "val"), settings.image_size
+        images, validation = load_parts(processes, settings.data, parts, size, download)
+        teacher = None
+        if settings.teacher is not None:
+            teacher = load_teacher(settings.teacher, load_class_names(settings.data), size)
+        trainer = Trainer(settings, out, images, validation, teacher)
         if trainer.step > 0 and processes.is_first:
             typer.echo(f"going on at step {trainer.step} after {trainer.minutes:.1f} minutes")
         trainer.fit(show_progress=progress)

@@ -238,14 +238,22 @@ class ImageStream:
         Those have crops and mirrorings of their own, not those they have in the whole batch.
         Without ``crop`` the images are whole, as in evaluation, and mirrored only.
         """
+        chosen = self.chosen(index, count)
+        images = self.data.training_batch(chosen, self.generator(index), crop)
+        return images, self.data.labels[chosen]
+
+    def chosen(self, index: int, count: int | None = None) -> Tensor:
+        """Positions (B,) of a batch's images, on the device of the labels."""
         epoch, batch = divmod(index, self.batches_per_epoch)
         if epoch != self._epoch:
             self._order = torch.randperm(len(self.data), generator=self._generator(0, epoch))
             self._epoch = epoch
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size][:count]
-        chosen = to_device(chosen, self.data.labels.device)
-        images = self.data.training_batch(chosen, self._generator(1, index), crop)
-        return images, self.data.labels[chosen]
+        return to_device(chosen, self.data.labels.device)
+
+    def generator(self, index: int) -> torch.Generator:
+        """What decides a batch's augmentation."""
+        return self._generator(1, index)
 
     def _generator(self, purpose: int, index: int) -> torch.Generator:
         """Generators of different purposes or indices must not share their streams."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
+from torch import nn
 
 from ghn_fast._system.files import append_line, write_text
 from ghn_fast._system.processes import Processes
 from ghn_fast.data import ImageSource
 from ghn_fast.evaluation.errors import EvaluationError
-from ghn_fast.ghn import GHN
 
 DIGEST_IMAGES = 64
 """Evenly spaced images whose pixels tell one set of images from another."""
@@ -172,9 +172,10 @@ class EvaluationResult(Results[NetworkResult]):
         }
 
 
-def ghn_digest(ghn: GHN) -> str:
+def state_digest(model: nn.Module) -> str:
+    """Of all parameters and buffers that are kept."""
     digest = hashlib.sha256()
-    for name, value in sorted(ghn.state_dict().items()):
+    for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(_content(value))
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ from ghn_fast.train.log import read_log
 from ghn_fast.train.networks import NetworkStream
 from ghn_fast.train.plot import plot_run
 from ghn_fast.train.step import StepResult, train_step
+from ghn_fast.train.teacher import Teacher
 from ghn_fast.train.trainer import Trainer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "NetworkStream",
     "Processes",
     "StepResult",
+    "Teacher",
     "TrainConfig",
     "Trainer",
     "choose_device",

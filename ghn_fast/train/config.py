@@ -100,6 +100,14 @@ class TrainConfig:
         init: a GHN to start from, as :func:`ghn_fast.from_pretrained` takes it; it must have the
             settings ``ghn``, but may lack ``flat_kernels`` and ``channel_nodes``. None starts from
             random weights.
+        teacher: a classifier of the same classes to learn from, as ``ghn-fast fit`` writes one
+            (``teacher.safetensors``), or ``NAME@FILE`` with the name of its model. Its logits of
+            the training images, as they are and mirrored, are computed once, and kept in the
+            run's folder in half precision. Needs ``crop_share=0``. In Python the trainer is
+            given it (:class:`ghn_fast.train.Teacher`).
+        teacher_share: of the targets, that the teacher decides; the labels decide the rest.
+            ``label_smoothing`` is of the mixture.
+        teacher_temperature: that its logits are divided by before their softmax (arXiv 1503.02531).
         seed: of the initial weights, the networks and the images.
         steps: of the optimiser; where None the run lasts ``max_minutes``, and the learning rate
             follows the share of them that has passed (such a run cannot be repeated exactly).
@@ -180,6 +188,9 @@ class TrainConfig:
     image_size: int = 32
     device: str = "auto"
     init: str | None = None
+    teacher: str | None = None
+    teacher_share: float = 0.5
+    teacher_temperature: float = 2.0
     seed: int = 0
     steps: int | None = None
     max_minutes: float | None = 90.0
@@ -252,7 +263,8 @@ class TrainConfig:
         names = ("steps", "max_minutes", "num_networks", "max_work", "meta_batch", "lr")
         sizes = ("accumulate", "max_nodes", "image_batch", "image_size")
         validation = ("validation_networks", "validation_images")
-        for name in (*names, *sizes, *validation, "network_work", "min_images"):
+        more = ("network_work", "min_images", "teacher_temperature")
+        for name in (*names, *sizes, *validation, *more):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, not {value}")
@@ -264,10 +276,21 @@ class TrainConfig:
             raise ConfigError("first_come needs own_images and normalise_networks")
         if self.first_come and (self.accumulate > 1 or self.max_nodes is not None):
             raise ConfigError("first_come goes with neither accumulate nor max_nodes")
-        if not 0 <= self.crop_share <= 1:
-            raise ConfigError(f"crop_share must be from 0 to 1, not {self.crop_share}")
+        for name in ("crop_share", "teacher_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        if self.teacher is not None:
+            self.check_crops_for_teacher()
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
+
+    def check_crops_for_teacher(self) -> None:
+        """Raises a ConfigError where images are cropped: of crops there are no logits."""
+        if self.crop_share > 0:
+            raise ConfigError(
+                "a teacher's logits are computed once, of whole images: set crop_share=0, not "
+                f"{self.crop_share}"
+            )
 
     def networks_per_step(self, processes: int = 1) -> int:
         """Networks in a step of all processes."""

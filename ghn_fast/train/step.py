@@ -93,6 +93,7 @@ def train_step(
     labels: Tensor | Sequence[Tensor],
     optimizer: torch.optim.Optimizer,
     *,
+    targets: Tensor | Sequence[Tensor] | None = None,
     label_smoothing: float = 0.0,
     predicted_decay: float = 0.0,
     grad_clip: float = 5.0,
@@ -127,7 +128,10 @@ def train_step(
             (:func:`ghn_fast._system.device.images_to_device`).
         labels: (B,) int64, or as many for each network as it has images.
         optimizer: of the GHN's parameters.
-        label_smoothing: of the cross-entropy.
+        targets: (B, C) shares of the classes, or as many for each network, that the cross-entropy
+            is with instead of the labels, as :func:`ghn_fast.train.teacher.mixed_targets` gives
+            them; the accuracy stays that by the labels.
+        label_smoothing: of the labels, or of the targets, in the cross-entropy.
         predicted_decay: the weight, beside a network's cross-entropy, of the sum of the norms of
             its predicted parameters (3e-5 in the code of arXiv 2303.04143). ``StepResult.loss``
             is without it.
@@ -165,6 +169,7 @@ def train_step(
     if not ghn.training:
         raise ValueError("the GHN is in evaluation mode; call ghn.train() first")
     x, y = (_for_each(tensors, len(models)) for tensors in (images, labels))
+    t = y if targets is None else _for_each(targets, len(models))
     result = StepResult()
     optimizer.zero_grad(set_to_none=True)
     clock = _Clock(result.seconds)
@@ -172,7 +177,7 @@ def train_step(
     is_whole = True
 
     def run(position: int, leaves: Sequence[Tensor]) -> _Outcome:
-        batch = x[position], y[position]
+        batch = x[position], y[position], t[position]
         return _run_network(
             models[position], leaves, *batch, label_smoothing, predicted_decay, autocast
         )
@@ -205,12 +210,16 @@ def train_step(
 
 
 class Arrival(NamedTuple):
-    """A network of a step, and its own images (B, 3, H, W) and labels (B,)."""
+    """A network of a step, and its own images (B, 3, H, W) and labels (B,).
+
+    ``targets`` are those of :func:`train_step`; the labels where there are no others.
+    """
 
     model: nn.Module
     graph: Graph
     images: Tensor
     labels: Tensor
+    targets: Tensor
 
 
 @flushed_denormals()
@@ -239,7 +248,7 @@ def train_step_as_they_come(
     clock = _Clock(result.seconds)
     outcomes: list[_Outcome] = []
     is_whole = True
-    for model, graph, images, labels in networks:
+    for model, graph, images, labels, targets in networks:
         clock.lap("wait")
         leaves, failure = _predict(ghn, [model], GraphBatch([graph]), range(1))
         clock.lap("predict")
@@ -248,7 +257,7 @@ def train_step_as_they_come(
             continue
         (own,) = leaves.by_model
         outcome = _run_network(
-            model, own, images, labels, label_smoothing, predicted_decay, autocast
+            model, own, images, labels, targets, label_smoothing, predicted_decay, autocast
         )
         _read([outcome])
         clock.lap("networks")
@@ -368,6 +377,7 @@ def _run_network(
     leaves: Sequence[Tensor],
     images: Tensor,
     labels: Tensor,
+    targets: Tensor,
     label_smoothing: float,
     predicted_decay: float,
     autocast: torch.dtype | None,
@@ -377,7 +387,8 @@ def _run_network(
         with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
             logits = model(images)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        wanted = targets.to(logits.dtype) if targets.is_floating_point() else targets
+        loss = F.cross_entropy(logits, wanted, label_smoothing=label_smoothing)
         loss.backward()
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):

@@ -37,14 +37,17 @@ from ghn_fast.train.pointwise import use_products
 from ghn_fast.train.schedule import learning_rate, update_average
 from ghn_fast.train.soap import SOAP
 from ghn_fast.train.step import Arrival, StepResult, train_step, train_step_as_they_come
+from ghn_fast.train.teacher import TaughtStream, Teacher, kept_logits
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FILE = "checkpoint.pt"
 EXPORT_FILE = "ghn.safetensors"
+TEACHER_FILE = "teacher-logits.safetensors"
 LOCK_FILE = "lock"
 _FORMAT = 1
 _MAY_CHANGE = {
     "data",
+    "teacher",
     "device",
     "meta_batch",
     "accumulate",
@@ -59,7 +62,22 @@ _MAY_CHANGE = {
     "tensorboard",
 }
 """Settings that a resumed run may have other values of, as they do not decide what it learns. Of
-meta-batch, accumulation and processes only the product does, but for :func:`_parts_that_decide`."""
+meta-batch, accumulation and processes only the product does, but for :func:`_parts_that_decide`.
+The teacher may have another name, but has to be the same."""
+
+
+class _Batch(NamedTuple):
+    """Images (B, 3, H, W), labels (B,) and what the loss is with: the labels, or targets (B, C)."""
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor
+
+    def on(self, device: torch.device) -> _Batch:
+        labels = to_device(self.labels, device)
+        same = self.targets is self.labels
+        targets = labels if same else to_device(self.targets, device)
+        return _Batch(images_to_device(self.images, device), labels, targets)
 
 
 class _Prepared(NamedTuple):
@@ -70,8 +88,7 @@ class _Prepared(NamedTuple):
 
     networks: list[Drawn]
     position: int
-    images: Tensor
-    labels: Tensor
+    batch: _Batch
     parts: list[slice]
 
 
@@ -104,10 +121,12 @@ class Trainer:
         folder: of the run.
         train: images to learn from.
         validation: images to validate with; without them there is no validation.
+        teacher: what the configuration's ``teacher`` names, or any other; its logits are computed
+            when training begins.
 
     Raises:
         ConfigError: the folder holds a run of another configuration or a damaged one, or the GHN
-            of the configuration has another number of classes than the images.
+            of the configuration, or the teacher, has another number of classes than the images.
         DataError: there are fewer images than a batch has.
     """
 
@@ -117,6 +136,7 @@ class Trainer:
         folder: str | Path,
         train: ImageSource,
         validation: ImageSource | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config = config
         self.folder = Path(folder)
@@ -135,6 +155,9 @@ class Trainer:
         if config.first_come and self.device.type == "cuda" and isinstance(train, Images):
             train = train.to(self.device)
         self.images = ImageStream(train, config.image_batch, config.seed)
+        self.teacher = _checked_teacher(teacher, config, train, self.device)
+        self.teacher_digest = None if self.teacher is None else self.teacher.digest()
+        self.taught: TaughtStream | None = None
         self.networks = NetworkStream(
             config,
             self.ghn.config.num_classes,
@@ -201,12 +224,14 @@ class Trainer:
                     "checkpoint; use another folder, or start again once it has ended"
                 )
             if is_first:
-                for name in (CHECKPOINT_FILE, EXPORT_FILE, CONFIG_FILE, LOG_FILE):
+                for name in (CHECKPOINT_FILE, EXPORT_FILE, CONFIG_FILE, LOG_FILE, TEACHER_FILE):
                     remove_leftovers(self.folder / name)
                 self.config.save(self.folder / CONFIG_FILE)
             log = RunLog(self.folder, self.step, self.config.tensorboard, is_open=is_first)
             stack.enter_context(log)
             bar = stack.enter_context(_progress_bar(show_progress and is_first))
+            if self.teacher is not None and not self.finished:
+                self.taught = self._teach(self.teacher)
             workers = stack.enter_context(_network_workers(self.config, self.device))
             preparing = stack.enter_context(ThreadPoolExecutor(1, "ghn-fast-draw"))
             self._loop(log, bar, workers, preparing)
@@ -214,6 +239,12 @@ class Trainer:
         if is_first and has_matplotlib():
             plot_run(self.folder)
         return self.average
+
+    def _teach(self, teacher: Teacher) -> TaughtStream:
+        path, images = self.folder / TEACHER_FILE, self.images.data
+        logits = kept_logits(teacher, images, path, self.processes)
+        config = self.config
+        return TaughtStream(self.images, logits, config.teacher_share, config.teacher_temperature)
 
     def _locked(self, stack: ExitStack) -> bool:
         """Whether the folder is this run's alone while the stack is open, and as it was found."""
@@ -296,9 +327,9 @@ class Trainer:
     ) -> tuple[list[Drawn], StepResult, Future[_Prepared]]:
         """One step; meanwhile networks and images of the next one are prepared."""
         start = time.perf_counter()
-        drawn, position, images, labels, parts = prepared.result()
+        drawn, position, batch, parts = prepared.result()
         prepared = preparing.submit(self._prepare, self.step + 1, position)
-        images, labels = images_to_device(images, self.device), to_device(labels, self.device)
+        images, labels, targets = batch.on(self.device)
         waited = time.perf_counter()
         self._set_learning_rate()
         result = train_step(
@@ -308,6 +339,7 @@ class Trainer:
             [images[part] for part in parts],
             [labels[part] for part in parts],
             self.optimizer,
+            targets=[targets[part] for part in parts],
             label_smoothing=self.config.label_smoothing,
             predicted_decay=self.config.predicted_decay,
             grad_clip=self.config.grad_clip,
@@ -354,10 +386,8 @@ class Trainer:
                 prepared = preparing.submit(self._take)
                 network = taken.network
                 drawn.append(network)
-                images, labels = self.images.batch(first + network.place, crop, taken.images)
-                images = images_to_device(images, self.device)
-                labels = to_device(labels, self.device)
-                yield Arrival(network.model, network.graph, images, labels)
+                batch = self._batch(first + network.place, crop, taken.images)
+                yield Arrival(network.model, network.graph, *batch.on(self.device))
 
         self._set_learning_rate()
         result = train_step_as_they_come(
@@ -400,15 +430,19 @@ class Trainer:
         crop = self._progress_at(step) < self.config.crop_share
         if not self.config.own_images or not drawn:
             parts = [slice(count) for _, count in pairs]
-            return _Prepared(drawn, after, *self.images.batch(step, crop), parts)
+            return _Prepared(drawn, after, self._batch(step, crop), parts)
         first = step * self.networks.networks_per_step
-        batches = [
-            self.images.batch(first + network.place, crop, count) for network, count in pairs
-        ]
-        images, labels = (torch.cat(tensors) for tensors in zip(*batches, strict=True))
+        batches = [self._batch(first + network.place, crop, count) for network, count in pairs]
+        batch = _Batch(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
         ends = itertools.accumulate(count for _, count in pairs)
         parts = [slice(end - count, end) for (_, count), end in zip(pairs, ends, strict=True)]
-        return _Prepared(drawn, after, images, labels, parts)
+        return _Prepared(drawn, after, batch, parts)
+
+    def _batch(self, index: int, crop: bool, count: int | None = None) -> _Batch:
+        if self.taught is not None:
+            return _Batch(*self.taught.batch(index, crop, count))
+        images, labels = self.images.batch(index, crop, count)
+        return _Batch(images, labels, labels)
 
     def validate(self) -> EvaluationResult:
         """Evaluates the averaged weights on networks of the val split, which are never trained on.
@@ -446,6 +480,7 @@ class Trainer:
             "format": _FORMAT,
             "config": self.config.to_dict(),
             "processes": self.processes.size,
+            "teacher": self.teacher_digest,
             "ghn": self.ghn.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -481,6 +516,8 @@ class Trainer:
         with failures(path, ConfigError):
             saved = TrainConfig.from_dict(state["config"])
             _check_same_run(self.config, self.processes.size, saved, state.get("processes", 1))
+            if state.get("teacher") != self.teacher_digest:
+                raise ConfigError("its teacher is another one, or one of the two has none")
             self.ghn.load_state_dict(state["ghn"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -537,6 +574,19 @@ def _make_ghn(config: TrainConfig, num_classes: int) -> GHN:
     except ValueError as error:
         raise ConfigError(f"{config.init} cannot be trained on: {error}") from None
     return ghn.train()
+
+
+def _checked_teacher(
+    teacher: Teacher | None, config: TrainConfig, images: ImageSource, device: torch.device
+) -> Teacher | None:
+    if teacher is None:
+        if config.teacher is not None:
+            raise ConfigError(f"give the trainer the teacher {config.teacher}, with its weights")
+        return None
+    config.check_crops_for_teacher()
+    teacher.model.to(device)
+    teacher.check(images)
+    return teacher
 
 
 def _make_optimizer(config: TrainConfig, ghn: GHN) -> torch.optim.Optimizer:

@@ -11,9 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_model
 from torch import nn
 
 from ghn_fast.cli import main
+from ghn_fast.cli.errors import UsageError
+from ghn_fast.cli.teacher import load_teacher
 from ghn_fast.data import Images, load_images
 from ghn_fast.data.images import CIFAR10_MEAN
 from ghn_fast.finetune import History
@@ -95,6 +98,28 @@ def test_the_file_loads_with_its_library_and_says_how_to_normalise(
     assert 100 * float(right.double().mean()) == pytest.approx(float(metadata["top1"]), abs=0.1)
     assert float(metadata["top1"]) > 60
     assert list(tmp_path.iterdir()) == [out]
+    teacher = load_teacher(str(out), list(NAMES), 8)
+    assert (teacher.mean, teacher.std) == tuple(
+        json.loads(metadata[key]) for key in ("mean", "std")
+    )
+    pixels = (test.images / 255 - mean) / std
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.model.eval()(pixels), model(pixels))
+
+
+def test_files_that_are_no_teachers_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    metadata = {"model": SMALL, "classes": json.dumps(NAMES)}
+    save_model(small(), path, metadata)
+    assert load_teacher(f"{SMALL}@{path}", list(NAMES), 32).mean is None
+    with pytest.raises(UsageError, match=r"would have to be imported: .* give tests.cli.test_fit"):
+        load_teacher(str(path), list(NAMES), 32)
+    with pytest.raises(UsageError, match=r"is of 3 classes \(blue, green, red\), the images of 2"):
+        load_teacher(f"{SMALL}@{path}", ["blue", "green"], 32)
+    with pytest.raises(UsageError, match="does not have the weights of that model"):
+        load_teacher(f"resnet18@{path}", list(NAMES), 32)
+    with pytest.raises(UsageError, match="cannot be read as a teacher"):
+        load_teacher(str(tmp_path / "none"), list(NAMES), 32)
 
 
 def test_training_beside_a_random_start(

@@ -106,13 +106,20 @@ def test_one_process_goes_on_with_what_two_began(two_processes: Path) -> None:
         make_trainer(two_processes, SHARED_STEP)
 
 
-@pytest.mark.parametrize("mixture", [{"deepnets": 1.0}, {"deepnets": 1.0, "families/plain": 1.0}])
+@pytest.mark.parametrize(
+    ("mixture", "taught"),
+    [
+        ({"deepnets": 1.0}, {"teacher": "a file", "crop_share": 0.0}),
+        ({"deepnets": 1.0, "families/plain": 1.0}, {}),
+    ],
+)
 def test_networks_that_are_taken_are_those_of_one_process(
-    mixture: dict[str, float], tmp_path: Path
+    mixture: dict[str, float], taught: dict[str, Any], tmp_path: Path
 ) -> None:
     config = replace(
         SHARED_STEP, first_come=True, normalise_networks=True, mixture=mixture, validate_every=0
     )
+    config = replace(config, **taught)
     torchrun(tmp_path / "two", config, 2)
     make_trainer(tmp_path / "one", replace(config, meta_batch=4)).fit()
     make_trainer(tmp_path / "dealt", replace(config, meta_batch=4, first_come=False)).fit()

@@ -18,12 +18,14 @@ from ghn_fast.train import (
     ConfigError,
     Processes,
     StepResult,
+    Teacher,
     TrainConfig,
     Trainer,
     plot_run,
     read_log,
 )
 from ghn_fast.train.log import RunLog
+from tests.graphs import SmallClassifier
 
 TINY = TrainConfig(
     ghn={"hid": 8, "max_shape": [16, 16, 7, 7]},
@@ -51,8 +53,14 @@ def make_images(count: int = 64) -> Images:
     return Images(pixels, torch.randint(0, 10, (count,), generator=generator))
 
 
+def make_teacher(num_classes: int = 10, seed: int = 3) -> Teacher:
+    torch.manual_seed(seed)
+    return Teacher(SmallClassifier(num_classes=num_classes).eval())
+
+
 def make_trainer(folder: Path, config: TrainConfig = TINY) -> Trainer:
-    return Trainer(config, folder, make_images(), make_images(64))
+    teacher = None if config.teacher is None else make_teacher()
+    return Trainer(config, folder, make_images(), make_images(64), teacher)
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -174,8 +182,8 @@ def test_networks_have_their_own_images_if_wanted(tmp_path: Path, own_images: bo
     config = replace(TINY, meta_batch=3, num_networks=None, own_images=own_images)
     trainer = make_trainer(tmp_path, config)
     steps = [trainer._prepare(step, position=0) for step in (0, 1)]
-    images = [[step.images[part] for part in step.parts] for step in steps]
-    assert [len(step.labels[part]) for step in steps for part in step.parts] == [8] * 6
+    images = [[step.batch.images[part] for part in step.parts] for step in steps]
+    assert [len(step.batch.labels[part]) for step in steps for part in step.parts] == [8] * 6
     # The 64 images come in the order of the stream, each once in an epoch.
     different = {image.sum().item() for step in images for part in step for image in part}
     assert len(different) == (48 if own_images else 16)
