@@ -215,7 +215,7 @@ def _check(model: nn.Module, uses: Uses) -> None:
     if not uses.parameters:
         raise ValueError(f"{type(model).__name__} has no parameters to predict")
     for name, parameter in uses.parameters.items():
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
+        if nn.parameter.is_lazy(parameter):
             raise ValueError(
                 f"parameter {name!r} has no shape yet: call the model once on an example input "
                 "to initialise its lazy modules, then predict"

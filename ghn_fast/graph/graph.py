@@ -142,9 +142,8 @@ class Graph:
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the types, names, shapes and edges."""
-        content = hashlib.sha256()
-        for node in self.nodes:
-            content.update(repr((node.type, node.parameter, node.bias, node.shape)).encode())
+        nodes = [repr((node.type, node.parameter, node.bias, node.shape)) for node in self.nodes]
+        content = hashlib.sha256("".join(nodes).encode())
         content.update(self.edges.numpy().tobytes())
         content.update(bytes([self.max_distance]))
         return content.hexdigest()

@@ -39,7 +39,7 @@ class Node:
     @property
     def is_viewed(self) -> bool:
         """Whether the parameter may be decoded in another shape than it is stored in."""
-        return any(view is not None for view in (self.kernel, self.storage, self.origins))
+        return (self.kernel or self.storage or self.origins) is not None
 
     def over_map(self) -> Node:
         """The node of the convolution that a linear layer over flattened maps is; others as

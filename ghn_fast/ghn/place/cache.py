@@ -52,6 +52,5 @@ class PlanCache:
 def _key(graph: Graph, uses: Uses) -> tuple[object, ...]:
     """All that a plan follows from, but the GHN's configuration."""
     others = (tuple(names.items()) for names in (graph.other, graph.unused))
-    viewed = [node for node in graph.nodes if node.is_viewed]
-    stored = tuple((node.kernel, node.storage, node.origins) for node in viewed)
+    stored = tuple((n.kernel, n.storage, n.origins) for n in graph.nodes if n.is_viewed)
     return graph.digest(), graph.head, stored, *others, *uses.key()

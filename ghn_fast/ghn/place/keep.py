@@ -141,8 +141,7 @@ def by_value(graph: Graph, uses: Uses) -> dict[str, str]:
         {parameter name: reason}.
     """
     weights, biases = _layers(graph, uses)
-    found = [*weights, *biases]
-    first = dict(zip(found, _first_elements([uses.parameters[n] for n in found]), strict=True))
+    first = _first_elements({name: uses.parameters[name] for name in (*weights, *biases)})
     zero = [name for name in weights if first[name] == 0 and not uses.parameters[name].any()]
     far = [name for name in biases if abs(first[name]) >= 1 and _is_far(uses.parameters[name])]
     reasons = dict.fromkeys(far, FAR)
@@ -155,15 +154,18 @@ def by_value(graph: Graph, uses: Uses) -> dict[str, str]:
 
 def _layers(graph: Graph, uses: Uses) -> tuple[dict[str, int], dict[str, int]]:
     """{parameter name: node} of weights and of biases that are in memory."""
-    weights, biases = {}, {}
+    weights: dict[str, int] = {}
+    biases: dict[str, int] = {}
     for position, node in enumerate(graph.nodes):
-        name = node.parameter
-        if name is None or name in graph.other or not _is_readable(uses.parameters.get(name)):
-            continue
         if node.type in _LAYERS and len(node.shape or ()) > 1:
-            weights[name] = position
+            found = weights
         elif node.type == "bias" and position != graph.head:
-            biases[name] = position
+            found = biases
+        else:
+            continue
+        name = node.parameter
+        if name is not None and name not in graph.other and _is_readable(uses.parameters.get(name)):
+            found[name] = position
     return weights, biases
 
 
@@ -180,13 +182,16 @@ def _is_readable(tensor: Tensor | None) -> bool:
 
 
 @torch.no_grad()
-def _first_elements(tensors: Sequence[Tensor]) -> Iterator[float]:
+def _first_elements(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     """Of each tensor; a GPU is waited for once."""
-    places: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for tensor in tensors:
-        places.setdefault((tensor.device, tensor.dtype), []).append(tensor.as_strided((), ()))
-    values = {place: iter(torch.stack(found).tolist()) for place, found in places.items()}
-    return (next(values[tensor.device, tensor.dtype]) for tensor in tensors)
+    places: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        there = places.setdefault((tensor.device, tensor.dtype), {})
+        there[name] = tensor.as_strided((), ())
+    values: dict[str, float] = {}
+    for there in places.values():
+        values.update(zip(there, torch.stack(list(there.values())).tolist(), strict=True))
+    return values
 
 
 def _is_far(bias: Tensor) -> bool:

@@ -123,7 +123,7 @@ def check_blocks(blocks: Sequence[Tensor], table: TileTable) -> None:
         raise ValueError(
             f"blocks are on different devices: {sorted({str(b.device) for b in blocks})}"
         )
-    shapes = [b.shape for b in blocks]
+    shapes = [tuple(b.shape) for b in blocks]
     if () in shapes:
         raise ValueError("blocks must be tensors (n, *block), not of no dimensions")
     for number, tile in enumerate(table.tiles):
