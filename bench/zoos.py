@@ -158,7 +158,8 @@ _TINY = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk"), 2),
     **{"head_dim": 8, "d_kv": 8, "ffn_dim": 48, "moe_intermediate_size": 24},
-    **{"encoder_hidden_size": 32, "rotary_dim": 4, "layer_group_size": 2},
+    **{"encoder_hidden_size": 32, "cross_hidden_size": 32, "num_heads": 4, "rotary_dim": 4},
+    **{"layer_group_size": 2},
     **{"n_group": 1, "topk_group": 1, "num_expert_group": 1, "num_experts_per_token": 2},
     **{"mamba_d_head": 8, "mamba_n_heads": 8},
 }

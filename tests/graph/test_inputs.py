@@ -248,3 +248,87 @@ def test_an_object_as_the_argument() -> None:
         trace(Graphs(), data)
     with pytest.raises(TraceError, match=r"goes into a tuple: .*\(data,\)"):
         trace(Graphs())
+
+
+class Configured(nn.Module):
+    """As of transformers: all that it is called with has a name, and a configuration tells more."""
+
+    def __init__(self, config: dict[str, Any], **parts: nn.Module) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type="stand-in", **config)
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+class Tower(Configured):
+    """Of images that are cut into patches: how many rows are an image's is told by an argument."""
+
+    def forward(self, hidden_states: Tensor, grid_thw: Tensor) -> Tensor:
+        patches = self.patches(hidden_states.view(-1, 3, 2, 4, 4)).flatten(1)
+        means = [part.mean(0) for part in patches.split(grid_thw.prod(1).tolist())]
+        return self.head(torch.stack(means))
+
+
+class SoundsAndTexts(Configured):
+    """Of spectra (B, bins, T) and token ids, neither of which it can do without."""
+
+    def forward(self, input_ids: Any = None, input_features: Any = None) -> Tensor:
+        return self.ids(input_ids).mean(1) + self.bins(input_features).mean(2)
+
+
+class LongSounds(Configured):
+    """Of spectra (B, views, T, bins), as CLAP's are."""
+
+    def forward(self, input_features: Tensor, is_longer: Any = None) -> Tensor:
+        pieces = self.pieces(input_features[:, 1:]).mean((2, 3)) * is_longer
+        return self.bins(input_features[:, 0]).mean(1) + pieces
+
+    main_input_name = "input_features"
+
+
+class Documents(Configured):
+    """Of words and where they stand on the page."""
+
+    def forward(self, input_ids: Any = None, bbox: Any = None) -> Tensor:
+        return self.ids(input_ids) + self.boxes(bbox * self.config.scale)
+
+
+class Channels(Configured):
+    """Of texts, decoded into sounds of several channels (B, T, channels), as Dia's are."""
+
+    def forward(self, input_ids: Any = None, decoder_input_ids: Any = None) -> Tensor:
+        steps = decoder_input_ids.shape[1]
+        codes = self.codes(decoder_input_ids.view(-1, steps * 9)).view(-1, steps, 9, 4)
+        return self.ids(input_ids).mean(1, keepdim=True) + codes.sum(2)
+
+
+CONFIGURED: dict[str, Callable[[], nn.Module]] = {
+    "patches": lambda: Tower(
+        {}, patches=nn.Conv3d(3, 6, (2, 4, 4), stride=(2, 4, 4)), head=nn.Linear(6, 2)
+    ),
+    "sounds and texts": lambda: SoundsAndTexts(
+        {"vocab_size": 30}, ids=nn.Embedding(30, 4), bins=nn.Conv1d(20, 4, 3)
+    ),
+    "long sounds": lambda: LongSounds(
+        {"num_mel_bins": 16, "enable_fusion": True},
+        bins=nn.Linear(16, 4),
+        pieces=nn.Conv2d(3, 4, 3),
+    ),
+    "documents": lambda: Documents(
+        {"vocab_size": 30, "scale": 100.0}, ids=nn.Embedding(30, 4), boxes=nn.Linear(4, 4)
+    ),
+    "channels": lambda: Channels(
+        {
+            "vocab_size": 30,
+            "is_encoder_decoder": True,
+            "decoder_config": SimpleNamespace(vocab_size=20, num_channels=9),
+        },
+        ids=nn.Embedding(30, 4),
+        codes=nn.Embedding(20, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGURED)
+def test_what_transformers_read_beside_texts_and_images(kind: str) -> None:
+    assert not trace(CONFIGURED[kind]()).unused

@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
-from ghn_fast.graph.trace.guess import IMAGE_SIZES, Call, Guess, Maker
+from ghn_fast.graph.trace.guess import IMAGE_SIZES, SEQUENCE_LENGTH, Call, Guess, Maker
 
 _AUDIO_LENGTHS = (16000, 4000, 48000)
 _SPECTRUM_LENGTHS = (64, 128, 1024)
+_FUSED_VIEWS = 4
+"""Of a long sound: the whole of it and three pieces (CLAP, arXiv 2211.06687)."""
 
 
 def transformers_guesses(maker: Maker) -> Iterator[Guess]:
-    """By ``main_input_name``; with token ids beside images where a text part reads them."""
+    """By ``main_input_name``; with token ids beside images or sounds where a text part reads
+    them."""
     config = maker.model.config
     main = getattr(maker.model, "main_input_name", "input_ids")
     if main == "input_ids":
         yield Guess(lambda length: ((), _texts(maker, config, length)), (16, 8, 64), (1, 512))
-    readers = {"input_values": _sounds, "input_features": _spectra, "pixel_values": _pictures}
-    read = readers.get(main)
-    if read is not None:
-        yield from read(maker, config)
+        for name in (name for name in _HEARD if name in maker.names):
+            yield from _HEARD[name](maker, config, _texts(maker, config, SEQUENCE_LENGTH))
+    elif main in _HEARD:
+        yield from _HEARD[main](maker, config, _decoder(maker, config, SEQUENCE_LENGTH))
     elif main.startswith("pixel"):
         yield from _pictures(maker, config, main)
 
@@ -30,9 +34,9 @@ def transformers_guesses(maker: Maker) -> Iterator[Guess]:
 def _texts(maker: Maker, config: Any, length: int) -> dict[str, Any]:
     text = getattr(config, "text_config", None) or config
     ids = maker.ids(_vocabulary(text), length)
-    inputs = {"input_ids": ids}
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids.clone()
+    inputs = {"input_ids": ids, **_decoder(maker, config, length)}
+    if "bbox" in maker.names:
+        inputs["bbox"] = ids.new_zeros(*ids.shape, 4)
     vision = getattr(config, "vision_config", None)
     if vision is not None and hasattr(vision, "image_size"):
         inputs["pixel_values"] = maker.zeros(*_picture_shape(maker, vision, _side(vision)))
@@ -44,12 +48,21 @@ def _vocabulary(config: Any) -> int:
     return size if isinstance(size, int) else 18
 
 
-def _decoder(maker: Maker, config: Any) -> dict[str, Any]:
-    """What an encoder's decoder reads."""
+def _decoder(maker: Maker, config: Any, length: int) -> dict[str, Any]:
+    """What an encoder's decoder reads: (B, T) tokens; one of sounds (B, T, channels)."""
     if not getattr(config, "is_encoder_decoder", False):
         return {}
-    text = getattr(config, "decoder", None) or getattr(config, "text_config", None) or config
-    return {"decoder_input_ids": maker.ids(_vocabulary(text))}
+    text = _part(config, "decoder", "decoder_config", "text_config")
+    ids, channels = maker.ids(_vocabulary(text), length), getattr(text, "num_channels", None)
+    if text is not config and channels:
+        ids = ids[..., None].repeat(1, 1, channels)
+    return {"decoder_input_ids": ids}
+
+
+def _part(config: Any, *names: str) -> Any:
+    """The first configuration of a part that there is; else that of the whole."""
+    parts = (getattr(config, name, None) for name in names)
+    return next((part for part in parts if part is not None), config)
 
 
 def _side(config: Any) -> int:
@@ -76,7 +89,7 @@ def _pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator
 
     def make(side: int) -> Call:
         images = maker.zeros(*_picture_shape(maker, vision, side))
-        return (), {name: images, **ids, **_decoder(maker, config)}
+        return (), {name: images, **ids, **_decoder(maker, config, SEQUENCE_LENGTH)}
 
     yield Guess(make, sizes, (1, 1024))
     if ids:
@@ -85,28 +98,37 @@ def _pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator
         )
 
 
-def _sounds(maker: Maker, config: Any) -> Iterator[Guess]:
-    """Waves, or the spectra that some models call values."""
+def _sounds(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Guess]:
+    """Waves, or the spectra that some models call values; ``others`` are given with waves."""
     bins = getattr(config, "num_mel_bins", None)
     if bins:
         length = getattr(config, "max_length", None) or 1024
         yield Guess(lambda n: ((), {"input_values": maker.zeros(n, bins)}), (length,), (1, 4096))
-    decoder = _decoder(maker, config)
-    yield Guess(lambda n: ((), {"input_values": maker.zeros(n)} | decoder), _AUDIO_LENGTHS)
+    yield Guess(lambda n: ((), {"input_values": maker.zeros(n)} | others), _AUDIO_LENGTHS)
     channels = getattr(config, "audio_channels", 1)
     yield Guess(lambda n: ((), {"input_values": maker.zeros(channels, n)}), _AUDIO_LENGTHS)
 
 
-def _spectra(maker: Maker, config: Any) -> Iterator[Guess]:
-    """(B, bins, T) or (B, T, bins)."""
+def _spectra(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Guess]:
+    """(B, bins, T), (B, T, bins) or, of one view or several, (B, views, T, bins); ``others`` are
+    given with them."""
+    config = _part(config, "audio_config", "speech_config")
     names = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "input_dim")
-    bins = next((getattr(config, name) for name in names if getattr(config, name, None)), 80)
+    first = next((m.in_channels for m in maker.modules if isinstance(m, nn.Conv1d)), 80)
+    bins = next((getattr(config, name) for name in names if getattr(config, name, None)), first)
+    views = _FUSED_VIEWS if getattr(config, "enable_fusion", False) else 1
+    if "is_longer" in maker.names:
+        longer = torch.ones(maker.batch, 1, dtype=torch.bool, device=maker.device)
+        others = {**others, "is_longer": longer}
     positions = getattr(config, "max_source_positions", None)
     lengths = (*((2 * positions,) if positions else ()), *_SPECTRUM_LENGTHS)
-    decoder = _decoder(maker, config)
 
     def call(*shape: int) -> Call:
-        return (), {"input_features": maker.zeros(*shape), **decoder}
+        return (), {"input_features": maker.zeros(*shape), **others}
 
     yield Guess(lambda length: call(bins, length), lengths, (1, 4096))
     yield Guess(lambda length: call(length, bins), lengths, (1, 4096))
+    yield Guess(lambda length: call(views, length, bins), lengths, (1, 4096))
+
+
+_HEARD = {"input_features": _spectra, "input_values": _sounds}

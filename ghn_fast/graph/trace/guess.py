@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ class Maker:
         self.model, self.batch, self.thin = model, batch, thin
         self.device = device or first.device
         self.dtype = next(floating, torch.float32)
-        self.required, known = _arguments(model)
+        self.required, self.names = _arguments(model)
+        known = [name for name in _OPTIONAL if name in self.names and name not in self.required]
         self.optional = known if optional else []
 
     def zeros(self, *shape: int) -> Tensor:
@@ -82,6 +84,17 @@ class Maker:
         known = image_sizes(self.model, self.modules)
         sizes = tuple(dict.fromkeys((*known, *IMAGE_SIZES)))
         return Guess(lambda size: self.call(self.zeros(channels, size, size)), sizes, (1, 1024))
+
+    def patches(self) -> Guess:
+        """Square images, cut into the patches that the first layer reads, one a row."""
+        kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+        first = next((m for m in self.modules if isinstance(m, kinds)), None)
+        width = first.weight[0].numel() if first is not None else 1
+
+        def make(side: int) -> Call:
+            return self.call(self.zeros(side * side, width).flatten(0, 1))
+
+        return Guess(make, (16, 8, 24))
 
     @property
     def channels(self) -> int:
@@ -109,6 +122,9 @@ class Maker:
         width = self.width("cross_attention_dim", "joint_attention_dim", "text_embed_dim")
         if re.search(r"^t$|time|sigma|noise_level|step|label|^y$|class", name):
             return torch.ones(self.batch, dtype=torch.int64, device=self.device)
+        if name.endswith(GRID):
+            side = math.isqrt(len(first) // self.batch)
+            return torch.tensor([[1, side, side]], device=self.device).repeat(self.batch, 1)
         if name == "edge_index":
             nodes = torch.arange(self.batch, device=self.device)
             return torch.stack([nodes, nodes.roll(1)])
@@ -130,20 +146,22 @@ class Maker:
         return next((value for value in values if isinstance(value, int)), 0)
 
 
+GRID = "grid_thw"
+"""How the names of arguments end that say how many patches (frames, height, width) images have."""
+
 _OPTIONAL = ("timestep", "class_labels", "encoder_hidden_states", "pooled_projections")
 """Arguments of denoising networks, which have a default and cannot do without."""
 
 
-def _arguments(model: nn.Module) -> tuple[list[str], list[str]]:
-    """The names of ``forward``'s arguments that have no default, and the known ones that have."""
+def _arguments(model: nn.Module) -> tuple[list[str], set[str]]:
+    """The names of ``forward``'s arguments that have no default, and all of them."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
-        return [], []
+        return [], set()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p.name for p in parameters if p.kind in positional and p.default is p.empty]
-    names = {p.name for p in parameters} - set(required)
-    return required, [name for name in _OPTIONAL if name in names]
+    return required, {p.name for p in parameters}
 
 
 _LARGEST = 2048

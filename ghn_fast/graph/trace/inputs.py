@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ghn_fast.graph.trace.configured import transformers_guesses
-from ghn_fast.graph.trace.guess import DEFAULT_SIZE, SEQUENCE_LENGTH, Call, Guess, Maker
+from ghn_fast.graph.trace.guess import DEFAULT_SIZE, GRID, SEQUENCE_LENGTH, Call, Guess, Maker
 
 VIDEO_SIZES = (DEFAULT_SIZE, 112, 64, 32)
 SIGNAL_LENGTHS = (DEFAULT_SIZE, 16000, 1024, 128, 4096)
@@ -69,6 +69,8 @@ def guesses(
     if size is not None:
         shape = _image_shape(size)
         yield Guess(lambda last: maker.call(maker.zeros(*shape[:-1], last)), shape[-1:])
+    if any(name.endswith(GRID) for name in maker.required):
+        yield maker.patches()
     if hasattr(getattr(model, "config", None), "model_type"):
         yield from transformers_guesses(maker)
     yield from _torchvision_guesses(maker)
