@@ -38,10 +38,11 @@ class Graph:
         unused: parameters that no node carries, and why.
         other: parameters that reach the output but are no layer of the published definition of
             the graph (class tokens, layer scales, embeddings, ...), and what they are.
-        head: the last node of the output layer (its bias, or its weight where it has none), if the
+        heads: the last node of the output layer (its bias, or its weight where it has none), if the
             first output comes from one layer and has no positions, as that of a classifier: one
-            value a class. None if it has none; where left out, what ends the graph as a classifier
-            of the published graphs ends.
+            value a class. Those of several layers if it is their sum or mean, as that of networks
+            with a head for distillation. Empty if it has none; where left out, what ends the
+            graph as a classifier of the published graphs ends.
         net_args: what builds the network, for graphs of DeepNets-1M.
         index: position in its split, for graphs of DeepNets-1M.
         node_types: (N,) int64, indices into ``NODE_TYPES``, or into the longer list that a graph
@@ -65,7 +66,7 @@ class Graph:
     max_distance: int = MAX_DISTANCE
     unused: Mapping[str, str] = field(default_factory=dict)
     other: Mapping[str, str] = field(default_factory=dict)
-    head: int | None = -1
+    heads: tuple[int, ...] = (-1,)
     net_args: dict[str, Any] | None = None
     index: int | None = None
     node_types: Tensor = field(init=False)
@@ -79,8 +80,8 @@ class Graph:
         self.edges = edges if _ascending(edges) else torch.unique(edges, dim=0)
         self.node_types = torch.tensor(_type_indices(self.nodes), dtype=torch.int64, device="cpu")
         check_edges(len(self.nodes), self.edges)
-        if self.head == -1:
-            self.head = _published_head(self.nodes)
+        if self.heads == (-1,):
+            self.heads = _published_heads(self.nodes)
 
     @classmethod
     def from_model(
@@ -110,7 +111,7 @@ class Graph:
             edges=torch.from_numpy(traced.edges),
             unused=traced.unused,
             other=traced.other,
-            head=traced.head,
+            heads=traced.heads,
         )
 
     @cached_property
@@ -182,16 +183,16 @@ class Graph:
         return f"Graph({self.num_nodes} nodes, {len(self.edges)} edges, {parameters} weights)"
 
 
-def _published_head(nodes: Sequence[Node]) -> int | None:
+def _published_heads(nodes: Sequence[Node]) -> tuple[int, ...]:
     """The last node, if it is the bias of a linear layer or a pointwise convolution."""
     if len(nodes) < 2:
-        return None
+        return ()
     weight, bias = nodes[-2:]
     if weight.type != "conv" or bias.type != "bias" or len(weight.shape or ()) < 2:
-        return None
+        return ()
     outputs, _, *kernel = weight.shape or ()
     fits = outputs == (bias.shape or (0,))[0] and max(kernel, default=1) == 1
-    return len(nodes) - 1 if fits else None
+    return (len(nodes) - 1,) if fits else ()
 
 
 def _ascending(edges: Tensor) -> bool:

@@ -221,7 +221,7 @@ def asked(
         ({}, {"config": GHNConfig(num_classes=100)}),
         ({}, {"interpolates": True}),
         ({}, viewed(type="bn")),
-        ({}, {"graph": {"head": 3}}),
+        ({}, {"graph": {"heads": (3,)}}),
         ({}, {"graph": {"other": {"e": "token"}}}),
         ({}, {"graph": {"unused": {"e": "not reached"}}}),
         (viewed(kernel=OVER_3), viewed(kernel=OVER_2)),

@@ -170,6 +170,23 @@ def test_channels_keep_their_origins_through_units() -> None:
     assert all(node.origins is None for node in plain.nodes)
 
 
+def test_channels_that_a_depthwise_convolution_multiplies_have_the_origin_of_its_input() -> None:
+    """As in the downsampling layers of FastViT."""
+    stem, wider = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3, groups=4)
+    model = nn.Sequential(stem, wider, nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, groups=8))
+    model.append(nn.Conv2d(8, 6, 1))
+    nodes = Graph.from_model(model, torch.zeros(2, 3, 12, 12), CHANNEL_NODE_TYPES).nodes
+    pairs = (0, 0, 1, 1, 2, 2, 3, 3)
+    places = {"1.weight": 0, "1.bias": 0, "2.weight": 0, "3.weight": 0, "3.bias": 0, "4.weight": 1}
+    found = {node.name: node.origins for node in nodes if node.origins is not None}
+    assert found == {name: Origins(dim, pairs) for name, dim in places.items()}
+    like = nn.Sequential(stem, nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 6, 1))
+    of_grey = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 8, 3), nn.Conv2d(8, 6, 1))
+    for other in (like, of_grey):
+        graph = Graph.from_model(other, torch.zeros(2, 3, 12, 12), CHANNEL_NODE_TYPES)
+        assert all(node.origins is None for node in graph.nodes)
+
+
 def graph_of_shufflenet() -> Graph:
     return Graph.from_model(shufflenet(), types=CHANNEL_NODE_TYPES)
 

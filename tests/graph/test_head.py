@@ -1,4 +1,4 @@
-"""The output layer: that which the first output comes from, if it has no positions."""
+"""The output layers: those that the first output comes from, if it has no positions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ghn_fast
 from ghn_fast.graph import Graph, Node
 
 
-def head(model: nn.Module, *inputs: Tensor) -> str | None:
-    """The name of the last node of the output layer."""
+def heads(model: nn.Module, *inputs: Tensor) -> list[str]:
+    """The names of the last nodes of the output layers."""
     graph = Graph.from_model(model, inputs)
-    return None if graph.head is None else graph.nodes[graph.head].name
+    return [graph.nodes[head].name for head in graph.heads]
+
+
+def head(model: nn.Module, *inputs: Tensor) -> str | None:
+    """That of the one output layer."""
+    found = heads(model, *inputs)
+    return found[0] if len(found) == 1 else None
 
 
 class Run(nn.Module):
@@ -79,15 +86,37 @@ def test_the_first_output_decides(run: Callable[..., object]) -> None:
 @pytest.mark.parametrize(
     "run",
     [
-        lambda m, x: m.a(x) + m.b(x),
         lambda m, x: m.a(x) @ m.b(x).T,
         lambda m, x: m.c(m.a(x)),
         lambda m, x: (x, m.a(m.b(x))),
+        lambda m, x: m.a(x) + m.c(m.b(x)),
+        lambda m, x: m.a(x) + m.b(m.a(x).relu()),
+        lambda m, x: x + m.b(m.a(x)),
     ],
 )
-def test_an_output_of_several_layers_or_of_none(run: Callable[..., object]) -> None:
+def test_an_output_that_is_not_of_layers_alone(run: Callable[..., object]) -> None:
     layers = {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "c": nn.LayerNorm(8)}
-    assert head(Run(run, **layers), FEATURES) is None
+    assert heads(Run(run, **layers), FEATURES) == []
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, x: m.a(x) + m.b(x),
+        lambda m, x: (m.a(x) + m.b(x.relu())) / 2,
+        lambda m, x: 0.5 * m.b(x) + 0.5 * m.a(x),
+    ],
+)
+def test_the_mean_of_several_layers_is_of_them_all(run: Callable[..., object]) -> None:
+    """As that of networks with a head for distillation."""
+    layers = {"a": nn.Linear(8, 10), "b": nn.Linear(8, 10)}
+    model = Run(run, **layers)
+    assert sorted(heads(model, FEATURES)) == ["a.bias", "b.bias"]
+    _, report = ghn_fast.predict(model, example_inputs=FEATURES, return_report=True)
+    assert {name: report.rules[f"{name}.weight"] for name in layers} == dict.fromkeys(
+        layers, "class_weight"
+    )
+    assert all(report.rules[f"{name}.bias"] == "class_bias" for name in layers)
 
 
 def test_graphs_from_elsewhere_end_in_their_classifier() -> None:
@@ -99,8 +128,8 @@ def test_graphs_from_elsewhere_end_in_their_classifier() -> None:
         return Graph((Node("input", "input"), *nodes), edges)
 
     weight, bias = Node("conv", "w", (7, 8), "w"), Node("bias", "b", (7,), "b")
-    assert graph(weight, bias).head == 2
-    assert graph(weight).head is None
-    assert graph(weight, Node("bias", "b", (8,), "b")).head is None
-    assert graph(Node("conv", "w", (7, 8, 3, 3), "w"), bias).head is None
-    assert graph(weight, bias, Node("glob_avg", "glob_avg")).head is None
+    assert graph(weight, bias).heads == (2,)
+    assert graph(weight).heads == ()
+    assert graph(weight, Node("bias", "b", (8,), "b")).heads == ()
+    assert graph(Node("conv", "w", (7, 8, 3, 3), "w"), bias).heads == ()
+    assert graph(weight, bias, Node("glob_avg", "glob_avg")).heads == ()

@@ -53,4 +53,4 @@ def _key(graph: Graph, uses: Uses) -> tuple[object, ...]:
     """All that a plan follows from, but the GHN's configuration."""
     others = (tuple(names.items()) for names in (graph.other, graph.unused))
     stored = tuple((n.kernel, n.storage, n.origins) for n in graph.nodes if n.is_viewed)
-    return graph.digest(), graph.head, stored, *others, *uses.key()
+    return graph.digest(), graph.heads, stored, *others, *uses.key()

@@ -159,7 +159,7 @@ def _layers(graph: Graph, uses: Uses) -> tuple[dict[str, int], dict[str, int]]:
     for position, node in enumerate(graph.nodes):
         if node.type in _LAYERS and len(node.shape or ()) > 1:
             found = weights
-        elif node.type == "bias" and position != graph.head:
+        elif node.type == "bias" and position not in graph.heads:
             found = biases
         else:
             continue
@@ -199,9 +199,9 @@ def _is_far(bias: Tensor) -> bool:
 
 
 def _output_layers(graph: Graph) -> set[int]:
-    """The weight that ends the network, if one does: the head's, or that which nothing follows."""
-    if graph.head is not None:
-        return {_weight_of(graph, graph.head)}
+    """The weights that end the network: the heads', or one that alone nothing follows."""
+    if graph.heads:
+        return {_weight_of(graph, head) for head in graph.heads}
     followed = set(graph.edges[:, 0].tolist())
     ends = [index for index in range(graph.num_nodes) if index not in followed]
     return {_weight_of(graph, index) for index in ends} if len(ends) == 1 else set()

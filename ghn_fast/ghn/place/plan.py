@@ -225,27 +225,28 @@ def decoded_nodes(graph: Graph, config: GHNConfig) -> Sequence[Node]:
 
 
 def class_rules(graph: Graph, config: GHNConfig) -> dict[int, str]:
-    """``class_weight`` and ``class_bias`` of the output layer's nodes; empty if there is none.
+    """``class_weight`` and ``class_bias`` of output layers' nodes; empty if there are none.
 
-    It gets a decoder head of its own (arXiv 2110.13100, appendix B.1). A kernel of several
+    They get a decoder head of their own (arXiv 2110.13100, appendix B.1). A kernel of several
     positions is none that the head decodes.
     """
-    nodes = head_nodes(graph)
-    if not nodes:
-        return {}
-    shape = graph.nodes[nodes[0]].shape or ()
-    if len(shape) < 2 or max(shape[2:], default=1) > 1:
-        return {}
-    return dict(zip(nodes, ("class_weight", "class_bias"), strict=False))
+    rules: dict[int, str] = {}
+    for nodes in _heads(graph):
+        shape = graph.nodes[nodes[0]].shape or ()
+        if len(shape) >= 2 and max(shape[2:], default=1) == 1:
+            rules.update(zip(nodes, ("class_weight", "class_bias"), strict=False))
+    return rules
 
 
 def head_nodes(graph: Graph) -> list[int]:
-    """The nodes of the output layer's weight and bias."""
-    if graph.head is None:
-        return []
-    if graph.nodes[graph.head].type == "bias":
-        return [graph.head - 1, graph.head]
-    return [graph.head]
+    """The nodes of the weights and biases of the output layers."""
+    return [node for nodes in _heads(graph) for node in nodes]
+
+
+def _heads(graph: Graph) -> list[list[int]]:
+    """The nodes of weight and bias of each output layer."""
+    biases = {head for head in graph.heads if graph.nodes[head].type == "bias"}
+    return [[head - 1, head] if head in biases else [head] for head in graph.heads]
 
 
 def misfit(graph: Graph, config: GHNConfig) -> str | None:

@@ -7,7 +7,8 @@ A graph of :data:`~ghn_fast.graph.types.CHANNEL_NODE_TYPES` has two more nodes.
   go to their attention and both halves to the product of a gate, since it would tell nothing.
 - ``shuffle``: channels change places among each other, as in a channel shuffle.
 
-And behind a shuffle each weight knows which channels it is for (:attr:`Node.origins`).
+And behind a shuffle each weight knows which channels it is for (:attr:`Node.origins`), as it does
+behind a depthwise convolution that makes several channels of each.
 
 What only turns the layout (maps to tokens, windows, heads) is no node. What tells them apart is not
 the name of an operation: every value has a *probe*, which is a view of one number for each channel,
@@ -180,13 +181,17 @@ class _Follower:
         is_like = own is not None and own.probe.dim() == made.dim()
         if own is not None and is_like and is_linear and own.probe.stride(-1) == 0:
             return own.of(made)
-        origins = own.origins(dim) if own is not None and own.moved else None
+        origins = own.origins(dim) if own is not None and is_like else None
         if own is None or origins is None or "transpose" in name:
             return _Channels.fresh(made, dim)
-        if weight.dim() > 2 and weight.shape[1] == 1 and own.are_in(made):
+        times, rest = divmod(made.shape[dim], len(origins))
+        if weight.dim() > 2 and weight.shape[1] == 1 < len(origins) and not rest:
+            if times == 1 and not own.moved:
+                return _Channels.fresh(made, dim)
+            origins = origins.repeat_interleave(times)
             self._note(args, kwargs, origins)
-            return own.of(made)
-        if weight.shape[1] == len(origins):
+            return _Channels.along(origins, made, dim, moved=True)
+        if own.moved and weight.shape[1] == len(origins):
             self._note_of(weight, 1, origins)
         return _Channels.fresh(made, dim)
 

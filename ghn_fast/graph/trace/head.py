@@ -1,4 +1,4 @@
-"""Which layer computes what a model returns, if that is one value a class."""
+"""Which layers compute what a model returns, if that is one value a class."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def first_output(
     return Output(record, math.ceil(output.numel() / max(1, examples)))
 
 
-def head_of(
+def heads_of(
     nodes: Sequence[Node],
     edges: NDArray[np.int64],
     output: Output | None,
     ends: Sequence[int],
-) -> int | None:
-    """The last node of the output layer, or None; see :class:`ghn_fast.graph.Graph`.
+) -> tuple[int, ...]:
+    """The last nodes of the output layers; see :class:`ghn_fast.graph.Graph`.
 
     Args:
         nodes: of the graph.
@@ -46,16 +46,31 @@ def head_of(
         ends: the nodes that it comes from.
     """
     if output is None or len(ends) != 1:
-        return None
-    (last,) = ends
+        return ()
+    layers = _added(nodes, edges, ends[0])
+    # An output with positions has a value of each class at each of them.
+    are_heads = all(
+        _ends_layer(nodes, edges, last) and output.values <= (nodes[last].shape or (0,))[0]
+        for last in layers
+    )
+    return tuple(layers) if are_heads else ()
+
+
+def _added(nodes: Sequence[Node], edges: NDArray[np.int64], last: int) -> list[int]:
+    """The nodes whose values are added up to a node's, each there for nothing else."""
+    if nodes[last].type != "sum":
+        return [last]
+    parts = edges[edges[:, 1] == last, 0].tolist()
+    alone = all((edges[:, 0] == part).sum() == 1 for part in parts)
+    return [end for part in parts for end in _added(nodes, edges, part)] if alone else [last]
+
+
+def _ends_layer(nodes: Sequence[Node], edges: NDArray[np.int64], last: int) -> bool:
+    """Whether a node is a matrix or kernel, or its bias."""
     weight = last - (nodes[last].type == "bias")
     if nodes[weight].type != "conv" or len(nodes[weight].shape or ()) < 2:
-        return None
-    if weight != last and [weight, last] not in edges[edges[:, 1] == last].tolist():
-        return None
-    # An output with positions has a value of each class at each of them.
-    has_positions = output.values > (nodes[last].shape or (0,))[0]
-    return None if has_positions else last
+        return False
+    return weight == last or [weight, last] in edges[edges[:, 1] == last].tolist()
 
 
 def ends_of(recorder: Recorder, record: int, kept: NDArray[np.int64]) -> list[int]:

@@ -21,7 +21,7 @@ from ghn_fast.graph.trace.channels import drop_idle_splits, follower
 from ghn_fast.graph.trace.contract import contract
 from ghn_fast.graph.trace.dispatched import dispatched
 from ghn_fast.graph.trace.guess import Call as Inputs
-from ghn_fast.graph.trace.head import ends_of, first_output, head_of
+from ghn_fast.graph.trace.head import ends_of, first_output, heads_of
 from ghn_fast.graph.trace.inputs import guesses, unwrapped
 from ghn_fast.graph.trace.layers import is_norm, is_position_table, layer_record, norm_record
 from ghn_fast.graph.trace.preserve import preserved
@@ -51,14 +51,14 @@ class Trace:
             definition of the graph, and what they look like ("class_token", "layer_scale", ...);
             and what has one but is something else (:data:`UNDECODED`): tables that rows are looked
             up in, weights of norms whose gain is one plus the weight.
-        head: see :class:`ghn_fast.graph.Graph`.
+        heads: see :class:`ghn_fast.graph.Graph`.
     """
 
     nodes: list[Node]
     edges: NDArray[np.int64]
     unused: dict[str, str] = field(default_factory=dict)
     other: dict[str, str] = field(default_factory=dict)
-    head: int | None = None
+    heads: tuple[int, ...] = ()
 
     @property
     def missing(self) -> set[str]:
@@ -402,7 +402,7 @@ def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
         _set_head_aside(result)
     if recorder.output is not None:
         last = ends_of(recorder, recorder.output.record, kept)
-        result.head = head_of(result.nodes, edges, recorder.output, last)
+        result.heads = heads_of(result.nodes, edges, recorder.output, last)
     _account(recorder, live, result)
     if trained:
         _set_frozen_aside(recorder.parameters.values(), result)
