@@ -108,7 +108,9 @@ def fit_head_(
             count the same, and the scatter within classes is pooled. With as many pictures of
             each class this is plain ridge regression, which ``balance=False`` always is.
         layer: name of the output layer; by default the one that nothing with parameters follows
-            in the model's graph (:func:`output_layer`).
+            in the model's graph (:func:`output_layers`). Of several whose mean the model returns,
+            as it does where one is for distillation, the first is fitted, and the others become
+            zero.
 
     Returns:
         A :class:`HeadReport`.
@@ -133,6 +135,7 @@ def fit_head_(
         kept = [value.clone() for value in head.values()]
         head.write(weight, bias)
         try:
+            head.make_up(model, inputs)
             _check(model, head, inputs)
         except BaseException:
             head.restore(kept)
@@ -143,9 +146,10 @@ def fit_head_(
 class _Head:
     """An output layer: ``features`` are what it was last fed, ``logits`` what it made of them."""
 
-    def __init__(self, model: nn.Module, name: str) -> None:
+    def __init__(self, model: nn.Module, name: str, *others: str) -> None:
         self.name = name
         self.module: Any = model.get_submodule(name)
+        self.others: list[Any] = [model.get_submodule(other) for other in others]
         is_linear = isinstance(self.module, nn.Linear)
         is_conv = isinstance(self.module, nn.Conv2d) and self.module.kernel_size == (1, 1)
         if not (is_linear or (is_conv and self.module.groups == 1)):
@@ -162,12 +166,22 @@ class _Head:
         self.features = self.logits = torch.empty(0)
 
     def values(self) -> list[Tensor]:
-        return [v for v in (self.module.weight, self.module.bias) if v is not None]
+        layers = (self.module, *self.others)
+        return [v for m in layers for v in (m.weight, m.bias) if v is not None]
 
     def write(self, weight: Tensor, bias: Tensor | None) -> None:
+        for value in self.values():
+            value.zero_()
         self.module.weight.copy_(weight.reshape(self.module.weight.shape))
         if bias is not None:
             self.module.bias.copy_(bias)
+
+    def make_up(self, model: nn.Module, inputs: Any) -> None:
+        """For the share that the layer has of a mean, so that the model returns its logits."""
+        if self.others:
+            share = self.run(model, inputs).norm() / self.logits.norm()
+            for value in self.values():
+                value.div_(share)
 
     def restore(self, kept: list[Tensor]) -> None:
         for value, old in zip(self.values(), kept, strict=True):
@@ -198,18 +212,21 @@ class _Head:
         return fed.reshape(len(fed), self.width)
 
 
-def output_layer(model: nn.Module, inputs: Any) -> str:
+def output_layers(model: nn.Module, inputs: Any) -> list[str]:
     """The name of the layer whose outputs no further parameter changes.
 
     Of several, as of auxiliary classifiers or of a second task, the one that gives what the model
-    returns first in evaluation mode.
+    returns first in evaluation mode, or all of those whose mean it is.
 
     Raises:
         ValueError: there is none.
     """
-    ends = _ends(Graph.from_model(model, inputs))
+    graph = Graph.from_model(model, inputs)
+    if len(graph.heads) > 1:
+        return _names(graph, [head - (graph.nodes[head].type == "bias") for head in graph.heads])
+    ends = _ends(graph)
     if len(ends) == 1:
-        return ends[0]
+        return ends
     given: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for name in ends:
@@ -222,7 +239,7 @@ def output_layer(model: nn.Module, inputs: Any) -> str:
             f"the model's first output is not that of a single layer (layers that nothing with "
             f"parameters follows: {', '.join(ends) or 'none'}): pass layer="
         )
-    return same[-1]
+    return same[-1:]
 
 
 def _ends(graph: Graph) -> list[str]:
@@ -230,11 +247,13 @@ def _ends(graph: Graph) -> list[str]:
     for source, target in reversed(graph.edges.tolist()):
         if target in followed:
             followed.add(source)
-    return [
-        str(node.parameter).partition(".parametrizations")[0].removesuffix(".weight")
-        for index, node in enumerate(graph.nodes)
-        if node.type == "conv" and index not in followed
-    ]
+    nodes = enumerate(graph.nodes)
+    return _names(graph, [i for i, node in nodes if node.type == "conv" and i not in followed])
+
+
+def _names(graph: Graph, weights: Iterable[int]) -> list[str]:
+    names = (str(graph.nodes[weight].parameter) for weight in weights)
+    return [name.partition(".parametrizations")[0].removesuffix(".weight") for name in names]
 
 
 def _keep(given: dict[str, Tensor], name: str, *arguments: Any) -> None:
@@ -327,7 +346,8 @@ def _collect(
     for batch in batches_of(loader):
         inputs, labels = split_batch(batch)
         if head is None:
-            head = _Head(model, layer or output_layer(model, _few(inputs)))
+            names = [layer] if layer is not None else output_layers(model, _few(inputs))
+            head = _Head(model, *names)
         head.run(model, inputs)
         features = head.features
         if moments is None or held is None:

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import ghn_fast
 from ghn_fast import head as head_module
-from ghn_fast.head import best_scale, output_layer
+from ghn_fast.head import best_scale, output_layers
 
 WIDTH = 12
 
@@ -244,7 +244,7 @@ def test_output_layers_of_torchvision(name: str, layer: str) -> None:
 
     extra = {"init_weights": False} if name == "googlenet" else {}
     model = models.get_model(name, num_classes=7, **extra).eval()
-    assert output_layer(model, torch.randn(1, 3, 64, 64)) == layer
+    assert output_layers(model, torch.randn(1, 3, 64, 64)) == [layer]
 
 
 class _TwoHeads(nn.Module):
@@ -256,14 +256,32 @@ class _TwoHeads(nn.Module):
         return self.one(x), self.other(x)
 
 
-class _Sum(nn.Module):
+class _Product(nn.Module):
     def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
-        return pair[0] + pair[1]
+        return pair[0] * pair[1]
+
+
+class _Mean(nn.Module):
+    """As networks with a head for distillation give it."""
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return (pair[0] + pair[1]) / 2
 
 
 def test_first_of_several_outputs_is_the_classifier() -> None:
     model = _TwoHeads()
     assert ghn_fast.fit_head_(model, _batches(*_data())).layer == "one"
+
+
+def test_a_mean_of_layers_becomes_the_fit_of_the_first() -> None:
+    pair, model = _TwoHeads(), nn.Sequential(_TwoHeads(), _Mean())
+    inputs, labels = _data()
+    fitted = ghn_fast.fit_head_(pair, _batches(inputs, labels))
+    report = ghn_fast.fit_head_(model, _batches(inputs, labels))
+    assert report.layer == "0.one"
+    assert report.accuracy == fitted.accuracy
+    torch.testing.assert_close(model(inputs), pair(inputs)[0])
+    assert not model[0].other.weight.any()
 
 
 class _Scaled(nn.Module):
@@ -286,7 +304,7 @@ def _weight_normed() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nn.Sequential(_TwoHeads(), _Sum()), "0.one, 0.other"),
+        (lambda: nn.Sequential(_TwoHeads(), _Product()), "0.one, 0.other"),
         (_weight_normed, "computed from other"),
         (_Scaled, "what the model does after"),
         (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.LSTM(8, 4)), "layer"),
