@@ -209,7 +209,8 @@ def test_all_that_was_tried_is_told() -> None:
     with pytest.raises(TraceError) as caught:
         trace(Runs(run, a=nn.Linear(4, 4), b=nn.Conv2d(3, 4, 3)))
     message = str(caught.value)
-    for part in ("<float32 (2, 4)>", "and ", "no moon", "example_inputs", "({...},)"):
+    parts = ("<float32 (2, 4)>", "and ", "no moon", "example_inputs", "({...},)", "takes args")
+    for part in parts:
         assert part in message
     assert len(message) < 1000
 
@@ -293,6 +294,26 @@ class Documents(Configured):
         return self.ids(input_ids) + self.boxes(bbox * self.config.scale)
 
 
+class Pages(Configured):
+    """Of words and, beside them, the image of their page, if it is given."""
+
+    def forward(self, input_ids: Any = None, pixel_values: Any = None) -> Tensor:
+        words = self.ids(input_ids).mean(1)
+        return words if pixel_values is None else words + self.image(pixel_values).mean((2, 3))
+
+
+class Boxed(Configured):
+    """Of images, words, and what nobody can know."""
+
+    main_input_name = "pixel_values"
+
+    def forward(
+        self, pixel_values: Any = None, input_ids: Any = None, places: Any = None
+    ) -> Tensor:
+        words = self.ids(input_ids).mean(1)
+        return words if pixel_values is None else words + self.image(pixel_values)[places]
+
+
 class Channels(Configured):
     """Of texts, decoded into sounds of several channels (B, T, channels), as Dia's are."""
 
@@ -317,6 +338,9 @@ CONFIGURED: dict[str, Callable[[], nn.Module]] = {
     "documents": lambda: Documents(
         {"vocab_size": 30, "scale": 100.0}, ids=nn.Embedding(30, 4), boxes=nn.Linear(4, 4)
     ),
+    "pages": lambda: Pages(
+        {"vocab_size": 30, "input_size": 16}, ids=nn.Embedding(30, 4), image=nn.Conv2d(3, 4, 3)
+    ),
     "channels": lambda: Channels(
         {
             "vocab_size": 30,
@@ -327,6 +351,12 @@ CONFIGURED: dict[str, Callable[[], nn.Module]] = {
         codes=nn.Embedding(20, 4),
     ),
 }
+
+
+def test_texts_alone_where_images_need_more() -> None:
+    parts = {"ids": nn.Embedding(30, 4), "image": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())}
+    model = Boxed({"text_config": SimpleNamespace(vocab_size=30)}, **parts)
+    assert trace(model).unused.keys() == {"image.0.weight", "image.0.bias"}
 
 
 @pytest.mark.parametrize("kind", CONFIGURED)

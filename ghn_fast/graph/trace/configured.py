@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from ghn_fast.graph.trace.guess import IMAGE_SIZES, SEQUENCE_LENGTH, Call, Guess, Maker
+from ghn_fast.graph.trace.guess import (
+    DEFAULT_SIZE,
+    IMAGE_SIZES,
+    SEQUENCE_LENGTH,
+    Call,
+    Guess,
+    Maker,
+)
 
 _AUDIO_LENGTHS = (16000, 4000, 48000)
 _SPECTRUM_LENGTHS = (64, 128, 1024)
@@ -22,7 +30,9 @@ def transformers_guesses(maker: Maker) -> Iterator[Guess]:
     config = maker.model.config
     main = getattr(maker.model, "main_input_name", "input_ids")
     if main == "input_ids":
-        yield Guess(lambda length: ((), _texts(maker, config, length)), (16, 8, 64), (1, 512))
+        pictures = _beside(maker, config)
+        for others in (pictures, {}) if pictures else ({},):
+            yield Guess(partial(_reading, maker, config, others), (16, 8, 64), (1, 512))
         for name in (name for name in _HEARD if name in maker.names):
             yield from _HEARD[name](maker, config, _texts(maker, config, SEQUENCE_LENGTH))
     elif main in _HEARD:
@@ -37,10 +47,19 @@ def _texts(maker: Maker, config: Any, length: int) -> dict[str, Any]:
     inputs = {"input_ids": ids, **_decoder(maker, config, length)}
     if "bbox" in maker.names:
         inputs["bbox"] = ids.new_zeros(*ids.shape, 4)
-    vision = getattr(config, "vision_config", None)
-    if vision is not None and hasattr(vision, "image_size"):
-        inputs["pixel_values"] = maker.zeros(*_picture_shape(maker, vision, _side(vision)))
     return inputs
+
+
+def _reading(maker: Maker, config: Any, others: dict[str, Any], length: int) -> Call:
+    return (), {**_texts(maker, config, length), **others}
+
+
+def _beside(maker: Maker, config: Any) -> dict[str, Any]:
+    """Images that are read beside texts, if their size is known."""
+    vision = _part(config, "vision_config")
+    if (vision is config and "pixel_values" not in maker.names) or not _sides(vision):
+        return {}
+    return {"pixel_values": maker.zeros(*_picture_shape(maker, vision, _side(vision)))}
 
 
 def _vocabulary(config: Any) -> int:
@@ -66,8 +85,14 @@ def _part(config: Any, *names: str) -> Any:
 
 
 def _side(config: Any) -> int:
-    size = getattr(config, "image_size", None) or 224
+    size = next(iter(_sides(config)), DEFAULT_SIZE)
     return size if isinstance(size, int) else int(size[-1])
+
+
+def _sides(config: Any) -> list[Any]:
+    """Of images, as they are written down."""
+    sizes = (getattr(config, name, None) for name in ("image_size", "input_size"))
+    return [size for size in sizes if size]
 
 
 def _picture_shape(maker: Maker, config: Any, side: int) -> tuple[int, ...]:
@@ -84,7 +109,7 @@ def _pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator
     ids = {}
     if getattr(config, "text_config", None) is not None:
         ids = {"input_ids": maker.ids(_vocabulary(config.text_config))}
-    known = (_side(vision),) if getattr(vision, "image_size", None) else ()
+    known = (_side(vision),) if _sides(vision) else ()
     sizes = tuple(dict.fromkeys((*known, *IMAGE_SIZES)))
 
     def make(side: int) -> Call:
@@ -96,6 +121,7 @@ def _pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator
         yield Guess(
             lambda side: ((), {name: maker.zeros(*_picture_shape(maker, vision, side))}), sizes
         )
+        yield Guess(partial(_reading, maker, config, {}), (SEQUENCE_LENGTH,))
 
 
 def _sounds(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Guess]:

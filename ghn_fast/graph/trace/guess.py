@@ -64,7 +64,7 @@ class Maker:
         self.model, self.batch, self.thin = model, batch, thin
         self.device = device or first.device
         self.dtype = next(floating, torch.float32)
-        self.required, self.names = _arguments(model)
+        self.required, self.names = arguments_of(model)
         known = [name for name in _OPTIONAL if name in self.names and name not in self.required]
         self.optional = known if optional else []
 
@@ -153,15 +153,15 @@ _OPTIONAL = ("timestep", "class_labels", "encoder_hidden_states", "pooled_projec
 """Arguments of denoising networks, which have a default and cannot do without."""
 
 
-def _arguments(model: nn.Module) -> tuple[list[str], set[str]]:
+def arguments_of(model: nn.Module) -> tuple[list[str], list[str]]:
     """The names of ``forward``'s arguments that have no default, and all of them."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
-        return [], set()
+        return [], []
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p.name for p in parameters if p.kind in positional and p.default is p.empty]
-    return required, {p.name for p in parameters}
+    return required, [p.name for p in parameters]
 
 
 _LARGEST = 2048

@@ -21,6 +21,7 @@ from ghn_fast.graph.trace.channels import drop_idle_splits, follower
 from ghn_fast.graph.trace.contract import contract
 from ghn_fast.graph.trace.dispatched import dispatched
 from ghn_fast.graph.trace.guess import Call as Inputs
+from ghn_fast.graph.trace.guess import arguments_of
 from ghn_fast.graph.trace.head import ends_of, first_output, heads_of
 from ghn_fast.graph.trace.inputs import guesses, unwrapped
 from ghn_fast.graph.trace.layers import is_norm, is_position_table, layer_record, norm_record
@@ -160,7 +161,8 @@ def _guessed(model: nn.Module, modules: Modules, types: tuple[str, ...]) -> tupl
     tried = [(str(_Call(model, modules, *inputs, types)), e) for inputs, e in search.failures]
     raise TraceError(
         f"{type(model).__name__} could not be run with any input that was worked out from it:\n"
-        f"{describe_failures(tried)}\n{_advice(on_meta(), [error for _, error in tried])}"
+        f"{describe_failures(tried)}\n{_advice(on_meta(), [error for _, error in tried])}\n"
+        f"its forward takes {', '.join(arguments_of(unwrapped(model))[1])}"
     ) from search.failures[0][1]
 
 
