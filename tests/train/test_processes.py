@@ -24,6 +24,7 @@ from ghn_fast.train import (
     Processes,
     TrainConfig,
     choose_device,
+    process_group,
     read_log,
     train_step,
 )
@@ -60,27 +61,47 @@ def write_config(folder: Path, config: TrainConfig) -> list[str]:
     return [str(folder / "child.py"), str(folder), str(ROOT), str(folder / "child.json")]
 
 
-def torchrun(folder: Path, config: TrainConfig, processes: int) -> None:
-    launch(processes, write_config(folder, config), folder)
+TAKEN = replace(SHARED_STEP, first_come=True, normalise_networks=True, validate_every=0)
+TAUGHT = replace(TAKEN, mixture={"deepnets": 1.0}, teacher="a file", crop_share=0.0)
+MIXED = replace(TAKEN, mixture={"deepnets": 1.0, "families/plain": 1.0})
+RUNS = {"dealt": SHARED_STEP, "taught": TAUGHT, "mixed": MIXED}
+TOGETHER = """
+import sys
+sys.path.append(sys.argv[2])
+from tests.train.test_processes import Path, run_together
+run_together(Path(sys.argv[1]))
+"""
 
 
-def launch(processes: int, arguments: list[str], folder: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc-per-node", str(processes), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def run_together(folder: Path) -> None:
+    """What each of two processes does."""
+    with process_group(choose_device("cpu")) as processes:
+        for name, config in RUNS.items():
+            make_trainer(folder / name, config).fit()
+        torch.manual_seed(processes.rank)  # replicas that differ, until they are made equal
+        ghn = ghn2(hid=8, max_shape=(16, 16, 7, 7)).train().double()
+        with pytest.raises(RuntimeError, match="the processes 1 differs"):
+            processes.check_equal(ghn)
+        processes.broadcast(ghn)
+        processes.check_equal(ghn)
+        torch.save(double_gradients(ghn, processes), folder / f"{processes.rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that two processes do here: starting them takes longer."""
     folder = tmp_path_factory.mktemp("two")
-    torchrun(folder, SHARED_STEP, 2)
+    (folder / "together.py").write_text(TOGETHER)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", "2", "together.py", str(folder), str(ROOT)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_two_processes_learn_as_one(two_processes: Path, tmp_path: Path) -> None:
     make_trainer(tmp_path, replace(SHARED_STEP, meta_batch=4)).fit()
-    two, one = train_lines(two_processes), train_lines(tmp_path)
+    two, one = train_lines(two_processes / "dealt"), train_lines(tmp_path)
     assert [line["networks"] for line in two] == [4, 8, 12, 16]
     # Of the first step: later ones grow what is rounded otherwise.
     assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-3)
@@ -92,46 +113,38 @@ def test_two_processes_learn_as_one(two_processes: Path, tmp_path: Path) -> None
             for line in read_log(folder / "log.jsonl")
             if line["kind"] == "validation"
         ]
-        for folder in (two_processes, tmp_path)
+        for folder in (two_processes / "dealt", tmp_path)
     ]
     assert validations == [[2], [2]]
 
 
 def test_one_process_goes_on_with_what_two_began(two_processes: Path) -> None:
-    trainer = make_trainer(two_processes, replace(SHARED_STEP, meta_batch=4))
+    folder = two_processes / "dealt"
+    trainer = make_trainer(folder, replace(SHARED_STEP, meta_batch=4))
     assert trainer.step == 4
     with pytest.raises(ValueError, match="parts of accumulate: 1 -> 4"):
-        make_trainer(two_processes, replace(SHARED_STEP, meta_batch=1, accumulate=4))
+        make_trainer(folder, replace(SHARED_STEP, meta_batch=1, accumulate=4))
     with pytest.raises(ValueError, match="networks_per_step: 4 -> 2"):
-        make_trainer(two_processes, SHARED_STEP)
+        make_trainer(folder, SHARED_STEP)
 
 
-@pytest.mark.parametrize(
-    ("mixture", "taught"),
-    [
-        ({"deepnets": 1.0}, {"teacher": "a file", "crop_share": 0.0}),
-        ({"deepnets": 1.0, "families/plain": 1.0}, {}),
-    ],
-)
+@pytest.mark.parametrize("name", ["taught", "mixed"])
 def test_networks_that_are_taken_are_those_of_one_process(
-    mixture: dict[str, float], taught: dict[str, Any], tmp_path: Path
+    name: str, two_processes: Path, tmp_path: Path
 ) -> None:
-    config = replace(
-        SHARED_STEP, first_come=True, normalise_networks=True, mixture=mixture, validate_every=0
-    )
-    config = replace(config, **taught)
-    torchrun(tmp_path / "two", config, 2)
-    make_trainer(tmp_path / "one", replace(config, meta_batch=4)).fit()
-    make_trainer(tmp_path / "dealt", replace(config, meta_batch=4, first_come=False)).fit()
-    two, one, dealt = (train_lines(tmp_path / name) for name in ("two", "one", "dealt"))
+    config = replace(RUNS[name], meta_batch=4)
+    make_trainer(tmp_path / "one", config).fit()
+    two, one = train_lines(two_processes / name), train_lines(tmp_path / "one")
     assert [line["networks"] for line in two] == [4, 8, 12, 16]
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4)
     assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-3)
-    assert state_of(tmp_path / "two")["network_position"] == 16
-    if "families/plain" in mixture:
+    assert state_of(two_processes / name)["network_position"] == 16
+    if name == "mixed":
+        make_trainer(tmp_path / "dealt", replace(config, first_come=False, steps=1)).fit()
+        dealt = train_lines(tmp_path / "dealt")
         assert one[0]["loss"] == pytest.approx(dealt[0]["loss"], rel=1e-4)
         assert one[0]["gradient_norm"] == pytest.approx(dealt[0]["gradient_norm"], rel=1e-3)
-    trainer = make_trainer(tmp_path / "two", replace(config, meta_batch=4))
+    trainer = make_trainer(two_processes / name, config)
     assert (trainer.step, trainer.network_position) == (4, 16)
 
 
@@ -158,27 +171,6 @@ def test_accumulated_parts_learn_as_one(tmp_path: Path) -> None:
     assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-3)
 
 
-STEP = """
-import sys
-sys.path.append(sys.argv[2])
-import torch
-from ghn_fast.ghn import ghn2
-from ghn_fast.train import Processes, choose_device, process_group
-from tests.train.test_processes import double_gradients
-with process_group(choose_device("cpu")) as processes:
-    torch.manual_seed(processes.rank)  # replicas that differ, until they are made equal
-    ghn = ghn2(hid=8, max_shape=(16, 16, 7, 7)).train().double()
-    try:
-        processes.check_equal(ghn)
-        raise SystemExit("replicas that differ were not seen")
-    except RuntimeError as error:
-        assert "the processes 1 differs" in str(error), error
-    processes.broadcast(ghn)
-    processes.check_equal(ghn)
-    torch.save(double_gradients(ghn, processes), f"{sys.argv[1]}/{processes.rank}.pt")
-"""
-
-
 def double_gradients(ghn: GHN, processes: Processes) -> list[Tensor | None]:
     """Of one step of four networks in float64, that the processes share."""
     config = replace(SHARED_STEP, meta_batch=4 // processes.size)
@@ -194,14 +186,12 @@ def double_gradients(ghn: GHN, processes: Processes) -> list[Tensor | None]:
     return [parameter.grad for parameter in ghn.parameters()]
 
 
-def test_two_processes_have_the_gradient_of_one(tmp_path: Path) -> None:
-    (tmp_path / "step.py").write_text(STEP)
-    launch(2, [str(tmp_path / "step.py"), str(tmp_path), str(ROOT)], tmp_path)
+def test_two_processes_have_the_gradient_of_one(two_processes: Path) -> None:
     torch.manual_seed(0)
     ghn = ghn2(hid=8, max_shape=(16, 16, 7, 7)).train().double()
     alone = double_gradients(ghn, Processes())
     for rank in range(2):
-        shared = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        shared = torch.load(two_processes / f"{rank}.pt", weights_only=True)
         for together, one in zip(shared, alone, strict=True):
             assert (together is None) == (one is None)
             torch.testing.assert_close(together, one, rtol=1e-8, atol=1e-12)
