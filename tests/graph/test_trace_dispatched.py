@@ -66,10 +66,13 @@ def test_scripted_model() -> None:
 
 
 def test_scripted_model_that_has_run() -> None:
-    scripted = torch.jit.script(SmallClassifier())
-    for _ in range(4):
-        scripted(IMAGE)
-    assert tuple(trace(scripted, IMAGE).nodes) == small_classifier().nodes
+    """Once more as well, as PyTorch then runs other code for it."""
+    for _ in range(2):
+        scripted = torch.jit.script(SmallClassifier())
+        for _ in range(4):
+            scripted(IMAGE)
+        assert tuple(trace(scripted, IMAGE).nodes) == small_classifier().nodes
+        assert all(parameter.requires_grad for parameter in scripted.parameters())
 
 
 class NeverRun(SmallClassifier):

@@ -282,7 +282,7 @@ def gain_record(rec: Recorder, node_type: str, weight: Tensor, parents: Sequence
 
 def norm_bias(rec: Recorder, bias: Tensor, weight: int) -> int:
     node = rec.records.nodes[weight] if rec.records.kinds[weight] == Kind.KEEP else None
-    parameter = rec.parameter_of(bias)
+    parameter = rec.parameter_in_place_of(bias)
     if parameter is not None and parameter.folded == weight:
         return weight
     free = parameter is not None and parameter.node is None and parameter.folded is None

@@ -279,6 +279,15 @@ class Recorder(TorchFunctionMode):
         """The parameter that a value is, itself and not something made from it."""
         return self.parameters.get(id(value))
 
+    def parameter_in_place_of(self, tensor: Tensor) -> Parameter | None:
+        """The parameter that a tensor is, or is detached from, as scripted code does."""
+        behind = self.parameters_behind(tensor)
+        if len(behind) != 1 or behind[0].tensor.shape != tensor.shape:
+            return None
+        own = behind[0].tensor
+        is_own = tensor is own or _shares_memory(tensor, own if self.execute else self.fake(own))
+        return behind[0] if is_own else None
+
     def is_static(self, number: int | None) -> bool:
         """Whether a record depends on parameters only."""
         return number is not None and self.records.static[number]

@@ -177,7 +177,7 @@ OPERATORS: tuple[tuple[Handler, str], ...] = (
         (layers.taken_apart_normalisation("bn", _NATIVE_GROUP_NORM), name)
         for name in (
             *("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"),
-            "_native_batch_norm_legit_no_training",
+            *("_native_batch_norm_legit_no_training", "_batch_norm_impl_index"),
         )
     ),
     (operators.adaptive_average("glob_avg", 2), "_adaptive_avg_pool2d"),
