@@ -20,7 +20,7 @@ def digits() -> tuple[Batches, Batches]:
     labels = torch.from_numpy(data.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     batches = [(pixels[part], labels[part]) for part in order.split(100)]
-    return batches[:4], batches[4:8]
+    return batches[:4], batches[4:6]
 
 
 @torch.no_grad()

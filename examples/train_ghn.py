@@ -13,7 +13,7 @@ import ghn_fast
 from ghn_fast.nets import build_ghost, count_multiply_adds, graph_of
 from ghn_fast.train import train_step
 
-STEPS, NETWORKS = 40, 2
+STEPS, NETWORKS = 25, 2
 
 torch.manual_seed(0)
 batches, _ = digits()
