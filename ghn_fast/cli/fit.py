@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from ghn_fast.data import ImageSource
     from ghn_fast.finetune import FinetuneConfig, History
     from ghn_fast.ghn import GHN
+    from ghn_fast.head import HeadReport
 
 LARGEST_SMALL_STEM = 64
 """Pixels up to which stems are fitted to small images by default."""
 REFINE_NOISE, REFINE_FROM = 3e-5, 2 / 3
 """Of ``--refine``, as in arXiv 2207.10049: noise, and the share of layers that are left before."""
 NORMALISATIONS = ("auto", "cifar10", "imagenet")
+STARTS = ("predicted", "random")
+BEST = "best"
+TRIAL_PICTURES, TRIAL_OF_CLASS = 1024, 20
+"""To train with, that starts are compared by: so many, or so many of a class where that is more."""
 
 
 def fit(
@@ -72,6 +77,13 @@ def fit(
     refine: Annotated[
         bool, typer.Option("--refine", help="Refine what was predicted (ghn_fast.refine_).")
     ] = False,
+    start: Annotated[
+        str,
+        typer.Option(
+            help="predicted, random, or best: whichever of the two has the better features for "
+            "these pictures, by what an output layer in closed form makes of them."
+        ),
+    ] = BEST,
     compare: Annotated[
         str | None, typer.Option(help="random: the same from random initialisation beside it.")
     ] = None,
@@ -91,6 +103,8 @@ def fit(
 
     if compare not in (None, "random"):
         raise UsageError(f"--compare takes random, not {compare!r}")
+    if start not in (BEST, *STARTS):
+        raise UsageError(f"--start takes {', '.join((BEST, *STARTS))}, not {start!r}")
     if normalise not in NORMALISATIONS:
         raise UsageError(f"--normalise takes {', '.join(NORMALISATIONS)}, not {normalise!r}")
     network = from_pretrained(ghn)
@@ -105,16 +119,30 @@ def fit(
     job.check()
     task.describe()
     place = choose_device(device)
+    unfinished = [start for start in STARTS if _state_file(out, start).exists()]
+    if compare is not None:
+        starts = STARTS
+    elif start == BEST:
+        starts = (unfinished[0] if unfinished else job.choose(place),)
+    else:
+        starts = (start,)
     fitted = {}
-    for start in ("predicted", *((compare,) if compare is not None else ())):
-        name = f"{model} {start} {ghn} {data} {size} {by} {has_small_stem} {refine}"
+    for each in starts:
+        name = f"{model} {each} {ghn} {data} {size} {by} {has_small_stem} {refine}"
         config = FinetuneConfig(epochs, lr, batch_size, seed, name)
-        fitted[start] = _fit(job, start, config, _state_file(out, start), place, progress)
-    job.write(fitted["predicted"], out)
+        fitted[each] = _fit(job, each, config, _state_file(out, each), place, progress)
+    kept = _kept(fitted) if start == BEST else start
+    job.write(fitted[kept], out)
     if compare is not None or epochs > 0:
-        _show_curves({start: one.history for start, one in fitted.items()}, job, out)
-    for start in fitted:
-        _state_file(out, start).unlink(missing_ok=True)
+        _show_curves({each: one.history for each, one in fitted.items()}, job, out)
+    for each in fitted:
+        _state_file(out, each).unlink(missing_ok=True)
+
+
+def _kept(fitted: dict[str, _Fitted]) -> str:
+    """The start that ends with the best validation accuracy, the first of several."""
+    histories = {start: one.history for start, one in fitted.items()}
+    return max(histories, key=lambda start: histories[start].validation[histories[start].best])
 
 
 def _state_file(out: Path, start: str) -> Path:
@@ -179,6 +207,7 @@ class _Job:
     refine: bool
     batch_size: int
     seed: int
+    prepared: dict[str, nn.Module] = field(default_factory=dict)
 
     def build_plain(self) -> nn.Module:
         """Random, as its library makes it for the classes and the size of the pictures."""
@@ -215,17 +244,44 @@ class _Job:
                 "--image-size"
             ) from error
 
+    def choose(self, device: torch.device) -> str:
+        """The start whose features tell held-out pictures apart better, the predicted if alike.
+
+        Both are prepared, so that what this costs beside the better one is one forward pass.
+        """
+        number = max(TRIAL_PICTURES, TRIAL_OF_CLASS * self.task.train.num_classes)
+        some = self.task.train.first(number)
+        begun = {start: self._begin(start, device) for start in STARTS}
+        heads = {start: self._fit_head(start, begun[start], some) for start in STARTS}
+        best = max(STARTS, key=lambda start: heads[start].accuracy)
+        if best == "random":
+            typer.echo(
+                f"random initialisation is ahead, {heads[best].accuracy:.1f} against "
+                f"{heads['predicted'].accuracy:.1f} % of {heads[best].held_out:,} held-out "
+                "pictures: prediction does not help here, and the random start is kept"
+            )
+        if len(some) < len(self.task.train):
+            self._fit_head(best, begun[best], self.task.train)
+        self.prepared = {best: begun[best]}
+        return best
+
     def prepare(self, start: str, device: torch.device) -> nn.Module:
         """With statistics and an output layer, by one forward pass and one linear solve."""
+        if start in self.prepared:
+            return self.prepared.pop(start)
+        model = self._begin(start, device)
+        self._fit_head(start, model, self.task.train)
+        return model
+
+    def _begin(self, start: str, device: torch.device) -> nn.Module:
         import torch
 
         import ghn_fast
-        from ghn_fast.evaluation import batches_in_order, calibrate
         from ghn_fast.refine import count_layers
 
-        model, task = self.build(), self.task
+        model = self.build()
         if start == "predicted":
-            some = task.train.batch(torch.arange(2))
+            some = self.task.train.batch(torch.arange(2))
             _, report = ghn_fast.predict(model, self.ghn, some, return_report=True)
             typer.echo(
                 f"{start}: {report.num_predicted:,} parameters by {self.ghn_name} in "
@@ -235,11 +291,16 @@ class _Job:
                 generator = torch.Generator().manual_seed(self.seed)
                 first = 1 + round(REFINE_FROM * count_layers(model))
                 ghn_fast.refine_(model, noise=REFINE_NOISE, first_layer=first, generator=generator)
-        model.to(device).to(memory_format=torch.channels_last)
-        calibrate(model, task.train)
-        head = ghn_fast.fit_head_(model, batches_in_order(task.train, self.batch_size))
+        return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _fit_head(self, start: str, model: nn.Module, pictures: ImageSource) -> HeadReport:
+        import ghn_fast
+        from ghn_fast.evaluation import batches_in_order, calibrate
+
+        calibrate(model, pictures)
+        head = ghn_fast.fit_head_(model, batches_in_order(pictures, self.batch_size))
         typer.echo(f"{start}: output layer {head}")
-        return model
+        return head
 
     def write(self, fitted: _Fitted, out: Path) -> None:
         from safetensors import SafetensorError
@@ -259,6 +320,7 @@ class _Job:
             "mean": json.dumps(task.mean),
             "std": json.dumps(task.std),
             "pixels": "RGB from 0 to 1, less mean, divided by std",
+            "start": fitted.start,
             "epochs": str(best),
             "top1": f"{fitted.history.test[best]:.1f}",
             "load": self._loading(fitted.model),

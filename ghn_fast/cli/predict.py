@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ghn_fast.data import Images
     from ghn_fast.prediction import PredictionReport
 
+LIKELY_BY_CHANCE = 2.0
+"""Standard errors above chance up to which an accuracy is taken for guessing."""
+
 
 def predict(
     model: Annotated[
@@ -237,6 +240,11 @@ def _print_accuracy(model: nn.Module, test: Images, batch_size: int) -> Accuracy
         f"top-1 on {len(test):,} CIFAR-10 test images, batch statistics of {batch_size}: "
         f"{accuracy:.1f} % (chance is 10 %)"
     )
+    if accuracy <= 10 + LIKELY_BY_CHANCE * 30 / len(test) ** 0.5:
+        typer.echo(
+            "this is what guessing gives: the prediction does not help this model; ghn-fast fit "
+            "compares it with the random start, and keeps the better"
+        )
     return Accuracy(accuracy, len(test))
 
 

@@ -86,6 +86,22 @@ def test_predict_prints_and_writes(
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.parametrize(("accuracy", "guesses"), [(11.0, True), (30.0, False)])
+def test_what_guessing_gives_is_said(
+    accuracy: float,
+    guesses: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cifar10: Path,
+) -> None:
+    from ghn_fast.cli.predict import _print_accuracy
+    from ghn_fast.data import load_cifar10
+
+    monkeypatch.setattr("ghn_fast.evaluation.top1", lambda *arguments: accuracy)
+    _print_accuracy(SmallClassifier(), load_cifar10(cifar10, "test"), 64)
+    assert ("this is what guessing gives" in capsys.readouterr().out) == guesses
+
+
 def test_predict_reports_what_it_did_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ghn_file: Path
 ) -> None:

@@ -161,13 +161,48 @@ def test_an_interrupted_fit_goes_on(
     with monkeypatch.context() as stopping:
         stopping.setattr(ghn_fast.finetune._Tuning, "keep", keep)
         assert run(stopping, *arguments, out) == 130
-    assert (tmp_path / "model-predicted.unfinished").exists()
+    (unfinished,) = tmp_path.glob("model-*.unfinished")
     capsys.readouterr()
     assert run(monkeypatch, *arguments, out) == 0
     assert "going on from" in capsys.readouterr().out
     one, other = (loaded(path)[0].state_dict() for path in (whole, out))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-    assert not (tmp_path / "model-predicted.unfinished").exists()
+    assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("better", ["random", "predicted"])
+def test_the_better_start_is_kept(
+    better: str,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One that is spoilt, so that all its features are nearly the same, is not."""
+    import ghn_fast.cli.fit
+
+    begin = ghn_fast.cli.fit._Job._begin
+
+    def spoilt(job: ghn_fast.cli.fit._Job, start: str, device: torch.device) -> nn.Module:
+        model = begin(job, start, device)
+        if start != better:
+            assert isinstance(model, SmallClassifier)
+            nn.init.zeros_(model.conv.weight[1:])
+        return model
+
+    monkeypatch.setattr(ghn_fast.cli.fit._Job, "_begin", spoilt)
+    monkeypatch.setattr("ghn_fast.cli.fit.TRIAL_PICTURES", 40)
+    monkeypatch.setattr("ghn_fast.cli.fit.TRIAL_OF_CLASS", 1)
+    out = tmp_path / "model.safetensors"
+    assert run(monkeypatch, SMALL, "--data", pictures, "--out", out) == 0
+    text = capsys.readouterr().out
+    assert ("prediction does not help here" in text) == (better == "random")
+    assert f"{better}, epoch 0:" in text
+    assert "fitted to 40 pictures" in text
+    assert f"{better}: output layer fc (8 features, 3 classes) fitted to 54 pictures" in text
+    assert loaded(out)[1]["start"] == better
+    assert run(monkeypatch, SMALL, "--data", pictures, "--out", out, "--start", "random") == 0
+    assert "predicted" not in capsys.readouterr().out
 
 
 def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,6 +219,7 @@ def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) ->
     ("arguments", "message"),
     [
         (("resnet18", "--compare", "sgd"), "--compare takes random"),
+        (("resnet18", "--start", "mine"), "--start takes best, predicted, random, not 'mine'"),
         (("resnet18", "--normalise", "mine"), "--normalise takes auto, cifar10, imagenet"),
         (("resnet81", "--image-size", 32), "did you mean resnet18"),
         (("maxvit_t", "--image-size", 32), "maxvit_t cannot be made for images of 32 pixels"),
