@@ -17,10 +17,13 @@ from ghn_fast._system.batches import device_of, logits_of, run
 from ghn_fast._system.device import to_device
 from ghn_fast._system.files import replace
 from ghn_fast.data import ImageSource, ImageStream
+from ghn_fast.data.images import edges_repeated
 from ghn_fast.evaluation import calibrate, top1
 
 MOMENTUM, WEIGHT_DECAY, GRAD_CLIP = 0.9, 5e-4, 5.0
-STATE_VERSION = 1
+WORSE, LOWER, MOST_LOWERED = 2.0, 1 / 3, 8
+"""The loss of the first epoch that is too large, by what the rate is lowered then, how often."""
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,13 @@ class History:
         validation: top-1 in percent of the images that the best epoch is chosen by.
         test: of those that are only looked at.
         loss: the mean of each epoch's training losses, from epoch 1.
+        lr: the learning rate that was used, once there was an epoch.
     """
 
     validation: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
+    lr: float = math.nan
 
     @property
     def best(self) -> int:
@@ -83,9 +88,15 @@ def finetune_(
 ) -> History:
     """Trains a classifier and leaves it as it was after the epoch that validates best, in place.
 
-    Random crops and mirrored images, gradients clipped to a norm of 5. After each epoch batch norm
-    gets the statistics of training images (:func:`ghn_fast.calibrate_`); epoch 0 is the model with
-    those that it has. On a GPU layers run in bfloat16.
+    Random crops, padded with the outermost pixels, and mirrored images, gradients clipped to a
+    norm of 5. After each epoch batch norm gets the statistics of training images
+    (:func:`ghn_fast.calibrate_`); epoch 0 is the model with those that it has. On a GPU layers run
+    in bfloat16.
+
+    A fitted output layer may have large weights, as where an untrained transformer's features tell
+    pictures apart by little, and the first steps of a usual rate would undo it. Where a loss of the
+    first epoch is twice as large as its first one and as that of guessing, the epoch begins anew
+    at a third of the rate (``History.lr``).
 
     Args:
         model: on any device; in evaluation mode afterwards.
@@ -121,11 +132,12 @@ class _Tuning:
         self, model: nn.Module, train: ImageSource, config: FinetuneConfig, path: Path | None
     ) -> None:
         self.model, self.config, self.path = model, config, path
-        self.stream = ImageStream(train, min(config.batch_size, len(train)), config.seed)
+        # An output layer that was fitted to whole images may make nothing of black borders.
+        data = edges_repeated(train)
+        self.stream = ImageStream(data, min(config.batch_size, len(train)), config.seed)
         self.steps = config.epochs * self.stream.batches_per_epoch
-        self.optimizer = torch.optim.SGD(
-            model.parameters(), config.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-        )
+        self.lr = config.lr
+        self.optimizer = self._make_optimizer()
         self.history = History()
         self.best: dict[str, Tensor] = {}
         if path is not None and path.exists():
@@ -133,24 +145,44 @@ class _Tuning:
 
     def run_epoch(self, epoch: int, on_step: Callable[[int, int], object] | None) -> float:
         """One pass over the images; returns the mean loss."""
-        count = self.stream.batches_per_epoch
-        losses = torch.zeros(count, device=device_of(self.model))
-        self.model.train()
-        for batch in range(count):
-            step = (epoch - 1) * count + batch
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.config.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
-            losses[batch] = self._step(*self.stream[step])
-            if on_step is not None:
-                on_step(step + 1, self.steps)
+        tries = MOST_LOWERED if epoch == 1 else 0
+        while (losses := self._pass(epoch, on_step, is_watched=tries > 0)) is None:
+            tries -= 1
+            self.lr *= LOWER
+            self.model.load_state_dict(self.best)
+            self.optimizer = self._make_optimizer()
+        self.history.lr = self.lr
         mean = float(losses.mean())
         if not math.isfinite(mean):
             self.take_best()
             raise FloatingPointError(
                 f"the loss of epoch {epoch} is not finite; a smaller learning rate than "
-                f"{self.config.lr} may help"
+                f"{self.lr:.2g} may help"
             )
         return mean
+
+    def _pass(
+        self, epoch: int, on_step: Callable[[int, int], object] | None, is_watched: bool
+    ) -> Tensor | None:
+        """Trains on all images and returns the losses; None once a watched one is too large."""
+        count = self.stream.batches_per_epoch
+        losses = torch.zeros(count, device=device_of(self.model))
+        guessing = math.log(self.stream.data.num_classes)
+        self.model.train()
+        for batch in range(count):
+            step = (epoch - 1) * count + batch
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
+            losses[batch] = self._step(*self.stream[step])
+            if is_watched and not losses[batch] <= WORSE * max(float(losses[0]), guessing):
+                return None
+            if on_step is not None:
+                on_step(step + 1, self.steps)
+        return losses
+
+    def _make_optimizer(self) -> torch.optim.SGD:
+        parameters = self.model.parameters()
+        return torch.optim.SGD(parameters, self.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         device = device_of(self.model)
@@ -208,6 +240,8 @@ class _Tuning:
         self.optimizer.load_state_dict(content["optimizer"])
         torch.set_rng_state(content["random"])
         self.history = History(**content["history"])
+        if not math.isnan(self.history.lr):
+            self.lr = self.history.lr
         self.best = content["best"]
 
     def take_best(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ghn_fast.calibration import calibrate_
 from ghn_fast.data import Images
@@ -44,6 +45,50 @@ def test_it_learns() -> None:
     assert history.test[history.best] > history.test[0]
     assert steps[-1] == (24, 24)
     assert not model.training
+
+
+def test_images_are_cropped_without_black_borders() -> None:
+    """An output layer that was fitted to whole images would make nothing of them."""
+    grey = Images(torch.full((20, 3, 8, 8), 200, dtype=torch.uint8), TRAIN.labels[:20], 3)
+    model = _model()
+    spreads: list[float] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if module.training:
+            spreads.append(float(inputs[0].std((2, 3)).max()))
+
+    model.register_forward_pre_hook(record)
+    finetune_(model, grey, VALIDATION, TEST, FinetuneConfig(1, 0.1, 20))
+    assert spreads == [pytest.approx(0, abs=1e-5)]
+
+
+class Sharp(nn.Module):
+    """A classifier that a small step in what all images have in common undoes."""
+
+    def __init__(self, sharpness: float) -> None:
+        super().__init__()
+        self.common = nn.Parameter(torch.zeros(3))
+        self.sharpness = sharpness
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 3 * images.mean((2, 3)) + self.sharpness * self.common
+
+
+def test_a_rate_that_undoes_the_start_is_lowered(tmp_path: Path) -> None:
+    config = FinetuneConfig(2, 0.1, 20)
+    history = finetune_(Sharp(300.0), TRAIN, VALIDATION, TEST, config)
+    assert 1e-4 < history.lr < 0.1
+    assert max(history.loss) < 2 * math.log(3)
+    assert finetune_(Sharp(0.1), TRAIN, VALIDATION, TEST, config).lr == 0.1
+
+    def stop(epoch: int, history: History) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        finetune_(Sharp(300.0), TRAIN, VALIDATION, TEST, config, state_file=state, on_epoch=stop)
+    assert finetune_(Sharp(300.0), TRAIN, VALIDATION, TEST, config, state_file=state) == history
 
 
 def test_no_epochs_measure_the_start() -> None:

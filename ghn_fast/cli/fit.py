@@ -391,6 +391,12 @@ def _fit(
     task, chance = job.task, 100 / job.task.train.num_classes
 
     def tell(epoch: int, history: History) -> None:
+        if epoch == 1 and history.lr < config.lr:
+            bar.console.print(
+                f"{start}: a learning rate of {config.lr:g} undoes this start; lowered to "
+                f"{history.lr:.2g}",
+                highlight=False,
+            )
         loss = f"loss {history.loss[-1]:.3f}, " if epoch else ""
         bar.console.print(
             f"{start}, epoch {epoch}: {loss}{history.test[-1]:.1f} % of {len(task.test):,} "

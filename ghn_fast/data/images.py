@@ -71,6 +71,7 @@ class Images:
         labels: (N,) int64.
         num_classes: of the data set.
         mean, std: of the channels, that normalise them.
+        repeats_edges: see :func:`augment`.
     """
 
     images: Tensor
@@ -78,6 +79,7 @@ class Images:
     num_classes: int = 10
     mean: tuple[float, ...] = CIFAR10_MEAN
     std: tuple[float, ...] = CIFAR10_STD
+    repeats_edges: bool = False
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
@@ -125,7 +127,8 @@ class Images:
     ) -> Tensor:
         """The same, after :func:`augment`; without ``crop`` half of them are mirrored only."""
         padding = PADDING if crop else 0
-        return normalise(augment(self.images[indices], generator, padding), self.mean, self.std)
+        images = augment(self.images[indices], generator, padding, self.repeats_edges)
+        return normalise(images, self.mean, self.std)
 
 
 def normalise(
@@ -166,13 +169,24 @@ def normalised_by(
     return replace(source, mean=mean, std=std)  # type: ignore[type-var]
 
 
-def augment(images: Tensor, generator: torch.Generator, padding: int = PADDING) -> Tensor:
-    """Random crops of the zero-padded images, half of them mirrored, for the whole batch at once.
+def edges_repeated(source: ImageSource) -> ImageSource:
+    """The same images, whose crops have no black borders; those of encoded ones never have any."""
+    return replace(source, repeats_edges=True) if isinstance(source, Images) else source
+
+
+def augment(
+    images: Tensor,
+    generator: torch.Generator,
+    padding: int = PADDING,
+    repeats_edges: bool = False,
+) -> Tensor:
+    """Random crops of the padded images, half of them mirrored, for the whole batch at once.
 
     Args:
         images: (N, 3, H, W) of any dtype.
         generator: decides everything, on the CPU, whatever device the images are on.
         padding: pixels on each side.
+        repeats_edges: what is padded are the outermost pixels, and not zeros.
     """
     count, channels, height, width = images.shape
     top = torch.randint(0, 2 * padding + 1, (count, 1), generator=generator)
@@ -181,7 +195,14 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = PADDING) 
     rows = top + torch.arange(height)
     straight = torch.arange(width)
     columns = left + torch.where(mirrored, straight.flip(0), straight)
-    padded = F.pad(images, (padding,) * 4)
+    if repeats_edges:
+        padded = images
+        rows, columns = (
+            (rows - padding).clamp(0, height - 1),
+            (columns - padding).clamp(0, width - 1),
+        )
+    else:
+        padded = F.pad(images, (padding,) * 4)
     positions = (
         torch.arange(count)[:, None, None, None],
         torch.arange(channels)[None, :, None, None],

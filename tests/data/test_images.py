@@ -48,11 +48,15 @@ def test_every_bit_of_a_seed_counts() -> None:
         assert not torch.equal(images, others)
 
 
-def test_augment_gives_crops_of_the_padded_image(generator: torch.Generator) -> None:
+@pytest.mark.parametrize(("repeats_edges", "mode"), [(False, "constant"), (True, "replicate")])
+def test_augment_gives_crops_of_the_padded_image(
+    repeats_edges: bool, mode: str, generator: torch.Generator
+) -> None:
     images = random_pixels(64, generator)
-    padded = torch.nn.functional.pad(images, (4,) * 4)
+    padded = torch.nn.functional.pad(images.float(), (4,) * 4, mode).to(torch.uint8)
     seen = set()
-    for original, crop in zip(padded, augment(images, generator), strict=True):
+    crops = augment(images, generator, repeats_edges=repeats_edges)
+    for original, crop in zip(padded, crops, strict=True):
         seen.add(locate(original, crop))
     assert {mirrored for _, _, mirrored in seen} == {False, True}
     assert {0, 8} <= {top for top, _, _ in seen}
