@@ -439,7 +439,7 @@ def _tell_result(histories: dict[str, History], chosen_by: int) -> None:
             f"{start}: {final[start]:.1f} % after epoch {history.best}, the best of "
             f"{len(history.validation) - 1} by {chosen_by:,} other pictures"
         )
-    if final.get("random", 0.0) > final["predicted"]:
+    if set(STARTS) <= final.keys() and final["random"] > final["predicted"]:
         typer.echo("random initialisation ends ahead: prediction does not help here")
 
 
