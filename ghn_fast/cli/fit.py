@@ -27,7 +27,7 @@ LARGEST_SMALL_STEM = 64
 REFINE_NOISE, REFINE_FROM = 3e-5, 2 / 3
 """Of ``--refine``, as in arXiv 2207.10049: noise, and the share of layers that are left before."""
 NORMALISATIONS = ("auto", "cifar10", "imagenet")
-STARTS = ("predicted", "random")
+STARTS: tuple[str, ...] = ("predicted", "random")
 BEST = "best"
 TRIAL_PICTURES, TRIAL_OF_CLASS = 1024, 20
 """To train with, that starts are compared by: so many, or so many of a class where that is more."""
@@ -120,12 +120,9 @@ def fit(
     task.describe()
     place = choose_device(device)
     unfinished = [start for start in STARTS if _state_file(out, start).exists()]
-    if compare is not None:
-        starts = STARTS
-    elif start == BEST:
+    starts = STARTS if compare is not None else (start,)
+    if starts == (BEST,):
         starts = (unfinished[0] if unfinished else job.choose(place),)
-    else:
-        starts = (start,)
     fitted = {}
     for each in starts:
         name = f"{model} {each} {ghn} {data} {size} {by} {has_small_stem} {refine}"
@@ -291,7 +288,7 @@ class _Job:
                 generator = torch.Generator().manual_seed(self.seed)
                 first = 1 + round(REFINE_FROM * count_layers(model))
                 ghn_fast.refine_(model, noise=REFINE_NOISE, first_layer=first, generator=generator)
-        return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model.to(device).to(memory_format=torch.channels_last)
 
     def _fit_head(self, start: str, model: nn.Module, pictures: ImageSource) -> HeadReport:
         import ghn_fast
