@@ -376,6 +376,8 @@ def gzip_of(size: int) -> bytes:
     [
         (legacy(version=b"M\xea\x03"), "not of a known version"),
         (legacy(system=b"]"), "not of a known version"),
+        (legacy(system=b"C\x01a"), "it has bytes, which it does not need"),
+        (legacy(keys=b"]}b"), "it changes a list"),
         (legacy(system=b"}X\x0d\x00\x00\x00little_endian\x89s"), "another byte order"),
         (legacy(keys=b"N"), "its list of storages is none"),
         (legacy(keys=b"]K\x00a"), "its list of storages is none"),

@@ -61,6 +61,17 @@ def write_config(folder: Path, config: TrainConfig) -> list[str]:
     return [str(folder / "child.py"), str(folder), str(ROOT), str(folder / "child.json")]
 
 
+def torchrun(folder: Path, config: TrainConfig, processes: int) -> None:
+    launch(processes, write_config(folder, config), folder)
+
+
+def launch(processes: int, arguments: list[str], folder: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node", str(processes), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 TAKEN = replace(SHARED_STEP, first_come=True, normalise_networks=True, validate_every=0)
 TAUGHT = replace(TAKEN, mixture={"deepnets": 1.0}, teacher="a file", crop_share=0.0)
 MIXED = replace(TAKEN, mixture={"deepnets": 1.0, "families/plain": 1.0})
@@ -92,10 +103,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that two processes do here: starting them takes longer."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "together.py").write_text(TOGETHER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*launcher, "--nproc-per-node", "2", "together.py", str(folder), str(ROOT)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    launch(2, ["together.py", str(folder), str(ROOT)], folder)
     return folder
 
 

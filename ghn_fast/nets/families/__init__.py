@@ -1,4 +1,7 @@
-"""Endless random networks of the families that people use, for 32 x 32 images."""
+"""Endless random networks of the families that people use, for 32 x 32 images.
+
+Knows graphs and what networks cost; nothing of genotypes, GHNs or training.
+"""
 
 from __future__ import annotations
 
