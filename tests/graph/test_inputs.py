@@ -314,6 +314,23 @@ class Boxed(Configured):
         return words if pixel_values is None else words + self.image(pixel_values)[places]
 
 
+class Series(Configured):
+    """Of the values of a time series before now, some of them long before, and of times."""
+
+    main_input_name = "past_values"
+
+    def forward(
+        self,
+        past_values: Tensor,
+        past_time_features: Tensor,
+        past_observed_mask: Tensor,
+        future_values: Any = None,
+        future_time_features: Any = None,
+    ) -> Tensor:
+        now = self.past((past_values * past_observed_mask)[:, 3:] - past_values[:, :-3])
+        return now + self.times(past_time_features).mean(1) + self.times(future_time_features)[:, 0]
+
+
 class Channels(Configured):
     """Of texts, decoded into sounds of several channels (B, T, channels), as Dia's are."""
 
@@ -340,6 +357,17 @@ CONFIGURED: dict[str, Callable[[], nn.Module]] = {
     ),
     "pages": lambda: Pages(
         {"vocab_size": 30, "input_size": 16}, ids=nn.Embedding(30, 4), image=nn.Conv2d(3, 4, 3)
+    ),
+    "series": lambda: Series(
+        {
+            "context_length": 6,
+            "prediction_length": 2,
+            "lags_sequence": [1, 3],
+            "num_time_features": 1,
+            "num_dynamic_real_features": 1,
+        },
+        past=nn.Linear(6, 4),
+        times=nn.Linear(2, 4),
     ),
     "channels": lambda: Channels(
         {

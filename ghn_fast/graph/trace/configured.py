@@ -27,7 +27,7 @@ _FUSED_VIEWS = 4
 def transformers_guesses(maker: Maker) -> Iterator[Guess]:
     """By ``main_input_name``; with token ids beside images or sounds where a text part reads
     them."""
-    config = maker.model.config
+    config: Any = maker.model.config
     main = getattr(maker.model, "main_input_name", "input_ids")
     if main == "input_ids":
         pictures = _beside(maker, config)
@@ -39,6 +39,8 @@ def transformers_guesses(maker: Maker) -> Iterator[Guess]:
         yield from _HEARD[main](maker, config, _decoder(maker, config, SEQUENCE_LENGTH))
     elif main.startswith("pixel"):
         yield from _pictures(maker, config, main)
+    elif main == "past_values" and isinstance(getattr(config, "context_length", None), int):
+        yield Guess(partial(_series, maker, config), (config.context_length,))
 
 
 def _texts(maker: Maker, config: Any, length: int) -> dict[str, Any]:
@@ -155,6 +157,23 @@ def _spectra(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Gues
     yield Guess(lambda length: call(bins, length), lengths, (1, 4096))
     yield Guess(lambda length: call(length, bins), lengths, (1, 4096))
     yield Guess(lambda length: call(views, length, bins), lengths, (1, 4096))
+
+
+def _series(maker: Maker, config: Any, length: int) -> Call:
+    """Values (B, T) or (B, T, channels) of a time series, and what is known of each step."""
+    channels = getattr(config, "num_input_channels", None)
+    size = getattr(config, "input_size", 1)
+    width = (channels,) if channels else (size,) * (size > 1)
+    past = length + max(getattr(config, "lags_sequence", None) or (0,))
+    inputs = {"past_values": maker.zeros(past, *width)}
+    if "past_time_features" in maker.names:
+        features, ahead = config.num_time_features, config.prediction_length
+        features += config.num_dynamic_real_features
+        inputs["past_observed_mask"] = torch.ones_like(inputs["past_values"])
+        inputs["past_time_features"] = maker.zeros(past, features)
+        inputs["future_values"] = maker.zeros(ahead, *width)
+        inputs["future_time_features"] = maker.zeros(ahead, features)
+    return (), inputs
 
 
 _HEARD = {"input_features": _spectra, "input_values": _sounds}
