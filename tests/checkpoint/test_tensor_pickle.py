@@ -222,6 +222,7 @@ def opcodes(*parts: bytes) -> bytes:
         (opcodes(b"B\x20\x00\x00\x00" + bytes(32)), "bytes that are no tensor's data"),
         (opcodes(b"j\x05\x00\x00\x00"), "damaged"),
         (opcodes(b"u"), "damaged"),
+        (opcodes(b"}(\x8c\x01au"), "damaged"),
     ],
 )
 def test_hand_written_pickles(tmp_path: Path, content: bytes, message: str) -> None:
@@ -391,6 +392,7 @@ def gzip_of(size: int) -> bytes:
         (gzip.compress(WHOLE) + gzip.compress(b""), "goes on behind its end"),
         (zlib.compress(WHOLE + b"\0"), "goes on behind its end"),
         (gzip_of(1 << 16) + b"\0", "goes on behind its end"),  # read in pieces of this size
+        (zlib.compress(WHOLE[: WHOLE.index(STORAGE) + len(STORAGE) - 8]), "it ends 8 bytes early"),
         (zlib.compress(b"\x80\x02X\xff\x00\x00\x00abc"), "it ends 252 bytes early"),
         (b"\x80\x02" + 1100 * b"c" + b"\nx\n.", "ends inside of a name"),
     ],
