@@ -86,6 +86,23 @@ def test_an_output_layer_of_zeros_is_predicted(ghn: GHN) -> None:
     assert not predicted(pixels, ghn, torch.zeros(1, 3, 8, 8)).unpredicted
 
 
+class Adapted(nn.Module):
+    """A layer and what is added to it at low rank, nothing at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(8, 10), nn.Linear(8, 2), nn.Linear(2, 10)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def test_an_adapter_of_the_output_layer_keeps_its_zeros(ghn: GHN) -> None:
+    report = predicted(Adapted(), ghn, torch.zeros(1, 8))
+    assert report.unpredicted == {"up.weight": ZERO, "up.bias": ZERO_WEIGHT}
+
+
 def test_norms_of_zero_are_predicted(ghn: GHN) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), zeroed(nn.BatchNorm2d(8)), nn.Conv2d(8, 8, 1))
     assert not predicted(model, ghn, torch.zeros(1, 3, 8, 8)).unpredicted

@@ -131,7 +131,8 @@ def by_value(graph: Graph, uses: Uses) -> dict[str, str]:
 
     - A weight that is all zeros in a model whose other weights are not, and its bias. A head of
       zeros is only a careful start: the output layer is predicted all the same, but where there
-      are several (the zero convolutions that a ControlNet ends in).
+      are several (the zero convolutions that a ControlNet ends in) or others are added to it
+      (a low-rank adapter of the output layer).
     - A bias whose values all lie beyond -1 and 1.
 
     Only tensors in memory are looked at, each but for its first element only where that calls for
@@ -146,7 +147,8 @@ def by_value(graph: Graph, uses: Uses) -> dict[str, str]:
     far = [name for name in biases if abs(first[name]) >= 1 and _is_far(uses.parameters[name])]
     reasons = dict.fromkeys(far, FAR)
     if zero and len(zero) < len(weights):
-        silent = {weights[name] for name in zero} - _output_layers(graph)
+        zeros, ending = {weights[name] for name in zero}, _output_layers(graph)
+        silent = zeros - ending if ending <= zeros else zeros
         reasons.update((name, ZERO) for name in zero if weights[name] in silent)
         reasons.update(dict.fromkeys(_biases_after(graph, silent), ZERO_WEIGHT))
     return reasons
