@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +18,16 @@ if not torch.cuda.is_available():
 hypothesis.settings.register_profile("unhurried", deadline=None)
 hypothesis.settings.load_profile("unhurried")
 hypothesis.settings.register_profile("campaign", max_examples=1000, deadline=None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that leaves gradients off is named, and does the next one no harm."""
+    result = yield
+    if not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        warnings.warn(f"{item.nodeid} left gradients off", stacklevel=1)
+    return result
 
 
 @pytest.fixture(scope="session")
