@@ -23,6 +23,7 @@ hypothesis.settings.register_profile("campaign", max_examples=1000, deadline=Non
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test that leaves gradients off is named, and does the next one no harm."""
+    torch.set_grad_enabled(True)
     result = yield
     if not torch.is_grad_enabled():
         torch.set_grad_enabled(True)
