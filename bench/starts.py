@@ -46,7 +46,7 @@ from ghn_fast.cli.fit import REFINE_FROM, REFINE_NOISE
 from ghn_fast.data import Images, load_images, normalised_by
 from ghn_fast.data.images import CIFAR10_MEAN, CIFAR10_STD
 from ghn_fast.evaluation import batches_in_order, calibrate
-from ghn_fast.evaluation.results import state_digest
+from ghn_fast.evaluation.results import ghn_digest
 from ghn_fast.finetune import FinetuneConfig, History, finetune_
 from ghn_fast.refine import count_layers
 
@@ -270,7 +270,7 @@ class Pool:
         self.ghn = ghn_fast.from_pretrained(options.ghn)
         folders = {"signs": options.signs, "cifar10": options.cifar10}
         self.data = {name: load_pool(path) for name, path in folders.items() if path is not None}
-        self.jobs = plan(options, list(self.data), state_digest(self.ghn))
+        self.jobs = plan(options, list(self.data), ghn_digest(self.ghn))
         context = multiprocessing.get_context("fork")
         self.next = context.Value("i", 0)
         self.ended = context.Array("b", len(self.jobs))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from pictures import rectangles
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -48,20 +49,13 @@ class Scenes(Dataset):
         return normalise(picture[None])[0], mask[0].long()
 
 
-def make_pictures(folder: Path, count: int = 20) -> Path:
-    """Rectangles of two colours on noise."""
-    generator = torch.Generator().manual_seed(0)
+def make_pictures(folder: Path) -> Path:
+    """Rectangles whose colour is their class."""
     for name in ("images", "masks"):
         (folder / name).mkdir()
-    for index in range(count):
-        picture = torch.randint(0, 100, (96, 128, 3), generator=generator, dtype=torch.uint8)
-        mask = torch.zeros(96, 128, dtype=torch.uint8)
-        for kind in (1, 2):
-            top, left = torch.randint(0, 30, (2,), generator=generator).tolist()
-            place = slice(top, top + 50), slice(left + 64 * (kind - 1), left + 64 * kind - 30)
-            picture[place][..., kind], mask[place] = 220, kind
-        Image.fromarray(picture.numpy()).save(folder / "images" / f"made{index:02}.png")
-        Image.fromarray(mask.numpy()).save(folder / "masks" / f"made{index:02}.png")
+    for index, (picture, mask) in enumerate(rectangles(20)):
+        picture.save(folder / "images" / f"made{index:02}.png")
+        mask.save(folder / "masks" / f"made{index:02}.png")
     return folder
 
 

@@ -21,7 +21,7 @@ from ghn_fast.data import Images, ImageSource
 from ghn_fast.evaluation.accuracy import BATCH_SIZE, top1
 from ghn_fast.evaluation.baselines import SGD_BATCH, train_network
 from ghn_fast.evaluation.errors import EvaluationError
-from ghn_fast.evaluation.results import Results, ResultsLog, images_digest, state_digest
+from ghn_fast.evaluation.results import Results, ResultsLog, ghn_digest, images_digest
 from ghn_fast.evaluation.run import check_classes, evaluating, predicted_network, random_network
 from ghn_fast.ghn import GHN
 from ghn_fast.nets import graph_of, sample_net_args
@@ -167,7 +167,7 @@ def measure_labels(
         NOISE,
         len(images),
         _device_name(place),
-        state_digest(ghn),
+        ghn_digest(ghn),
         images_digest(images, train),
     )
     processes = Processes.current()

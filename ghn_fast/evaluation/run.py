@@ -24,8 +24,8 @@ from ghn_fast.evaluation.results import (
     EvaluationResult,
     NetworkResult,
     ResultsLog,
+    ghn_digest,
     images_digest,
-    state_digest,
 )
 from ghn_fast.ghn import GHN
 from ghn_fast.graph import NODE_TYPES, Graph
@@ -133,7 +133,7 @@ def evaluate(
         batch_size,
         norm=norm,
         sgd_steps=sgd_steps,
-        ghn_digest=state_digest(ghn) if baseline == "ghn" and ghn is not None else "",
+        ghn_digest=ghn_digest(ghn) if baseline == "ghn" and ghn is not None else "",
         images_digest=images_digest(chosen, *(() if train is None else (train,))),
     )
     count = _network_count(split, num_nets, chosen.is_large)
