@@ -197,10 +197,8 @@ def augment(
     columns = left + torch.where(mirrored, straight.flip(0), straight)
     if repeats_edges:
         padded = images
-        rows, columns = (
-            (rows - padding).clamp(0, height - 1),
-            (columns - padding).clamp(0, width - 1),
-        )
+        rows = (rows - padding).clamp(0, height - 1)
+        columns = (columns - padding).clamp(0, width - 1)
     else:
         padded = F.pad(images, (padding,) * 4)
     positions = (
