@@ -9,7 +9,6 @@ processes. One all-reduce per step, after the only backward pass through the GHN
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
+
+from ghn_fast._system.digests import state_digest
 
 T = TypeVar("T")
 
@@ -89,7 +90,7 @@ class Processes:
             RuntimeError: they differ. What gradients were added up after they began to is worth
                 nothing, as each is of another model.
         """
-        digests = self.gather(_digest(model)) if self.size > 1 else [b""]
+        digests = self.gather(state_digest(model)) if self.size > 1 else [""]
         differing = [str(rank) for rank, found in enumerate(digests) if found != digests[0]]
         if differing:
             raise RuntimeError(
@@ -243,15 +244,6 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         values += tensor.numel()
     if bucket:
         yield bucket
-
-
-def _digest(model: nn.Module) -> bytes:
-    """Of all bits of the parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.digest()
 
 
 def _from_first(tensor: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
-from torch import nn
 
+from ghn_fast._system.digests import content, state_digest
 from ghn_fast._system.files import append_line, write_text
 from ghn_fast._system.processes import Processes
 from ghn_fast.data import ImageSource
 from ghn_fast.evaluation.errors import EvaluationError
+from ghn_fast.ghn import GHN
 
 DIGEST_IMAGES = 64
 """Evenly spaced images whose pixels tell one set of images from another."""
@@ -172,13 +173,9 @@ class EvaluationResult(Results[NetworkResult]):
         }
 
 
-def state_digest(model: nn.Module) -> str:
+def ghn_digest(ghn: GHN) -> str:
     """Of all parameters and buffers that are kept."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(_content(value))
-    return digest.hexdigest()[:16]
+    return state_digest(ghn)[:16]
 
 
 def images_digest(*sources: ImageSource) -> str:
@@ -193,14 +190,9 @@ def images_digest(*sources: ImageSource) -> str:
         places = torch.arange(few) * count // max(few, 1)
         pixels = source.batch(places).contiguous()
         digest.update(f"{count} {source.num_classes} {tuple(pixels.shape)}".encode())
-        digest.update(_content(source.labels))
-        digest.update(_content((pixels * 100).round().to(torch.int16)))
+        digest.update(content(source.labels))
+        digest.update(content((pixels * 100).round().to(torch.int16)))
     return digest.hexdigest()[:16]
-
-
-def _content(tensor: torch.Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes()
 
 
 class ResultsLog(Generic[N]):

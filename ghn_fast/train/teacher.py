@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ghn_fast._system.batches import logits_of, run
 from ghn_fast._system.device import to_device
+from ghn_fast._system.digests import state_digest, tensor_digest
 from ghn_fast._system.files import replace
 from ghn_fast._system.processes import ALONE, Processes
 from ghn_fast._system.restored import restored
 from ghn_fast.data import ImageSource, ImageStream, normalised_by
-from ghn_fast.evaluation.results import images_digest, state_digest
+from ghn_fast.evaluation.results import images_digest
 from ghn_fast.train.config import ConfigError
 
 BATCH_SIZE = 256
@@ -119,18 +120,14 @@ def _read(path: Path, of: str) -> Tensor | None:
             logits: Tensor = file.get_tensor("logits")
     except Exception:
         return None
-    return logits if metadata["sha256"] == _content_digest(logits) else None
+    return logits if metadata["sha256"] == tensor_digest(logits) else None
 
 
 def _write(path: Path, logits: Tensor, of: str) -> None:
     from safetensors.torch import save_file
 
-    metadata = {"of": of, "sha256": _content_digest(logits)}
+    metadata = {"of": of, "sha256": tensor_digest(logits)}
     replace(path, lambda aside: save_file({"logits": logits}, aside, metadata))
-
-
-def _content_digest(logits: Tensor) -> str:
-    return hashlib.sha256(logits.numpy()).hexdigest()  # type: ignore[arg-type]
 
 
 def mixed_targets(logits: Tensor, labels: Tensor, share: float, temperature: float) -> Tensor:
