@@ -1,7 +1,7 @@
 """A classifier of new pictures without a step of gradient descent, beside a random network's.
 
-Handwritten digits are far from the photographs that the GHN has seen, and random layers do as well or
-better there; of signs `ghn-fast fit` says the opposite. That is why it compares both.
+Handwritten digits are far from the photographs that the GHN has seen, and random layers do as well
+or better there; of signs `ghn-fast fit` says the opposite. That is why it compares both.
 """
 
 from __future__ import annotations
