@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.files import write_text
+from ghn_fast.ghn.config import OWN_SETTINGS
 
 OPTIMIZERS = ("adamw", "adam", "soap")
 SCHEDULES = ("cosine", "step", "constant")
@@ -19,7 +20,7 @@ DEEPNETS, FAMILIES = "deepnets", "families"
 """Parts of a mixture; one family alone is ``"families/NAME"``."""
 
 
-_OWN = {"flat_kernels": True, "channel_nodes": True}
+_OWN = dict.fromkeys(OWN_SETTINGS, True)
 """What the graphs and the decoding of new GHNs have, and the published ones have not."""
 _CIFAR10_EPOCH = 703
 """Batches of 64 in the 45,000 training images that are left without those for validation."""
@@ -98,8 +99,8 @@ class TrainConfig:
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda`` (the GPU of the process's
             local rank) or ``cuda:N``.
         init: a GHN to start from, as :func:`ghn_fast.from_pretrained` takes it; it must have the
-            settings ``ghn``, but may lack ``flat_kernels`` and ``channel_nodes``. None starts from
-            random weights.
+            settings ``ghn``, but may lack ``flat_kernels``, ``channel_nodes`` and
+            ``unit_layer_scales``. None starts from random weights.
         teacher: a classifier of the same classes to learn from, as ``ghn-fast fit`` writes one
             (``teacher.safetensors``), or ``NAME@FILE`` with the name of its model. Its logits of
             the training images, as they are and mirrored, are computed once, and kept in the

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ghn_fast.ghn.place.decoded import Decoded
 from ghn_fast.ghn.place.fill import Loose, value_of
-from ghn_fast.ghn.place.follow import magnitudes, settle_spectral_norms
-from ghn_fast.ghn.place.keep import FOLLOWS, NO_NODE, filled
+from ghn_fast.ghn.place.follow import has_small_scale, magnitudes, settle_spectral_norms
+from ghn_fast.ghn.place.keep import FOLLOWS, NO_NODE, UNIT_SCALE, filled
 from ghn_fast.ghn.place.leaves import Leaves
 from ghn_fast.ghn.place.plan import Plan
 from ghn_fast.ghn.place.uses import Uses
@@ -68,8 +68,14 @@ def _settle(
     done = dict.fromkeys(values, FOLLOWS)
     for name in others:
         parameter = uses.parameters[name]
+        if name in values or parameter.numel() == 0:
+            continue
         needed = parameter.is_meta if how == "attach" else how == "fill" and name not in uses.kept
-        if needed and name not in values and parameter.numel() > 0:
+        if plan.unit_layer_scales and kinds.get(name) == "layer_scale" and name not in uses.kept:
+            if needed or has_small_scale(parameter):
+                values[name] = torch.ones(parameter.shape, dtype=parameter.dtype, device=device)
+                done[name] = UNIT_SCALE
+        elif needed:
             loose = Loose(name, parameter.shape, uses.owners[name][0], stacks.get(name))
             rule, value = value_of(loose, kinds.get(name))
             values[name] = value.to(device, parameter.dtype)

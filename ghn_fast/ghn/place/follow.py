@@ -43,6 +43,19 @@ def magnitudes(uses: Uses, names: Iterable[str], decoded: Sequence[str]) -> dict
     return found
 
 
+def has_small_scale(scale: Tensor) -> bool:
+    """Whether a layer scale is as an author sets it: a constant between 0 and 1.
+
+    The constant (1e-6 in ConvNeXt, 1e-5 in deep CaiTs) lets each block start as the identity while
+    its weights are random; so small a factor silences predicted weights as well. What training has
+    made of a layer scale is no constant.
+    """
+    if sum(size > 1 for size in scale.shape) != 1 or scale.is_complex():
+        return False
+    values = scale.detach().flatten()
+    return bool((values == values[0]).all() & (values[0] > 0) & (values[0] < 1))
+
+
 def _norm(direction: Tensor | None, shape: torch.Size) -> Tensor | None:
     """Of a direction, over the dimensions that a magnitude of this shape does not have."""
     if direction is None or direction.shape == shape or len(shape) not in (0, direction.dim()):
