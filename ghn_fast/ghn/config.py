@@ -38,8 +38,8 @@ class GHNConfig:
             from (:mod:`ghn_fast.graph.trace.channels`). Those of the published GHNs do not.
         unit_layer_scales: layer scales that have the small constant which training from random
             weights starts from (arXiv 2103.17239, section 2) become one, so that a branch whose
-            weights are predicted takes part (:func:`ghn_fast.ghn.place.follow.has_small_scale`). With
-            the published GHNs they keep their values.
+            weights are predicted takes part (:mod:`ghn_fast.ghn.place.follow`). With the published
+            GHNs they keep their values.
 
     Raises:
         ValueError: a value that no GHN can have.

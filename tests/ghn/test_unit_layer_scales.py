@@ -49,7 +49,8 @@ def test_predicted_branches_take_part(how: str) -> None:
         _, report = ghn_fast.predict(model, own, return_report=True, fill=how == "fill")
         reasons = {report.unpredicted[name] for name in scales(model)}
         assert reasons == {UNIT_SCALE}
-        assert is_by_design(UNIT_SCALE) and UNIT_SCALE in MEANINGS
+        assert is_by_design(UNIT_SCALE)
+        assert UNIT_SCALE in MEANINGS
     assert len(scales(model)) == 2
     assert all(torch.equal(scale, torch.ones_like(scale)) for scale in scales(model).values())
 
@@ -123,7 +124,8 @@ def test_networks_in_training_have_them_too(tmp_path: Path) -> None:
     assert networks
     trainer.ghn.attach_leaves(networks, [Graph.from_model(network) for network in networks])
     found = [p for network in networks for n, p in network.named_parameters() if "layer_scale" in n]
-    assert found and all(bool((scale == 1).all()) for scale in found)
+    assert found
+    assert all(bool((scale == 1).all()) for scale in found)
     trainer.fit()
     assert from_pretrained(tmp_path / "ghn.safetensors").config.unit_layer_scales
 

@@ -31,6 +31,9 @@ from ghn_fast.train import (
 from tests.train.test_trainer import TINY, make_trainer, state_of, train_lines
 
 ROOT = Path(__file__).parents[2]
+ROUNDED = 1e-2
+"""Of a first step in single precision, which threads and processors round otherwise. That its
+gradients are the same is tested in double precision."""
 CHILD = """
 import sys
 sys.path.append(sys.argv[2])
@@ -112,8 +115,8 @@ def test_two_processes_learn_as_one(two_processes: Path, tmp_path: Path) -> None
     two, one = train_lines(two_processes / "dealt"), train_lines(tmp_path)
     assert [line["networks"] for line in two] == [4, 8, 12, 16]
     # Of the first step: later ones grow what is rounded otherwise.
-    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-3)
-    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4)
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=ROUNDED)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-3)
     assert two[0]["limited_networks"] == one[0]["limited_networks"]
     validations = [
         [
@@ -144,14 +147,14 @@ def test_networks_that_are_taken_are_those_of_one_process(
     make_trainer(tmp_path / "one", config).fit()
     two, one = train_lines(two_processes / name), train_lines(tmp_path / "one")
     assert [line["networks"] for line in two] == [4, 8, 12, 16]
-    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-4)
-    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-3)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-3)
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=ROUNDED)
     assert state_of(two_processes / name)["network_position"] == 16
     if name == "mixed":
         make_trainer(tmp_path / "dealt", replace(config, first_come=False, steps=1)).fit()
         dealt = train_lines(tmp_path / "dealt")
-        assert one[0]["loss"] == pytest.approx(dealt[0]["loss"], rel=1e-4)
-        assert one[0]["gradient_norm"] == pytest.approx(dealt[0]["gradient_norm"], rel=1e-3)
+        assert one[0]["loss"] == pytest.approx(dealt[0]["loss"], rel=1e-3)
+        assert one[0]["gradient_norm"] == pytest.approx(dealt[0]["gradient_norm"], rel=ROUNDED)
     trainer = make_trainer(two_processes / name, config)
     assert (trainer.step, trainer.network_position) == (4, 16)
 
@@ -175,8 +178,8 @@ def test_accumulated_parts_learn_as_one(tmp_path: Path) -> None:
         predicted.append(calls)
     assert predicted == [[4], [1, 1, 1, 1]]
     whole, parts = (train_lines(tmp_path / name)[0] for name in runs)
-    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-4)
-    assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=1e-3)
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-3)
+    assert parts["gradient_norm"] == pytest.approx(whole["gradient_norm"], rel=ROUNDED)
 
 
 def double_gradients(ghn: GHN, processes: Processes) -> list[Tensor | None]:
