@@ -1,4 +1,4 @@
-"""What mkdocs does to the pages: names that docstrings mark as for Sphinx, and the gallery."""
+"""What mkdocs does to the pages: names marked as for Sphinx, files of the root, the gallery."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
+ROOT = Path(__file__).parents[1]
 ROLE = re.compile(r":(?:func|class|meth|data|mod|attr|exc):<code>~?")
 HISTORY = "<!-- history -->"
 FAMILY_MEMBERS = {"convnext": 1, "inception": 0}
@@ -23,7 +25,10 @@ def on_page_content(html: str, **_: Any) -> str:
     return ROLE.sub("<code>", html)
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    if page.file.src_uri == "contributing.md":
+        # Its links are from the root of the repository, as GitHub shows it.
+        return (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "](")
     if HISTORY not in markdown:
         return markdown
     history = _history()
@@ -40,7 +45,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 def _history() -> Any:
     """The module ``bench/history.py``."""
-    bench = str(Path(__file__).parents[1] / "bench")
+    bench = str(ROOT / "bench")
     if bench not in sys.path:
         sys.path.append(bench)
     return importlib.import_module("history")

@@ -39,3 +39,5 @@ def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=printed.append)
     assert not printed, "".join(printed)
     assert any(test.examples for test in found), f"{name} has no example"
+    # Under "Example:" the page would show them as a quotation.
+    assert all("Examples:\n" in test.docstring for test in found if test.examples)

@@ -51,7 +51,7 @@ def calibrate_(
         ValueError: the loader is empty, or can be read only once where it has to be read again;
             statistics are not finite. The model is as it was then.
 
-    Example:
+    Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
         >>> model is ghn_fast.calibrate_(model, loader).eval()
         True

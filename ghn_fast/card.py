@@ -79,7 +79,7 @@ def card(
             a dict of keyword arguments; :func:`noise_for` makes some. Without it none are measured.
         accuracy: of the predicted model, where it was measured.
 
-    Example:
+    Examples:
         >>> model = ghn_fast.adjust_net(torchvision.models.resnet18(num_classes=10))
         >>> random, graph = copy.deepcopy(model), ghn_fast.Graph.from_model(model)
         >>> _, report = ghn_fast.predict(model, graph=graph, return_report=True)
@@ -211,7 +211,7 @@ def noise_for(model: nn.Module, inputs: Any = None) -> Any:
     Returns:
         What was given, or a tuple of arguments; None where no guess runs.
 
-    Example:
+    Examples:
         >>> [images] = noise_for(torchvision.models.resnet18())
         >>> images.shape
         torch.Size([8, 3, 224, 224])
@@ -247,7 +247,7 @@ def spreads(graph: Graph, model: nn.Module, inputs: Any) -> dict[str, float]:
         model: whose modules are watched; a container whose parts were is left out.
         inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.resnet18()
         >>> found = spreads(ghn_fast.Graph.from_model(model), model, torch.randn(2, 3, 64, 64))
         >>> list(found)[:3]

@@ -38,7 +38,7 @@ def embed(models_or_graphs: Models, ghn: GHN | str | Path | None = None) -> Tens
     Raises:
         ghn_fast.graph.TraceError: a model could not be run.
 
-    Example:
+    Examples:
         >>> import ghn_fast
         >>> ghn_fast.embed(ghn_fast.DeepNets1M("test", num_nets=3)).shape
         torch.Size([3, 32])
@@ -68,7 +68,7 @@ def similar(
         (name or position, cosine of the angle between the embeddings less the others' mean), the
         most alike first.
 
-    Example:
+    Examples:
         >>> import ghn_fast
         >>> nets = ghn_fast.DeepNets1M("test", num_nets=4)
         >>> ghn_fast.similar(nets[2], nets)[0][0]

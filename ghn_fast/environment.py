@@ -18,7 +18,7 @@ def show_config() -> None:
 
     As :func:`torch.__config__.show`, for ghn_fast.
 
-    Example:
+    Examples:
         >>> ghn_fast.show_config()
         ghn_fast ...
         operation       CPU        CUDA

@@ -49,7 +49,7 @@ class HeadReport:
         loss: cross-entropy of the held-out pictures, all classes weighing alike unless asked.
         absent: classes that the pictures do not have; they are never predicted.
 
-    Example:
+    Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
         >>> report = ghn_fast.fit_head_(model, loader)
         >>> report.layer, report.classes, report.features
@@ -120,7 +120,7 @@ def fit_head_(
             that are not its classes; features that are not finite; too few pictures. The model
             is as it was then.
 
-    Example:
+    Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
         >>> model = ghn_fast.calibrate_(model, loader)
         >>> print(ghn_fast.fit_head_(model, loader))

@@ -53,7 +53,7 @@ def lsuv_(
     Raises:
         ValueError: what a layer gives is not finite. The model is as it was then.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.resnet18(num_classes=10)
         >>> inputs, _ = next(iter(loader))
         >>> model is ghn_fast.lsuv_(model, inputs)
@@ -146,7 +146,7 @@ def mimetic_(
     Raises:
         ValueError: the model has no such attention.
 
-    Example:
+    Examples:
         >>> model = torchvision.models.VisionTransformer(32, 4, 2, 3, 96, 192, num_classes=10)
         >>> model is ghn_fast.mimetic_(model, generator=torch.Generator().manual_seed(0))
         True
@@ -186,7 +186,7 @@ def select_weights_(model: Model, larger: nn.Module) -> Model:
     Raises:
         ValueError: the larger model has no value that fits.
 
-    Example:
+    Examples:
         >>> model, larger = torchvision.models.resnet18(), torchvision.models.resnet34()
         >>> model is ghn_fast.select_weights_(model, larger)
         True

@@ -43,7 +43,7 @@ class PredictionReport:
         stages: {stage: seconds}; ``load`` (the GHN), ``graph`` and ``predict``.
         seconds: graph and prediction together.
 
-    Example:
+    Examples:
         >>> model, report = ghn_fast.predict(
         ...     torchvision.models.resnet18(num_classes=10), return_report=True
         ... )
@@ -182,7 +182,7 @@ def predict(
         ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         ghn_fast.checkpoint.CheckpointError: the GHN could not be loaded.
 
-    Example:
+    Examples:
         >>> model = ghn_fast.adjust_net(torchvision.models.resnet50(num_classes=10))
         >>> model is ghn_fast.predict(model)
         True

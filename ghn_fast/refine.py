@@ -51,7 +51,7 @@ def refine_(
     Raises:
         ValueError: a negative number, or a weight that is computed from other parameters.
 
-    Example:
+    Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
         >>> generator = torch.Generator().manual_seed(0)
         >>> model is ghn_fast.refine_(model, first_layer=14, generator=generator)

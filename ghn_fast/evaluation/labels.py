@@ -150,7 +150,7 @@ def measure_labels(
             settings.
         ValueError: an unknown split.
 
-    Example:
+    Examples:
         >>> from ghn_fast.evaluation import measure_labels
         >>> ghn = ghn_fast.from_pretrained("ghn2-cifar10")
         >>> labels = measure_labels(ghn, images, images, ["test"], num_nets=1, steps=1)

@@ -104,7 +104,7 @@ def evaluate(
             of a size that the networks cannot have, or a results file of something else.
         ghn_fast.data.DataError: there are no images.
 
-    Example:
+    Examples:
         >>> result = ghn_fast.evaluate(
         ...     ghn_fast.from_pretrained("ghn2-cifar10"), split="test", images=images, num_nets=1
         ... )

@@ -44,7 +44,7 @@ class GHNConfig:
     Raises:
         ValueError: a value that no GHN can have.
 
-    Example:
+    Examples:
         >>> ghn_fast.GHNConfig(hid=16, max_shape=(32, 32, 3, 3)).decoder
         'conv'
     """

@@ -118,7 +118,7 @@ def ghn3(size: str = "t", num_classes: int = 1000, **config: Any) -> GHN3:
     Raises:
         ValueError: another size, or an unknown field of :class:`GHN3Config`.
 
-    Example:
+    Examples:
         >>> ghn_fast.ghn3(num_classes=10).config.hypernet
         'graphormer'
     """

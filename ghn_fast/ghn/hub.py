@@ -58,16 +58,19 @@ def from_pretrained(
             ``ghn3-t``, ``ghn3-s``, ``ghn3-l``, ``ghn3-xl``; or a Hugging Face repository as
             ``owner/name`` or ``owner/name:file``.
         device: where to put it; the CPU by default.
-        revision, token, cache_dir, force_download, local_files_only: for a Hugging Face
-            repository, as in :func:`huggingface_hub.hf_hub_download`. What is in the cache is
-            found without a network.
+        revision: of a Hugging Face repository; this and the next four as in
+            :func:`huggingface_hub.hf_hub_download`.
+        token: to read a private repository with.
+        cache_dir: where downloads are kept; what is there is found without a network.
+        force_download: even if it is there.
+        local_files_only: raise an error instead of downloading.
         check_finite: refuse parameters with values that are not finite.
 
     Raises:
         CheckpointError: nothing has that name (with the nearest that exist), it cannot be
             downloaded, or the file is not a GHN's checkpoint.
 
-    Example:
+    Examples:
         >>> ghn = ghn_fast.from_pretrained("ghn2-cifar10")
         >>> ghn.config.num_classes
         10
@@ -106,7 +109,7 @@ def shipped() -> list[str]:
 def list_models() -> list[str]:
     """Every name that :func:`from_pretrained` knows without a path or a repository.
 
-    Example:
+    Examples:
         >>> "ghn2-cifar10" in ghn_fast.list_models()
         True
     """

@@ -155,7 +155,7 @@ def logah(size: str = "tiny", num_classes: int = 10, **config: Any) -> LoGAH:
     Raises:
         ValueError: another size, or an unknown field of :class:`LoGAHConfig`.
 
-    Example:
+    Examples:
         >>> import ghn_fast.ghn
         >>> sum(p.numel() for p in ghn_fast.ghn.logah("tiny").parameters()) // 10_000
         254

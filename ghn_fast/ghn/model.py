@@ -48,7 +48,7 @@ class GHN(Pretrained, nn.Module):
     Attributes:
         interpolates: kernels larger than the largest block are interpolated, not repeated.
 
-    Example:
+    Examples:
         >>> ghn = ghn_fast.GHN(ghn_fast.GHNConfig(hid=8, max_shape=(8, 8, 3, 3)))
         >>> model = torchvision.models.resnet18(num_classes=10)
         >>> ghn.train()(model).conv1.weight.grad_fn is not None  # in the parameter's place
@@ -425,7 +425,7 @@ def _keeping(batch: GraphBatch, uses: Sequence[Uses]) -> list[Uses]:
 def ghn1(num_classes: int = 10, **config: object) -> GHN:
     """A GHN-1: no virtual edges, no layer norm, no normalisation (arXiv 1810.05749).
 
-    Example:
+    Examples:
         >>> ghn_fast.ghn1(num_classes=10, hid=8, max_shape=(8, 8, 3, 3)).config.ve
         False
     """
@@ -436,7 +436,7 @@ def ghn1(num_classes: int = 10, **config: object) -> GHN:
 def ghn2(num_classes: int = 10, **config: object) -> GHN:
     """A GHN-2 (arXiv 2110.13100). For ImageNet pass ``max_shape=(64, 64, 16, 16)``.
 
-    Example:
+    Examples:
         >>> ghn = ghn_fast.ghn2(num_classes=100, hid=16, max_shape=(32, 32, 5, 5))
         >>> ghn.config.num_classes
         100

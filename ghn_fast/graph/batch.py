@@ -27,7 +27,7 @@ class GraphBatch:
         node_types: (sum N,) int64.
         distances: (sum N*N,) uint8, the distance matrices flattened row by row.
 
-    Example:
+    Examples:
         >>> nets = ghn_fast.DeepNets1M(split="train")
         >>> batch = ghn_fast.GraphBatch([nets[0], nets[1]])
         >>> len(batch.node_types) == int(batch.num_nodes.sum()) == int(batch.offsets[-1])
@@ -53,7 +53,9 @@ class GraphBatch:
 
         Args:
             graphs: B graphs.
-            num_nodes, node_types, distances: as the attributes.
+            num_nodes: as the attribute.
+            node_types: as the attribute.
+            distances: as the attribute.
 
         Raises:
             ValueError: the lengths do not fit.

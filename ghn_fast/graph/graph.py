@@ -53,7 +53,7 @@ class Graph:
     Raises:
         ValueError: an unknown node type, or an edge out of range or against the order.
 
-    Example:
+    Examples:
         >>> graph = ghn_fast.Graph.from_model(torchvision.models.resnet18(num_classes=10))
         >>> [node.type for node in graph.nodes[:4]]
         ['input', 'conv', 'bn', 'max_pool']

@@ -56,7 +56,7 @@ class DeepNets1M(Dataset[Graph]):
         ValueError: an unknown split or an impossible number of networks.
         FileNotFoundError, NetsFileError: a file in `nets_dir` is missing or damaged.
 
-    Example:
+    Examples:
         >>> nets = ghn_fast.DeepNets1M(split="test")
         >>> len(nets), nets[0]
         (500, ...)

@@ -179,7 +179,7 @@ class TrainConfig:
         validation_networks, validation_images: how many of the val split are evaluated.
         tensorboard: write event files as well (needs the package tensorboard).
 
-    Example:
+    Examples:
         >>> ghn_fast.TrainConfig(meta_batch=2, lr=1e-3).meta_batch
         2
     """

@@ -155,7 +155,7 @@ def train_step(
         ValueError: the GHN is not in training mode, or there is another number of batches of
             images or labels than of networks.
 
-    Example:
+    Examples:
         >>> from ghn_fast.nets import build_ghost
         >>> graph = ghn_fast.DeepNets1M(split="train")[0]
         >>> model = build_ghost(graph.net_args, 10, is_imagenet_input=False)

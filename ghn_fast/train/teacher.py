@@ -34,7 +34,7 @@ class Teacher:
         mean, std: of the channels, by which the images that it takes are normalised; None for
             images as the networks in training get them.
 
-    Example:
+    Examples:
         >>> teacher = ghn_fast.train.Teacher(torchvision.models.resnet18(num_classes=10))
         >>> teacher.mean is None
         True
@@ -143,7 +143,7 @@ def mixed_targets(logits: Tensor, labels: Tensor, share: float, temperature: flo
         share: from 0, the labels alone, to 1, the teacher alone.
         temperature: the higher, the softer.
 
-    Example:
+    Examples:
         >>> from ghn_fast.train.teacher import mixed_targets
         >>> mixed_targets(torch.tensor([[0.0, 0.0]]), torch.tensor([1]), 0.5, 2.0)
         tensor([[0.2500, 0.7500]])

@@ -23,7 +23,7 @@ def adjust_net(model: nn.Module, large_input: bool = False) -> nn.Module:
     Raises:
         ValueError: a vision transformer whose position table was made for other images.
 
-    Example:
+    Examples:
         >>> model = ghn_fast.adjust_net(torchvision.models.resnet18(num_classes=10))
         >>> model.conv1.kernel_size, model.expected_input_sz
         ((3, 3), 32)

@@ -33,7 +33,7 @@ class Genotype(NamedTuple):
     `2 * i + 1` of `normal` (or `reduce`) are the operations, with the states they read, that are
     added up to state `i + 2`. The output concatenates the states of `normal_concat`.
 
-    Example:
+    Examples:
         >>> genotype = ghn_fast.Genotype(
         ...     normal=[("conv_3x3", 0), ("skip_connect", 1)], normal_concat=[2],
         ...     reduce=[("max_pool_3x3", 0), ("conv_1x1", 1)], reduce_concat=[2],

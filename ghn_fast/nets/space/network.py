@@ -111,7 +111,7 @@ class Network(nn.Module):
     Raises:
         TypeError, ValueError: an argument that describes no network; the message says which.
 
-    Example:
+    Examples:
         >>> from ghn_fast.nets import DARTS
         >>> network = ghn_fast.Network(16, 10, DARTS, n_cells=3)
         >>> network(torch.zeros(2, 3, 32, 32)).shape
