@@ -9,6 +9,7 @@ from ghn_fast.graph.batch import GraphBatch
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.layout import Layout, Origins, Storage
 from ghn_fast.graph.node import Node
+from ghn_fast.graph.trace.rules import register
 from ghn_fast.graph.trace.tracer import TraceError
 from ghn_fast.graph.types import (
     CHANNEL_NODE_TYPES,
@@ -29,4 +30,5 @@ __all__ = [
     "Origins",
     "Storage",
     "TraceError",
+    "register",
 ]

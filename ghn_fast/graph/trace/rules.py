@@ -229,6 +229,15 @@ def register(module_class: type[nn.Module], node_type: str) -> None:
     Raises:
         TypeError: ``module_class`` is not a class of modules.
         ValueError: an unknown node type.
+
+    Examples:
+        >>> from ghn_fast.graph import register
+        >>> class Scaled(nn.Linear):
+        ...     def forward(self, x):
+        ...         return x.mul(2) @ self.weight.exp().T + self.bias
+        >>> register(Scaled, "conv")
+        >>> [n.type for n in ghn_fast.Graph.from_model(Scaled(3, 2), torch.zeros(1, 3)).nodes]
+        ['input', 'conv', 'bias']
     """
     if not (isinstance(module_class, type) and issubclass(module_class, nn.Module)):
         raise TypeError(f"a subclass of torch.nn.Module is needed, not {module_class!r}")
