@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,25 @@ def test_it_goes_on_where_it_stopped(
     assert found.networks[0].trained == 99.0  # not measured again
     assert found.networks[1].trained == labels.networks[1].trained
     assert Labels.load(file) == found
+
+
+def test_another_ghn_only_predicts_anew(
+    images: Images, labels: Labels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    other = ghn2(hid=8, max_shape=(16, 16, 7, 7)).eval()
+    monkeypatch.setattr("ghn_fast.evaluation.labels.train_at_width", None)
+    found = measure_labels(other, images, images, num_nets=1, **SETTINGS, known=labels)
+    assert found.ghn_digest != labels.ghn_digest
+    for network, before in zip(found.networks, labels.networks, strict=True):
+        with torch.no_grad():
+            model = predicted_network(
+                other, sample_net_args(network.split, 0, network.index), False
+            )
+        assert network.predicted == pytest.approx(top1(model, images), abs=0.01)
+        assert replace(network, predicted=before.predicted) == before
+    with pytest.raises(EvaluationError, match="what is known is of other settings"):
+        measure_labels(other, images, images, num_nets=1, steps=3, width=0.1, known=labels)
 
 
 def test_a_network_without_memory_is_left_out(

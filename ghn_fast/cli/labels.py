@@ -46,6 +46,10 @@ def measure(
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
     ] = "auto",
+    known: Annotated[
+        list[Path] | None,
+        typer.Option(help="Labels made with another GHN: only what that predicts is measured."),
+    ] = None,
 ) -> None:
     """Measure networks: accuracy after SGD, clean and with noise, time, and what costs nothing.
 
@@ -56,7 +60,7 @@ def measure(
     from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.images import load_parts
     from ghn_fast.data import EncodedImages
-    from ghn_fast.evaluation import measure_labels
+    from ghn_fast.evaluation import load_labels, measure_labels
 
     place = choose_device(device)
     with process_group(place) as processes:
@@ -73,6 +77,7 @@ def measure(
             seconds=math.inf if minutes is None else 60 * minutes,
             device=place,
             labels_file=out,
+            known=load_labels(known) if known else None,
             on_network=_print_network,
         )
         if processes.is_first:

@@ -122,6 +122,7 @@ def measure_labels(
     seconds: float = math.inf,
     device: torch.device | str | None = None,
     labels_file: str | Path | None = None,
+    known: Labels | None = None,
     on_network: Callable[[NetworkLabels], object] | None = None,
 ) -> Labels:
     """Measures networks of DeepNets-1M, those of the splits in turn.
@@ -143,11 +144,12 @@ def measure_labels(
         device: where networks run; that of the GHN where left out.
         labels_file: JSON lines, one for every network as soon as it is done; one that exists
             already is completed.
+        known: measured with another GHN, whose networks are not trained and timed again.
         on_network: called after every network of this process.
 
     Raises:
-        EvaluationError: the GHN is for another number of classes, or the file is of other
-            settings.
+        EvaluationError: the GHN is for another number of classes, or the file or ``known`` is of
+            other settings.
         ValueError: an unknown split.
 
     Examples:
@@ -170,9 +172,10 @@ def measure_labels(
         ghn_digest(ghn),
         images_digest(images, train),
     )
+    before = _of_networks(known, labels) if known is not None else {}
     processes = Processes.current()
     log = ResultsLog(labels, labels_file, processes)
-    job = _Job(ghn, labels, images, with_noise(images, NOISE), train, place)
+    job = _Job(ghn, labels, images, with_noise(images, NOISE), train, place, before)
     wanted = [(split, index) for index in range(num_nets) for split in splits]
     todo = [key for key in wanted if key not in log.done]
     with evaluating(ghn):
@@ -186,6 +189,12 @@ def measure_labels(
             if on_network is not None:
                 on_network(network)
     return labels.with_networks(log.merged())
+
+
+def _of_networks(known: Labels, labels: Labels) -> dict[tuple[str, int], NetworkLabels]:
+    if replace(known, networks=[], ghn_digest="") != replace(labels, ghn_digest=""):
+        raise EvaluationError(f"what is known is of other settings: {known.settings()}")
+    return {network.key: network for network in known.networks}
 
 
 def train_at_width(
@@ -253,6 +262,7 @@ class _Job:
     noisy: Images
     train: ImageSource
     device: torch.device
+    known: Mapping[tuple[str, int], NetworkLabels]
 
     def run_if_it_fits(self, split: str, index: int) -> NetworkLabels | None:
         """None, with a warning, where a GPU's memory runs out: others may have taken it."""
@@ -270,6 +280,9 @@ class _Job:
 
     def run(self, split: str, index: int) -> NetworkLabels:
         net_args = sample_net_args(split, 0, index)
+        if (split, index) in self.known:
+            predicted = top1(self._predicted(net_args), self.images)
+            return replace(self.known[split, index], predicted=round(predicted, 2))
         graph = graph_of(net_args, self.images.num_classes)
         parameters, multiply_adds = parameters_and_multiply_adds(
             net_args, self.images.num_classes, large_images=False
@@ -294,13 +307,16 @@ class _Job:
 
     def _as_it_is(self, net_args: dict[str, Any]) -> tuple[float, float]:
         """The accuracy with predicted parameters, and the time that an image takes."""
-        model = predicted_network(self.ghn, net_args, is_large=False).to(self.device).eval()
+        model = self._predicted(net_args)
         accuracy = top1(model, self.images)
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.reset_running_stats()
         batch = self.images.batch(torch.arange(min(BATCH_SIZE, len(self.images))))
         return accuracy, inference_time(model, images_to_device(batch, self.device))
+
+    def _predicted(self, net_args: dict[str, Any]) -> nn.Module:
+        return predicted_network(self.ghn, net_args, is_large=False).to(self.device).eval()
 
 
 def _device_name(device: torch.device) -> str:
