@@ -357,7 +357,7 @@ def test_other_parameters_are_named() -> None:
     assert types(result) == ["input", "conv", "bias"], "a constant is no second input of a sum"
     assert result.other == {
         "cls_token": "class_token",
-        "gamma": "layer_scale",
+        "gamma": "scale",
         "logit_scale": "scalar",
         "relative_position_bias_table": "relative_position_bias",
     }

@@ -120,6 +120,12 @@ def _run_binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs, number: i
 
 def to(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """``Tensor.to`` and its kin: the shape, perhaps in another type; devices do not matter."""
+    result = _converted(rec, func, args, kwargs)
+    rec.note_conversion(args[0], result)
+    return result
+
+
+def _converted(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     x = args[0]
     number = rec.record_of(x)
     if number is None or rec.execute or not rec.shape_only(x):

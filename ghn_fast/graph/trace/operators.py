@@ -352,7 +352,50 @@ def sum_record(
             parents = rec.records_in(*operands)
         elif _biases(rec, parameter, number):
             return bias_record(rec, parameter.tensor, number)
-    return _join(rec, node_type, parents)
+    joined = _join(rec, node_type, parents)
+    if rec.scaled:
+        _note_branches(rec, operands, parents, joined)
+    return joined
+
+
+def _note_branches(
+    rec: Recorder, operands: tuple[Tensor, Tensor], parents: list[int], joined: int
+) -> None:
+    """Notes which of two summands are branches that a parameter scales.
+
+    Not where the other is computed from what is scaled, which is the trunk then. Where both are
+    scaled, one is a branch if it is computed from what is scaled in the other; else their sum is.
+    A parameter is a trunk if it has a value at every position, as a token has.
+    """
+    for index in (0, 1):
+        number, other = parents[index], parents[1 - index]
+        if number not in rec.scaled:
+            continue
+        if rec.is_static(other):
+            found = operands[0].shape == operands[1].shape
+        else:
+            apart = other not in rec.scaled or _descends(rec, number, other)
+            found = apart and not _descends(rec, other, number)
+        if found:
+            rec.branches |= rec.scaled[number]
+    if all(number in rec.scaled for number in parents):
+        rec.scaled[joined] = rec.scaled[parents[0]] | rec.scaled[parents[1]]
+
+
+def _descends(rec: Recorder, number: int, product: int) -> bool:
+    """Whether a record is computed from what is scaled in another."""
+    records = rec.records
+    scaled = {parent for parent in records.parents[product] if not records.static[parent]}
+    oldest = min(scaled)
+    pending, seen = [number], {number}
+    while pending:
+        for parent in records.parents[pending.pop()]:
+            if parent in scaled:
+                return True
+            if parent > oldest and parent not in seen:
+                seen.add(parent)
+                pending.append(parent)
+    return False
 
 
 def _biases(rec: Recorder, parameter: Parameter, number: int) -> bool:
@@ -393,7 +436,10 @@ def scale_record(
             behind = rec.parameters_behind(weight)
             if len(behind) == 1 and behind[0].tensor.dim() == 1 and is_norm(behind[0].module):
                 return gain_record(rec, rec.known_type("rmsnorm"), weight, [other])
-            return rec.merge(parents)
+            number = rec.merge(parents)
+            if rec.parameter_viewed(weight) is not None:
+                rec.scaled[number] = frozenset((number,))
+            return number
     for x, gate in ((0, 1), (1, 0)):
         average = _average_of(rec, operands[x], parents[x], operands[gate], parents[gate])
         if average is not None:
@@ -452,6 +498,9 @@ def concatenation(node_type: str) -> Handler:
             return rec.generic(func, args, kwargs)
         together = all(rec.is_static(number) for number in parents)
         number = rec.merge(parents) if together else _join(rec, node_type, parents)
+        if rec.scaled and not rec.scaled.keys() >= set(parents):
+            # Of densely connected blocks, whose trunk is what they are concatenated with.
+            rec.branches.update(*(rec.scaled[n] for n in parents if n in rec.scaled))
         if dim is None:
             dim = kwargs.get("axis", 0)
         like = next(t for t in tensors if rec.record_of(t) is not None)

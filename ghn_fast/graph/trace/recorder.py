@@ -132,6 +132,8 @@ class Recorder(TorchFunctionMode):
         inside: a call is being read.
         taken: the records of values that became arrays or numbers.
         asked: the model's course may depend on values of its inputs or activations.
+        scaled: {record: the products with a parameter that it is, or is a sum of}.
+        branches: those of these products that are added to something else.
         after: what else is done with the result of a call (:mod:`ghn_fast.graph.trace.channels`).
         random: and on random numbers.
 
@@ -162,6 +164,8 @@ class Recorder(TorchFunctionMode):
         self.inside = False
         self.taken: list[int] = []
         self.asked = self.random = False
+        self.scaled: dict[int, frozenset[int]] = {}
+        self.branches: set[int] = set()
         self._written: dict[int, tuple[Tensor, int]] = {}
         self._products = iter(products)
         # Marks on tensors are this recorder's own: a tensor may outlive it in some cache.
@@ -169,6 +173,7 @@ class Recorder(TorchFunctionMode):
         self._id, self._stale = self.mark("record"), self.mark("stale")
         self.after: Callable[[Func, Args, Kwargs, Any], Any] | None = None
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+        self._converted: dict[int, tuple[Tensor, Parameter]] = {}
         self._owned: dict[int, int | None] = {}
         self._parts: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
@@ -287,6 +292,24 @@ class Recorder(TorchFunctionMode):
         own = behind[0].tensor
         is_own = tensor is own or _shares_memory(tensor, own if self.execute else self.fake(own))
         return behind[0] if is_own else None
+
+    def parameter_viewed(self, tensor: Tensor) -> Parameter | None:
+        """The parameter whose values a tensor has, in whatever shape and type."""
+        behind = self.parameters_behind(tensor)
+        if len(behind) != 1 or behind[0].tensor.numel() != tensor.numel():
+            return None
+        own = behind[0].tensor
+        if tensor is own or _shares_memory(tensor, own if self.execute else self.fake(own)):
+            return behind[0]
+        _, parameter = self._converted.get(tensor.untyped_storage()._cdata, (tensor, None))
+        return parameter
+
+    def note_conversion(self, source: Tensor, result: Tensor) -> None:
+        """Notes that a tensor may have a parameter's values in another type."""
+        if self.is_static(self.record_of(source)) and result is not source:
+            parameter = self.parameter_viewed(source)
+            if parameter is not None:
+                self._converted[result.untyped_storage()._cdata] = result, parameter
 
     def is_static(self, number: int | None) -> bool:
         """Whether a record depends on parameters only."""
@@ -535,6 +558,8 @@ class Recorder(TorchFunctionMode):
         known = self.known(args, kwargs)
         result = self.perform(func, args, kwargs)
         number = self.merge(parents)
+        if self.scaled and all(parent in self.scaled for parent in parents):
+            self.scaled[number] = frozenset().union(*(self.scaled[parent] for parent in parents))
         if mutated is not None and known:
             self.tag(mutated, number)
         elif mutated is not None:

@@ -255,10 +255,10 @@ ROLES: tuple[tuple[str, str], ...] = (
         r"rel(ative)?_?(pos|h$|w$|embed)|relative|attention_bias|rpb|rel_",
         "relative_position_bias",
     ),
-    (r"layer_?scale|gamma|lambda|ls_?\d?$|res_scale|\bgain\b|skipinit", "layer_scale"),
+    (r"layer_?scale", "layer_scale"),
     (r"logit_scale|temperature|tau", "scalar"),
     (r"gat(e|ing)|alpha", "gate"),
-    (r"scale", "scale"),
+    (r"scale|gamma|lambda|ls_?\d?$|\bgain\b|skipinit", "scale"),
     (r"pos(ition)?|embed", "table"),
     (r"bias|beta", "bias"),
 )

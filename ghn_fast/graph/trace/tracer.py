@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -414,6 +415,7 @@ def _assemble(recorder: Recorder, outputs: list[int]) -> Trace:
 def _settle_sources(recorder: Recorder) -> None:
     """Parameters that entered computations directly: position tables, and what has no node."""
     records = recorder.records
+    _settle_layer_scales(recorder)
     for parameter in recorder.parameters.values():
         if parameter.source is None or parameter.node is not None:
             continue
@@ -423,6 +425,24 @@ def _settle_sources(recorder: Recorder) -> None:
             records.nodes[parameter.source] = Node("pos_enc", parameter.name, shape, parameter.name)
             records.sourceless.add(parameter.source)
             parameter.node = parameter.source
+
+
+def _settle_layer_scales(recorder: Recorder) -> None:
+    """Parameters that scale branches of the network and nothing else, or of modules for that."""
+    for parameter in recorder.parameters.values():
+        if "layerscale" in type(parameter.module).__name__.lower():
+            parameter.role = parameter.role or "layer_scale"
+    if not recorder.branches:
+        return
+    users = defaultdict[int, set[int]](set)
+    for number, parents in enumerate(recorder.records.parents):
+        for parent in parents:
+            users[parent].add(number)
+    for parameter in recorder.parameters.values():
+        if parameter.source is None or parameter.node is not None or parameter.role is not None:
+            continue
+        if users[parameter.source] <= recorder.branches and not is_norm(parameter.module):
+            parameter.role = "layer_scale"
 
 
 def _from_input(
