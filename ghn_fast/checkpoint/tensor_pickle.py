@@ -93,7 +93,7 @@ def is_tensor_pickle(head: bytes) -> bool:
 # ---------------------------------------------------------------- storages and views of them
 
 
-@dataclass(eq=False)
+@dataclass
 class _Storage:
     """The memory that tensors are views of. It is there once a file has been found to fill it."""
 
@@ -131,15 +131,7 @@ class _View:
         return torch.as_strided(self.storage.data, self.size, self.stride, self.offset)
 
 
-def _view(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    requires_grad: Any = False,
-    hooks: Any = None,
-    metadata: Any = None,
-) -> _View:
+def _view(storage: Any, offset: Any, size: Any, stride: Any, *_others: Any) -> _View:
     if type(storage) is not _Storage:
         raise FileError(f"the data of a tensor are {shown(storage)}")
     if not (type(size) is type(stride) is tuple and len(size) == len(stride) <= _MOST_DIMS):
@@ -155,7 +147,7 @@ def _view(
     return _View(storage, offset, size, stride)
 
 
-def _parameter(data: Any, requires_grad: Any = False, hooks: Any = None) -> _View:
+def _parameter(data: Any, *_others: Any) -> _View:
     if type(data) is not _View:
         raise FileError(f"the data of a parameter are {shown(data)}")
     return data
