@@ -85,6 +85,7 @@ class _Outcome(_Summary):
 
 
 @flushed_denormals()
+@torch.enable_grad()
 def train_step(
     ghn: GHN,
     models: Sequence[nn.Module],
@@ -223,6 +224,7 @@ class Arrival(NamedTuple):
 
 
 @flushed_denormals()
+@torch.enable_grad()
 def train_step_as_they_come(
     ghn: GHN,
     networks: Iterable[Arrival],
@@ -372,6 +374,7 @@ def _run_all(
 
 
 @flushed_denormals()
+@torch.enable_grad()
 def _run_network(
     model: nn.Module,
     leaves: Sequence[Tensor],

@@ -145,6 +145,18 @@ def test_threads_change_nothing(networks: list[Drawn], batch: tuple[Tensor, Tens
         assert torch.equal(one, other)
 
 
+def test_gradients_need_not_be_on(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    """Neither in the thread that calls nor in those of the networks."""
+    models, graphs = parts(networks)
+    usual, off = make_ghn(), make_ghn()
+    train_step(usual, models, graphs, *batch, sgd(usual))
+    start = {"initializer": torch.set_grad_enabled, "initargs": (False,)}
+    with torch.no_grad(), ThreadPoolExecutor(1, **start) as workers:
+        assert train_step(off, models, graphs, *batch, sgd(off), workers=workers).updated
+    for one, other in zip(gradients(usual), gradients(off), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-6)
+
+
 class Waits(TorchDispatchMode):
     """Counts the numbers that are fetched one by one, each a wait for the device if it is a GPU."""
 
