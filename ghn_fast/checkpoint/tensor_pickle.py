@@ -209,7 +209,7 @@ class _TensorUnpickler(PlainUnpickler):
     def literal(self, size: int) -> _Storage:
         """A bytes literal: the only one that tensors have is a saved storage."""
         end = self.source.remaining - size
-        if size < len(LEGACY_MAGIC) or self.source.read(len(LEGACY_MAGIC)) != LEGACY_MAGIC:
+        if self.source.read(len(LEGACY_MAGIC)) != LEGACY_MAGIC:
             raise FileError("it has bytes that are no tensor's data")
         storage = _storage_of_bytes(_legacy_content(self.source))
         if self.source.remaining != end:

@@ -60,6 +60,7 @@ def test_dtypes(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_views_parameters_and_shared_storage(tmp_path: Path) -> None:
     whole = torch.randn(4, 6)
     state = {"t": whole.t(), "part": whole[1:3, ::2], "p": nn.Parameter(whole)}
+    state["as many dimensions as there can be"] = torch.ones((1,) * 64)
     found = load_tensor_pickle(write(state, tmp_path / "x"))
     assert_equal(found, {name: value.detach() for name, value in state.items()})
 
