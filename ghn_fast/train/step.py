@@ -167,21 +167,16 @@ def train_step(
         >>> ghn_fast.train_step(ghn, [model], batch, [pixels], [labels], optimizer).updated
         True
     """
-    if not ghn.training:
-        raise ValueError("the GHN is in evaluation mode; call ghn.train() first")
     x, y = (_for_each(tensors, len(models)) for tensors in (images, labels))
     t = y if targets is None else _for_each(targets, len(models))
-    result = StepResult()
-    optimizer.zero_grad(set_to_none=True)
-    clock = _Clock(result.seconds)
+    objective = _Objective(label_smoothing, predicted_decay, autocast)
+    step = _Step(ghn, optimizer, grad_clip, processes)
+    clock = step.clock
     summaries: list[list[_Summary]] = [[] for _ in range(processes.size)]
     is_whole = True
 
     def run(position: int, leaves: Sequence[Tensor]) -> _Outcome:
-        batch = x[position], y[position], t[position]
-        return _run_network(
-            models[position], leaves, *batch, label_smoothing, predicted_decay, autocast
-        )
+        return objective.run(models[position], leaves, x[position], y[position], t[position])
 
     with _own_parameters(models):
         for part in _parts(len(models), accumulate):
@@ -202,12 +197,10 @@ def train_step(
                 _normalise_networks(outcomes)
             else:
                 all_found = [summary for found in together for summary in found]
-                result.limited += _limit_networks(outcomes, all_found, network_clip)
+                step.result.limited += _limit_networks(outcomes, all_found, network_clip)
             is_whole &= _backward(ghn, leaves, outcomes)
             clock.lap("backward")
-        is_whole = all(processes.gather(is_whole))
-        _finish(result, summaries, is_whole, ghn, optimizer, grad_clip, processes, clock)
-    return result
+        return step.finish(summaries, all(processes.gather(is_whole)))
 
 
 class Arrival(NamedTuple):
@@ -243,11 +236,9 @@ def train_step_as_they_come(
     Every network's gradient is scaled to length 1 (``normalise_networks``). The models are left
     with predicted tensors for parameters.
     """
-    if not ghn.training:
-        raise ValueError("the GHN is in evaluation mode; call ghn.train() first")
-    result = StepResult()
-    optimizer.zero_grad(set_to_none=True)
-    clock = _Clock(result.seconds)
+    objective = _Objective(label_smoothing, predicted_decay, autocast)
+    step = _Step(ghn, optimizer, grad_clip, processes)
+    clock = step.clock
     outcomes: list[_Outcome] = []
     is_whole = True
     for model, graph, images, labels, targets in networks:
@@ -258,9 +249,7 @@ def train_step_as_they_come(
             outcomes.append(_Outcome(float("nan"), error=failure))
             continue
         (own,) = leaves.by_model
-        outcome = _run_network(
-            model, own, images, labels, targets, label_smoothing, predicted_decay, autocast
-        )
+        outcome = objective.run(model, own, images, labels, targets)
         _read([outcome])
         clock.lap("networks")
         _normalise_networks([outcome])
@@ -272,33 +261,55 @@ def train_step_as_they_come(
     found = processes.gather(([outcome.summary() for outcome in outcomes], is_whole))
     summaries, whole = zip(*found, strict=True)
     clock.lap("others")
-    _finish(result, summaries, all(whole), ghn, optimizer, grad_clip, processes, clock)
-    return result
+    return step.finish(summaries, all(whole))
 
 
-def _finish(
-    result: StepResult,
-    summaries: Sequence[Sequence[_Summary]],
-    is_whole: bool,
-    ghn: GHN,
-    optimizer: torch.optim.Optimizer,
-    grad_clip: float,
-    processes: Processes,
-    clock: _Clock,
-) -> None:
-    """Adds up the gradients of all processes and updates the GHN, unless something failed."""
-    _collect(result, [summary for found in summaries for summary in found])
-    result.own_top1 = [summary.top1 for summary in summaries[processes.rank]]
-    good = len(result.losses) - len(result.errors)
-    if not is_whole:
-        result.skipped = "memory ran out in the GHN's backward pass"
-    elif good == 0:
-        result.skipped = "no network has a finite loss and gradient"
-    else:
-        processes.sum_gradients(ghn)
-        clock.lap("exchange")
-        _update(result, ghn, optimizer, grad_clip, scale=1 / good)
-    clock.lap("update")
+class _Step:
+    """A step that has begun, from no gradients on."""
+
+    def __init__(
+        self,
+        ghn: GHN,
+        optimizer: torch.optim.Optimizer,
+        grad_clip: float,
+        processes: Processes,
+    ) -> None:
+        if not ghn.training:
+            raise ValueError("the GHN is in evaluation mode; call ghn.train() first")
+        self.ghn, self.optimizer = ghn, optimizer
+        self.grad_clip, self.processes = grad_clip, processes
+        self.result = StepResult()
+        optimizer.zero_grad(set_to_none=True)
+        self.clock = _Clock(self.result.seconds)
+
+    def finish(self, summaries: Sequence[Sequence[_Summary]], is_whole: bool) -> StepResult:
+        """Adds up the gradients of all processes and updates the GHN, unless something failed."""
+        result, processes = self.result, self.processes
+        _collect(result, [summary for found in summaries for summary in found])
+        result.own_top1 = [summary.top1 for summary in summaries[processes.rank]]
+        good = len(result.losses) - len(result.errors)
+        if not is_whole:
+            result.skipped = "memory ran out in the GHN's backward pass"
+        elif good == 0:
+            result.skipped = "no network has a finite loss and gradient"
+        else:
+            processes.sum_gradients(self.ghn)
+            self.clock.lap("exchange")
+            self._update(scale=1 / good)
+        self.clock.lap("update")
+        return result
+
+    def _update(self, scale: float) -> None:
+        """Clips and steps; ``scale`` makes the sum over networks that count a mean."""
+        parameters = list(self.ghn.parameters())
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_mul_(gradients, scale)
+        limit = self.grad_clip if self.grad_clip > 0 else float("inf")
+        self.result.gradient_norm = nn.utils.clip_grad_norm_(parameters, limit).item()
+        if math.isfinite(self.result.gradient_norm):
+            self.optimizer.step()
+        else:
+            self.result.skipped = "the gradient is not finite"
 
 
 @contextmanager
@@ -373,36 +384,43 @@ def _run_all(
         wait(runs)
 
 
-@flushed_denormals()
-@torch.enable_grad()
-def _run_network(
-    model: nn.Module,
-    leaves: Sequence[Tensor],
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor,
-    label_smoothing: float,
-    predicted_decay: float,
-    autocast: torch.dtype | None,
-) -> _Outcome:
-    """Loss and gradients of one network; its parameters are free for the next step afterwards."""
-    try:
-        with torch.autocast(images.device.type, dtype=autocast, enabled=autocast is not None):
-            logits = model(images)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        wanted = targets.to(logits.dtype) if targets.is_floating_point() else targets
-        loss = F.cross_entropy(logits, wanted, label_smoothing=label_smoothing)
-        loss.backward()
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        return _Outcome(float("nan"), images=len(images), error=f"out of memory: {error}")
-    if predicted_decay > 0:
-        _add_decay(leaves, predicted_decay)
-    gradients = [leaf.grad for leaf in leaves]
-    top1 = (logits.argmax(dim=1) == labels).to(loss.dtype).mean()
-    measured = torch.stack((loss.detach(), top1, _norm(gradients)))
-    return _Outcome(float("nan"), images=len(images), gradients=gradients, measured=measured)
+@dataclass(frozen=True)
+class _Objective:
+    """What networks are differentiated by; its values are arguments of :func:`train_step`."""
+
+    label_smoothing: float
+    predicted_decay: float
+    autocast: torch.dtype | None
+
+    @flushed_denormals()
+    @torch.enable_grad()
+    def run(
+        self,
+        model: nn.Module,
+        leaves: Sequence[Tensor],
+        images: Tensor,
+        labels: Tensor,
+        targets: Tensor,
+    ) -> _Outcome:
+        """Loss and gradients of one network, whose parameters are free afterwards."""
+        lower, device = self.autocast, images.device.type
+        try:
+            with torch.autocast(device, dtype=lower, enabled=lower is not None):
+                logits = model(images)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            wanted = targets.to(logits.dtype) if targets.is_floating_point() else targets
+            loss = F.cross_entropy(logits, wanted, label_smoothing=self.label_smoothing)
+            loss.backward()
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            return _Outcome(float("nan"), images=len(images), error=f"out of memory: {error}")
+        if self.predicted_decay > 0:
+            _add_decay(leaves, self.predicted_decay)
+        gradients = [leaf.grad for leaf in leaves]
+        top1 = (logits.argmax(dim=1) == labels).to(loss.dtype).mean()
+        measured = torch.stack((loss.detach(), top1, _norm(gradients)))
+        return _Outcome(float("nan"), images=len(images), gradients=gradients, measured=measured)
 
 
 @torch.no_grad()
@@ -501,21 +519,3 @@ def _backward(ghn: GHN, leaves: Leaves | None, outcomes: Sequence[_Outcome]) -> 
         ghn.zero_grad(set_to_none=True)
         return False
     return True
-
-
-def _update(
-    result: StepResult,
-    ghn: GHN,
-    optimizer: torch.optim.Optimizer,
-    grad_clip: float,
-    scale: float,
-) -> None:
-    """Clips and steps; ``scale`` makes the sum over networks that count a mean."""
-    gradients = [parameter.grad for parameter in ghn.parameters() if parameter.grad is not None]
-    torch._foreach_mul_(gradients, scale)
-    norm = nn.utils.clip_grad_norm_(ghn.parameters(), grad_clip if grad_clip > 0 else float("inf"))
-    result.gradient_norm = norm.item()
-    if math.isfinite(result.gradient_norm):
-        optimizer.step()
-    else:
-        result.skipped = "the gradient is not finite"
