@@ -146,8 +146,8 @@ def predict(
 
     What a predicted weight needs to be effective follows it: the magnitude of a weight that is kept
     as direction and magnitude and, with GHNs that were trained so
-    (:attr:`GHNConfig.unit_layer_scales`), a layer scale of a small constant such as ConvNeXt's
-    1e-6, which becomes one.
+    (:attr:`GHNConfig.raised_layer_scales`), a layer scale of a small constant such as ConvNeXt's
+    1e-6, which becomes 0.1.
 
     Buffers do not change, but for the vectors by which spectral normalisation estimates a predicted
     weight's norm. Batch-norm statistics are not parameters: evaluate the model with batch

@@ -8,7 +8,7 @@ from typing import Any
 
 from ghn_fast.graph import CHANNEL_NODE_TYPES, NODE_TYPES
 
-OWN_SETTINGS = ("flat_kernels", "channel_nodes", "unit_layer_scales")
+OWN_SETTINGS = ("flat_kernels", "channel_nodes", "raised_layer_scales")
 """What only GHNs of this package may have; off for the published ones."""
 HYPERNETS = ("gatedgnn", "mlp", "graphormer")
 DECODERS = ("conv", "mlp", "low_rank")
@@ -36,8 +36,8 @@ class GHNConfig:
         channel_nodes: its graphs show where channels are split and shuffled, and weights behind a
             shuffle are decoded for the channels that they multiply, by the places that these come
             from (:mod:`ghn_fast.graph.trace.channels`). Those of the published GHNs do not.
-        unit_layer_scales: layer scales that have the small constant which training from random
-            weights starts from (arXiv 2103.17239, section 2) become one, so that a branch whose
+        raised_layer_scales: layer scales that have the small constant which training from random
+            weights starts from (arXiv 2103.17239, section 2) become 0.1, so that a branch whose
             weights are predicted takes part (:mod:`ghn_fast.ghn.place.follow`). With the published
             GHNs they keep their values.
 
@@ -59,7 +59,7 @@ class GHNConfig:
     hid: int = 32
     flat_kernels: bool = False
     channel_nodes: bool = False
-    unit_layer_scales: bool = False
+    raised_layer_scales: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_shape", tuple(int(size) for size in self.max_shape))

@@ -147,7 +147,7 @@ def _compare(config: GHNConfig, inferred: GHNConfig) -> None:
     """Before the GHN is built: a configuration may ask for any size, tensors have theirs."""
     stated, found = config.to_dict(), inferred.to_dict()
     # These leave no trace in the shapes.
-    silent = {"weight_norm", "flat_kernels", "unit_layer_scales"}
+    silent = {"weight_norm", "flat_kernels", "raised_layer_scales"}
     if config.hypernet != "gatedgnn":
         silent.add("ve")
     if config.decoder == "low_rank":

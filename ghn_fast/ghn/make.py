@@ -43,7 +43,7 @@ def make_ghn(config: GHNConfig) -> GHN:
 def adapt(ghn: GHN, config: GHNConfig) -> None:
     """Gives a trained GHN a configuration with further own settings, in place, to train it on.
 
-    ``flat_kernels`` and ``unit_layer_scales`` are how tensors are used, which are the same. With
+    ``flat_kernels`` and ``raised_layer_scales`` are how tensors are used, which are the same. With
     ``channel_nodes`` there are more node types. They start from the mean of the known ones: a node
     that the GHN takes for nothing in particular, of the size that it is used to, and about which
     what it predicts changes little.

@@ -100,7 +100,7 @@ class TrainConfig:
             local rank) or ``cuda:N``.
         init: a GHN to start from, as :func:`ghn_fast.from_pretrained` takes it; it must have the
             settings ``ghn``, but may lack ``flat_kernels``, ``channel_nodes`` and
-            ``unit_layer_scales``. None starts from random weights.
+            ``raised_layer_scales``. None starts from random weights.
         teacher: a classifier of the same classes to learn from, as ``ghn-fast fit`` writes one
             (``teacher.safetensors``), or ``NAME@FILE`` with the name of its model. Its logits of
             the training images, as they are and mirrored, are computed once, and kept in the

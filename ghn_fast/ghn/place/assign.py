@@ -11,7 +11,7 @@ from torch import Tensor
 from ghn_fast.ghn.place.decoded import Decoded
 from ghn_fast.ghn.place.fill import Loose, value_of
 from ghn_fast.ghn.place.follow import has_small_scale, magnitudes, settle_spectral_norms
-from ghn_fast.ghn.place.keep import FOLLOWS, NO_NODE, UNIT_SCALE, filled
+from ghn_fast.ghn.place.keep import FOLLOWS, NO_NODE, RAISED, filled
 from ghn_fast.ghn.place.leaves import Leaves
 from ghn_fast.ghn.place.plan import Plan
 from ghn_fast.ghn.place.uses import Uses
@@ -66,20 +66,21 @@ def _settle(
     others = [names[0] for identity, names in uses.names.items() if identity not in identities]
     values = magnitudes(uses, others, decoded)
     done = dict.fromkeys(values, FOLLOWS)
+    raised = {
+        name
+        for name, kind in kinds.items()
+        if plan.raised_layer_scales and kind == "layer_scale" and name not in uses.kept
+    }
     for name in others:
         parameter = uses.parameters[name]
         if name in values or parameter.numel() == 0:
             continue
-        needed = parameter.is_meta if how == "attach" else how == "fill" and name not in uses.kept
-        if plan.unit_layer_scales and kinds.get(name) == "layer_scale" and name not in uses.kept:
-            if needed or has_small_scale(parameter):
-                values[name] = torch.ones(parameter.shape, dtype=parameter.dtype, device=device)
-                done[name] = UNIT_SCALE
-        elif needed:
+        lacks = parameter.is_meta if how == "attach" else how == "fill" and name not in uses.kept
+        if lacks or (name in raised and has_small_scale(parameter)):
             loose = Loose(name, parameter.shape, uses.owners[name][0], stacks.get(name))
             rule, value = value_of(loose, kinds.get(name))
             values[name] = value.to(device, parameter.dtype)
-            done[name] = filled(rule, kept.get(name, NO_NODE))
+            done[name] = filled(rule, kept.get(name, NO_NODE)) if lacks else RAISED
     for name, value in values.items():
         if how == "attach":
             _attach(uses, name, value)

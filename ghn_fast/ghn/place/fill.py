@@ -21,8 +21,8 @@ TABLE_STD = 0.02
 """Of tokens and tables, as in ViT (arXiv 2010.11929), BERT (1810.04805) and Swin (2103.14030)."""
 
 LAYER_SCALE = 0.1
-"""Of a layer scale whose own constant is not known: that of CaiT's smaller networks
-(arXiv 2103.17239, table 1)."""
+"""Of a layer scale whose own constant is not known, or too small for predicted weights: that of
+CaiT's smaller networks (arXiv 2103.17239, table 1)."""
 
 _HOST = torch.device("cpu")
 """Where values are made: those drawn at random are the same whatever the default device is."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from ghn_fast.ghn.place.fill import LAYER_SCALE
 from ghn_fast.ghn.place.uses import Uses
 
 _DIRECTIONS = {"weight_g": "weight_v", "original0": "original1"}
@@ -44,7 +45,7 @@ def magnitudes(uses: Uses, names: Iterable[str], decoded: Sequence[str]) -> dict
 
 
 def has_small_scale(scale: Tensor) -> bool:
-    """Whether a layer scale is as an author sets it: a constant between 0 and 1.
+    """Whether a layer scale is a constant between 0 and 0.1, as an author sets it.
 
     The constant (1e-6 in ConvNeXt, 1e-5 in deep CaiTs) lets each block start as the identity while
     its weights are random; so small a factor silences predicted weights as well. What training has
@@ -53,7 +54,7 @@ def has_small_scale(scale: Tensor) -> bool:
     if sum(size > 1 for size in scale.shape) != 1 or scale.is_complex():
         return False
     values = scale.detach().flatten()
-    return bool((values == values[0]).all() & (values[0] > 0) & (values[0] < 1))
+    return bool((values == values[0]).all() & (values[0] > 0) & (values[0] < LAYER_SCALE))
 
 
 def _norm(direction: Tensor | None, shape: torch.Size) -> Tensor | None:

@@ -33,7 +33,7 @@ ZERO = "kept: starts at zero"
 ZERO_WEIGHT = "kept: its weight starts at zero"
 FAR = "kept: starts beyond -1 and 1, between which a GHN's biases lie"
 FOLLOWS = "follows: the norm of the weight that was predicted"
-UNIT_SCALE = "follows: one, so that the predicted branch takes part"
+RAISED = "follows: 0.1, so that the predicted branch takes part"
 
 MEANINGS: Mapping[str, str] = {
     NO_NODE: "tokens, layer scales, recurrent weights, decays and the like: the "
@@ -54,7 +54,7 @@ MEANINGS: Mapping[str, str] = {
     "focal loss; no GHN gives such values",
     FOLLOWS: "the magnitude of a weight that is kept as direction and magnitude, so that the "
     "weight is the one that was predicted",
-    UNIT_SCALE: "a layer scale of a small constant, with which a block starts as the identity",
+    RAISED: "a layer scale of a small constant, with which a block starts as the identity",
 }
 """What each reason stands for."""
 

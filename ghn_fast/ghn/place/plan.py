@@ -112,14 +112,14 @@ class Plan:
             (:mod:`ghn_fast.ghn.place.keep`).
         kinds: for each graph {parameter name: what it is} of those that the tracer knows.
         stacks: for each graph {parameter name: fan-in} of stacks of matrices, which are kept.
-        unit_layer_scales: as in :class:`ghn_fast.GHNConfig`.
+        raised_layer_scales: as in :class:`ghn_fast.GHNConfig`.
     """
 
     groups: Sequence[Group]
     kept: Sequence[Mapping[str, str]]
     kinds: Sequence[Mapping[str, str]]
     stacks: Sequence[Mapping[str, int]]
-    unit_layer_scales: bool = False
+    raised_layer_scales: bool = False
 
     def rules(self, graph: int) -> dict[str, str]:
         """{parameter name: rule} of what is decoded for one graph, in the order of its nodes."""
@@ -165,7 +165,7 @@ def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan
     made = tuple(Group(*kind, tuple(targets)) for kind, targets in groups.items())
     kinds = tuple(MappingProxyType(dict(graph.other)) for graph in batch)
     stacks = tuple(MappingProxyType(_stacks(graph)) for graph in batch)
-    return Plan(made, tuple(kept), kinds, stacks, config.unit_layer_scales)
+    return Plan(made, tuple(kept), kinds, stacks, config.raised_layer_scales)
 
 
 def _stacks(graph: Graph) -> dict[str, int]:

@@ -56,7 +56,7 @@ class GHN(CoreGHN):
 
     Args:
         max_shape, num_classes, hypernet, decoder, weight_norm, ve, layernorm, hid, flat_kernels,
-            channel_nodes, unit_layer_scales: fields of :class:`ghn_fast.GHNConfig`; the defaults
+            channel_nodes, raised_layer_scales: fields of :class:`ghn_fast.GHNConfig`; the defaults
             are those of a GHN-1, as there.
         debug_level: what a prediction in evaluation mode prints: 0 nothing, 1 a summary, 2 also
             how many parameters have a gradient, 3 also the statistics of each.
@@ -75,7 +75,7 @@ class GHN(CoreGHN):
         debug_level: int = 0,
         flat_kernels: bool = False,
         channel_nodes: bool = False,
-        unit_layer_scales: bool = False,
+        raised_layer_scales: bool = False,
     ) -> None:
         out, into, height, width = max_shape
         super().__init__(
@@ -90,7 +90,7 @@ class GHN(CoreGHN):
                 hid=hid,
                 flat_kernels=flat_kernels,
                 channel_nodes=channel_nodes,
-                unit_layer_scales=unit_layer_scales,
+                raised_layer_scales=raised_layer_scales,
             )
         )
         self.debug_level = debug_level
