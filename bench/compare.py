@@ -1,37 +1,39 @@
-"""Two saved runs of the benchmarks side by side: ``python bench/compare.py OLD.json NEW.json``.
+"""Two runs of the benchmarks side by side: ``python bench/compare.py OLD.json NEW.json``.
 
-Both are files of pytest-benchmark, as ``pytest bench --benchmark`` leaves them in ``.benchmarks``.
+Each is a file of pytest-benchmark, as ``pytest bench --benchmark`` leaves them in ``.benchmarks``,
+or what is kept of a release in ``bench/history``.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from table import limit_ms, median_ms
+from history import kept
 
 HEADINGS = ("benchmark", "old, ms", "new, ms", "new / old", "new / limit", "measured beside it")
 
 
 def rows(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, ...]]:
     """One for each benchmark of either run, by medians; what is in one run only has dashes."""
-    before, after = ({b["fullname"]: b for b in run["benchmarks"]} for run in (old, new))
-    groups = defaultdict(list)
-    for entry in new["benchmarks"]:
-        groups[entry["group"]].append(entry)
+    before, after = (_benchmarks(run) for run in (old, new))
     found = []
     for name in sorted({*before, *after}):
-        then, now = (median_ms(run[name]) if name in run else None for run in (before, after))
+        then, now = (run[name]["median_ms"] if name in run else None for run in (before, after))
         entry = after.get(name) or before[name]
-        limit = limit_ms(entry, groups[entry["group"]])
-        beside = ", ".join(f"{key} {value}" for key, value in entry["extra_info"].items())
+        beside = ", ".join(f"{key} {value}" for key, value in entry["beside"].items())
         cells = ["-" if time is None else f"{time:.3f}" for time in (then, now)]
-        ratios = [_ratio(now, then), _ratio(now, limit)]
-        found.append((name.removeprefix("bench/"), *cells, *ratios, beside))
+        found.append((name, *cells, _ratio(now, then), _ratio(now, entry["limit_ms"]), beside))
     return found
+
+
+def _benchmarks(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of a run as it was saved, or as a release's is kept."""
+    record = run if "release" in run else kept(run, "")
+    benchmarks: dict[str, dict[str, Any]] = record["benchmarks"]
+    return benchmarks
 
 
 def _ratio(time: float | None, other: float | None) -> str:

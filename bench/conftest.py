@@ -1,6 +1,6 @@
 """Benchmarks: ``pytest bench/`` runs each once, ``pytest bench/ --benchmark`` measures.
 
-What was measured is saved in ``.benchmarks`` (compare runs with ``pytest-benchmark compare``), and
+What was measured is saved in ``.benchmarks`` (compare runs with ``bench/compare.py``), and
 printed as a table with the limits and the peers of each (``table.py``), and drawn over the sizes
 that benchmarks name in their ``extra_info`` (``plot.py``).
 """

@@ -17,7 +17,7 @@ def history(monkeypatch: pytest.MonkeyPatch) -> Any:
     import history
 
     yield history
-    for name in ("history", "table"):
+    for name in ("compare", "history", "table"):
         sys.modules.pop(name, None)
 
 
@@ -64,6 +64,18 @@ def test_the_page_has_every_release(history: Any) -> None:
     assert "| `bench_x.py::way_new` | — | 2 (1) |" in lines
     pytest.importorskip("matplotlib")
     assert "<svg" in history.drawing(runs)
+
+
+def test_a_run_is_compared_with_what_is_kept_of_a_release(history: Any) -> None:
+    import compare
+
+    then = history.kept(saved(way_copy=0.002, way_ours=0.006), "0.1.0")
+    rows = compare.rows(then, saved(way_copy=0.002, way_ours=0.005, way_new=0.002))
+    assert rows == [
+        ("bench_x.py::way_copy", "2.000", "2.000", "1.00", "1.00", "nodes 3"),
+        ("bench_x.py::way_new", "-", "2.000", "-", "1.00", "nodes 3"),
+        ("bench_x.py::way_ours", "6.000", "5.000", "0.83", "2.50", "nodes 3"),
+    ]
 
 
 def test_what_is_kept_in_the_repository_can_be_read(history: Any) -> None:
