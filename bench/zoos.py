@@ -188,14 +188,8 @@ class NotBuilt(Exception):
     """No tiny model of a type can be made, or it does not run: there is nothing to cover."""
 
 
-_CONTRADICTING = ("glm_ocr", "qwen2_5_omni_thinker")
-"""Types whose rotary sections do not fit the heads of a narrow configuration."""
-
-
 def transformers_model(kind: str) -> nn.Module:
     """Narrow where that can be built and run, else only shallow."""
-    if kind in _CONTRADICTING:
-        raise NotBuilt("its rotary sections do not fit narrow heads")
     narrow = None
     with suppress(Exception):
         narrow = _transformers_model(kind, _TINY)
@@ -207,16 +201,28 @@ def transformers_model(kind: str) -> nn.Module:
         if narrow is not None:
             return narrow
         raise NotBuilt(f"{type(error).__name__}: {error}") from error
-    return shallow if narrow is None or _agrees_with_itself(shallow) else narrow
+    return shallow
+
+
+_LARGEST_SIDE = 384
+"""Of images that are tried: larger ones take long."""
 
 
 def _agrees_with_itself(model: nn.Module) -> bool:
-    """Whether a model of texts runs at these sizes; others are taken to."""
-    if getattr(model, "main_input_name", "") != "input_ids":
+    """Whether a model of texts or images runs at these sizes; others are taken to."""
+    main = getattr(model, "main_input_name", "")
+    if main == "input_ids":
+        inputs = torch.ones(1, 8, dtype=torch.int64)
+    elif main == "pixel_values":
+        side = getattr(model.config, "image_size", None) or 224
+        if not isinstance(side, int) or side > _LARGEST_SIDE:
+            return True
+        inputs = torch.zeros(1, getattr(model.config, "num_channels", 3), side, side)
+    else:
         return True
     try:
         with torch.no_grad():
-            model.eval()(input_ids=torch.ones(1, 8, dtype=torch.int64))
+            model.eval()(**{main: inputs})
     except Exception:
         return False
     return True
@@ -248,10 +254,12 @@ def _shrunk(config: Any, sizes: dict[str, int], levels: int = 3) -> Any:
             setattr(config, name, min(value, 1))
         elif name in ("layer_types", "mlp_layer_types") and isinstance(value, list):
             setattr(config, name, [*dict.fromkeys(value), *value][:2])
-        elif isinstance(value, dict) and _SECTIONS in value:
-            value[_SECTIONS] = [2, 1, 1]
+        elif isinstance(value, dict) and (_SECTIONS in value or "rope_type" in value):
+            value[_SECTIONS] = [2, 1, 1]  # some have others by default
         elif name == "attn_layer_indices":
             setattr(config, name, [1])
+        elif name in ("image_token_id", "image_token_index") and value is None:
+            setattr(config, name, 3)
         elif name == "num_experts_per_tok" and value is None:
             setattr(config, name, 2)
         elif hasattr(value, "model_type") and levels:

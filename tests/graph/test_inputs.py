@@ -340,6 +340,61 @@ class Channels(Configured):
         return self.ids(input_ids).mean(1, keepdim=True) + codes.sum(2)
 
 
+class Pairs(Configured):
+    """Of two images that are matched, or of the frames of a film, each convolved by itself."""
+
+    main_input_name: Any = "pixel_values"
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        batch, frames, *shape = pixel_values.shape
+        assert frames == getattr(self.config, "num_frames", 2)
+        each = self.image(pixel_values.view(-1, *shape)).mean((2, 3))
+        return each.view(batch, frames, -1).sum(1)
+
+
+class Tasks(Pairs):
+    """Which names what it cannot do without, as OneFormer does."""
+
+    main_input_name = ("pixel_values", "pixel_mask")
+
+
+class Films(Pairs):
+    """Of words and, beside them, frames."""
+
+    main_input_name = "input_ids"
+
+    def forward(self, input_ids: Any = None, pixel_values: Any = None) -> Tensor:
+        return self.ids(input_ids).mean(1) + super().forward(pixel_values)
+
+
+class Queries(Configured):
+    """Of images and two texts, one of them with marks where the image stands."""
+
+    main_input_name = "pixel_values"
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        query_input_ids: Tensor,
+        input_ids: Any = None,
+        image_embeds_position_mask: Any = None,
+    ) -> Tensor:
+        words = self.ids(input_ids) + self.ids(query_input_ids)
+        words[image_embeds_position_mask] = self.image(pixel_values).mean((2, 3))[:1]
+        return words
+
+
+class Heard(Configured):
+    """Of spectra of whole windows, and which of their steps are no padding."""
+
+    main_input_name = "input_features"
+
+    def forward(self, input_features: Tensor, input_features_mask: Tensor) -> Tensor:
+        if input_features.shape[2] % (2 * self.config.n_window):
+            raise ValueError("whole windows are needed")
+        return self.bins(input_features) * input_features_mask[:, None, 2:]
+
+
 CONFIGURED: dict[str, Callable[[], nn.Module]] = {
     "patches": lambda: Tower(
         {}, patches=nn.Conv3d(3, 6, (2, 4, 4), stride=(2, 4, 4)), head=nn.Linear(6, 2)
@@ -369,6 +424,24 @@ CONFIGURED: dict[str, Callable[[], nn.Module]] = {
         past=nn.Linear(6, 4),
         times=nn.Linear(2, 4),
     ),
+    "pairs": lambda: Pairs({}, image=nn.Conv2d(1, 4, 3)),
+    "frames": lambda: Pairs({"num_frames": 8}, image=nn.Conv2d(3, 4, 3)),
+    "tasks": lambda: Tasks({}, image=nn.Conv2d(3, 4, 3)),
+    "films": lambda: Films(
+        {
+            "vocab_size": 30,
+            "vision_config": SimpleNamespace(image_size=16, num_frames=8),
+            "num_frames": 8,
+        },
+        ids=nn.Embedding(30, 4),
+        image=nn.Conv2d(3, 4, 3),
+    ),
+    "queries": lambda: Queries(
+        {"text_config": SimpleNamespace(vocab_size=30), "latent_query_num": 24},
+        ids=nn.Embedding(30, 4),
+        image=nn.Conv2d(3, 4, 3),
+    ),
+    "heard": lambda: Heard({"num_mel_bins": 20, "n_window": 25}, bins=nn.Conv1d(20, 4, 3)),
     "channels": lambda: Channels(
         {
             "vocab_size": 30,

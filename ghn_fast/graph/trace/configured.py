@@ -20,6 +20,11 @@ from ghn_fast.graph.trace.guess import (
 
 _AUDIO_LENGTHS = (16000, 4000, 48000)
 _SPECTRUM_LENGTHS = (64, 128, 1024)
+_PAIR = 2
+"""Images that are matched with each other."""
+_IDS = "input_ids"
+_MARKS = "image_embeds_position_mask"
+"""Which tokens stand for what is seen, ``latent_query_num`` of them (Kosmos-2)."""
 _FUSED_VIEWS = 4
 """Of a long sound: the whole of it and three pieces (CLAP, arXiv 2211.06687)."""
 
@@ -29,9 +34,9 @@ def transformers_guesses(maker: Maker) -> Iterator[Guess]:
     them."""
     config: Any = maker.model.config
     main = getattr(maker.model, "main_input_name", "input_ids")
+    main = main if isinstance(main, str) else main[0]  # OneFormer names two
     if main == "input_ids":
-        pictures = _beside(maker, config)
-        for others in (pictures, {}) if pictures else ({},):
+        for others in (*_beside(maker, config), {}):
             yield Guess(partial(_reading, maker, config, others), (16, 8, 64), (1, 512))
         for name in (name for name in _HEARD if name in maker.names):
             yield from _HEARD[name](maker, config, _texts(maker, config, SEQUENCE_LENGTH))
@@ -56,12 +61,13 @@ def _reading(maker: Maker, config: Any, others: dict[str, Any], length: int) -> 
     return (), {**_texts(maker, config, length), **others}
 
 
-def _beside(maker: Maker, config: Any) -> dict[str, Any]:
-    """Images that are read beside texts, if their size is known."""
+def _beside(maker: Maker, config: Any) -> Iterator[dict[str, Any]]:
+    """Images that are read beside texts, if their size is known; then several of them."""
     vision = _part(config, "vision_config")
     if (vision is config and "pixel_values" not in maker.names) or not _sides(vision):
-        return {}
-    return {"pixel_values": maker.zeros(*_picture_shape(maker, vision, _side(vision)))}
+        return
+    for shape in _picture_shapes(maker, vision, _side(vision)):
+        yield {"pixel_values": maker.zeros(*shape)}
 
 
 def _vocabulary(config: Any) -> int:
@@ -97,32 +103,44 @@ def _sides(config: Any) -> list[Any]:
     return [size for size in sizes if size]
 
 
-def _picture_shape(maker: Maker, config: Any, side: int) -> tuple[int, ...]:
+def _picture_shapes(maker: Maker, config: Any, side: int) -> Iterator[tuple[int, ...]]:
+    """Of one image or a video; where images are read one by one, of several in a row."""
     first = next((m for m in maker.modules if isinstance(m, nn.Conv2d | nn.Conv3d)), None)
     channels: int = getattr(first, "in_channels", 0) or getattr(config, "num_channels", 3)
+    frames: int = getattr(config, "num_frames", 0) or getattr(config, "frames_per_clip", 0)
     if isinstance(first, nn.Conv3d):
-        frames: int = getattr(config, "num_frames", 0) or getattr(config, "frames_per_clip", 16)
-        return frames, channels, side, side
-    return channels, side, side
+        yield frames or 16, channels, side, side
+    else:
+        yield channels, side, side
+        yield frames or _PAIR, channels, side, side
 
 
 def _pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator[Guess]:
     vision = getattr(config, "vision_config", None) or config
-    ids = {}
+    marked = getattr(config, "latent_query_num", None) if _MARKS in maker.names else None
+    length = marked or SEQUENCE_LENGTH
+    ids = {key: maker.ids(maker.vocabulary, length) for key in maker.required if _IDS in key}
     if getattr(config, "text_config", None) is not None:
-        ids = {"input_ids": maker.ids(_vocabulary(config.text_config))}
+        ids["input_ids"] = maker.ids(_vocabulary(config.text_config), length)
+    if marked:
+        ids[_MARKS] = torch.ones_like(ids["input_ids"], dtype=torch.bool)
     known = (_side(vision),) if _sides(vision) else ()
     sizes = tuple(dict.fromkeys((*known, *IMAGE_SIZES)))
 
-    def make(side: int) -> Call:
-        images = maker.zeros(*_picture_shape(maker, vision, side))
-        return (), {name: images, **ids, **_decoder(maker, config, SEQUENCE_LENGTH)}
+    def guess(index: int, others: dict[str, Any]) -> Guess:
+        def make(side: int) -> Call:
+            shape = list(_picture_shapes(maker, vision, side))[index]
+            return (), {name: maker.zeros(*shape), **others}
 
-    yield Guess(make, sizes, (1, 1024))
+        return Guess(make, sizes, (1, 1024))
+
+    others = {**ids, **_decoder(maker, config, SEQUENCE_LENGTH)}
+    several = len(list(_picture_shapes(maker, vision, DEFAULT_SIZE))) > 1
+    yield guess(0, others)
+    if several:
+        yield guess(1, others)
     if ids:
-        yield Guess(
-            lambda side: ((), {name: maker.zeros(*_picture_shape(maker, vision, side))}), sizes
-        )
+        yield guess(0, {})
         yield Guess(partial(_reading, maker, config, {}), (SEQUENCE_LENGTH,))
 
 
@@ -141,7 +159,13 @@ def _spectra(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Gues
     """(B, bins, T), (B, T, bins) or, of one view or several, (B, views, T, bins); ``others`` are
     given with them."""
     config = _part(config, "audio_config", "speech_config")
-    names = ("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "input_dim")
+    names = (
+        "input_size",
+        "num_mel_bins",
+        "input_feat_per_channel",
+        "feature_projection_input_dim",
+        "input_dim",
+    )
     first = next((m.in_channels for m in maker.modules if isinstance(m, nn.Conv1d)), 80)
     bins = next((getattr(config, name) for name in names if getattr(config, name, None)), first)
     views = _FUSED_VIEWS if getattr(config, "enable_fusion", False) else 1
@@ -149,14 +173,20 @@ def _spectra(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Gues
         longer = torch.ones(maker.batch, 1, dtype=torch.bool, device=maker.device)
         others = {**others, "is_longer": longer}
     positions = getattr(config, "max_source_positions", None)
-    lengths = (*((2 * positions,) if positions else ()), *_SPECTRUM_LENGTHS)
+    window = getattr(config, "n_window", None)
+    known = (2 * size for size in (positions, window) if size)
+    lengths = (*known, *_SPECTRUM_LENGTHS)
 
-    def call(*shape: int) -> Call:
-        return (), {"input_features": maker.zeros(*shape), **others}
+    def call(length: int, *shape: int) -> Call:
+        inputs = {"input_features": maker.zeros(*shape), **others}
+        if _HEARD_MASK in maker.required:
+            heard = torch.ones(maker.batch, length, dtype=torch.int64, device=maker.device)
+            inputs[_HEARD_MASK] = heard
+        return (), inputs
 
-    yield Guess(lambda length: call(bins, length), lengths, (1, 4096))
-    yield Guess(lambda length: call(length, bins), lengths, (1, 4096))
-    yield Guess(lambda length: call(views, length, bins), lengths, (1, 4096))
+    yield Guess(lambda length: call(length, bins, length), lengths, (1, 4096))
+    yield Guess(lambda length: call(length, length, bins), lengths, (1, 4096))
+    yield Guess(lambda length: call(length, views, length, bins), lengths, (1, 4096))
 
 
 def _series(maker: Maker, config: Any, length: int) -> Call:
@@ -176,4 +206,6 @@ def _series(maker: Maker, config: Any, length: int) -> Call:
     return (), inputs
 
 
+_HEARD_MASK = "input_features_mask"
+"""Which steps of a spectrum are no padding."""
 _HEARD = {"input_features": _spectra, "input_values": _sounds}
