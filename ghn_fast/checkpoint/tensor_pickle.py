@@ -251,7 +251,7 @@ def _zip_content(path: Path) -> Iterator[Any]:
     """The content of a zip archive, whose storages can be read while it is open."""
     with zipfile.ZipFile(path) as archive:
         entries = _checked(archive, path.stat().st_size)
-        (top,) = {name.partition("/")[0] for name in entries if name.count("/") == 1} or {""}
+        top = next(iter(entries), "").partition("/")[0]
         if f"{top}/data.pkl" not in entries:
             raise FileError("it is a zip archive, but not one of torch.save: data.pkl is missing")
         order = f"{top}/byteorder"

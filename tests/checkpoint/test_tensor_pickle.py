@@ -223,6 +223,7 @@ def opcodes(*parts: bytes) -> bytes:
         (opcodes(b"B\x20\x00\x00\x00" + bytes(32)), "bytes that are no tensor's data"),
         (opcodes(b"j\x05\x00\x00\x00"), "damaged"),
         (opcodes(b"u"), "damaged"),
+        (opcodes(b"}\x94\x8c\x01ah\x00s"), "nested too deeply"),
         (opcodes(b"}(\x8c\x01au"), "damaged"),
     ],
 )
