@@ -32,7 +32,8 @@ def is_built(package: Path) -> bool:
 try:
     from ghn_fast import _C
 except ImportError as error:
-    raise ImportError(explain(error, HERE, sys.path)) from error
+    # Not from the error, whose talk of a circular import misleads.
+    raise ImportError(explain(error, HERE, sys.path)) from None
 
 core = _C
 

@@ -43,8 +43,9 @@ def test_core_that_does_not_load_says_how(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "ghn_fast._C", None)
     monkeypatch.delattr(ghn_fast, "_C", raising=False)
     monkeypatch.delitem(sys.modules, "ghn_fast._core")
-    with pytest.raises(ImportError, match=r"does not load here.*pip install -e"):
+    with pytest.raises(ImportError, match=r"does not load here.*pip install -e") as caught:
         import_module("ghn_fast._core")
+    assert caught.value.__suppress_context__, "no talk of a circular import"
 
 
 def test_core_that_is_not_built_says_how(tmp_path: Path) -> None:
