@@ -71,6 +71,17 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
     assert all(p.requires_grad and p.device.type == "cpu" for p in loaded.parameters())
 
 
+def test_a_header_may_name_tensors_in_any_order(tmp_path: Path) -> None:
+    file, ghn = tmp_path / "ghn.safetensors", small_ghn2()
+    save(ghn, file)
+    content = file.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    reordered = json.dumps(dict(reversed(header.items())), separators=(",", ":")).encode()
+    file.write_bytes(content[:8] + reordered.ljust(size) + content[8 + size :])
+    assert_same(file, ghn)
+
+
 def test_metadata(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save(small_ghn2(), path, metadata={"steps": "10", "data": "CIFAR-10"})
