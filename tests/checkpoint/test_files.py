@@ -36,6 +36,7 @@ MAKERS = {
     "ghn3": small_ghn3,
     "logah": lambda: LoGAH(LoGAHConfig(hid=16, layers=1, heads=2, lora_r=4, max_ck_lora=8)),
     "mlp": lambda: ghn2(hypernet="mlp", **SMALL),
+    "mlp without ve": lambda: ghn2(hypernet="mlp", ve=False, **SMALL),
     "mlp decoder": lambda: GHN(GHNConfig(decoder="mlp", **SMALL)),  # type: ignore[arg-type]
     "wide": lambda: ghn2(num_classes=100, hid=16, max_shape=(12, 8, 5, 5)),
 }
@@ -192,6 +193,12 @@ def test_loaded_tensors_do_not_hang_on_the_file(tmp_path: Path) -> None:
     assert torch.equal(state["ln.weight"], ghn.ln.weight)
 
 
+def test_a_ghn_is_loaded_where_it_is_asked_for(tmp_path: Path) -> None:
+    save(small_ghn2(), tmp_path / "x.safetensors")
+    loaded = load_ghn(tmp_path / "x.safetensors", device="meta")
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"meta"}
+
+
 def rewrite(path: Path, tensors: dict[str, torch.Tensor], **header: str) -> None:
     config = json.dumps(small_ghn2().config.to_dict())
     defaults = {"format": "pt", "ghn_fast.format": "1", "ghn_fast.config": config}
@@ -214,6 +221,7 @@ def small_state() -> dict[str, torch.Tensor]:
             "x.safetensors: unknown settings of a GHN: width; a newer version",
         ),
         ({"ghn_fast.config": '{"hid": "8"}'}, "configuration's hid is '8'"),
+        ({"ghn_fast.config": '{"hid": [8]}'}, r"configuration's hid is \(8\)"),
         ({"ghn_fast.config": '{"hid": 7}'}, "hid must be a positive multiple of 4"),
         ({"ghn_fast.config": '{"max_shape": [1, "a", 3, 3]}'}, r"max_shape is \(1, 'a', 3, 3\)"),
     ],
@@ -251,6 +259,15 @@ def test_tensors_against_the_configuration(tmp_path: Path) -> None:
     state = small_state()
     rewrite(path, {**state, "ln.weight": torch.ones(9)})
     with pytest.raises(CheckpointError, match=r"ln\.weight has shape \(9,\).* asks for \(8,\)"):
+        load(path)
+    first = state["decoder.conv.0.weight"]
+    rewrite(path, {**state, "decoder.conv.0.weight": first[:, :, 0, 0].contiguous()})
+    assert_same(path, load_ghn(path))  # a linear layer in one public code
+    rewrite(path, {**state, "decoder.conv.0.weight": torch.ones(*first.shape[:2], 2, 2)})
+    with pytest.raises(CheckpointError, match=r"decoder\.conv\.0\.weight has shape .* 2, 2\)"):
+        load(path)
+    rewrite(path, {**state, "ln.weight": torch.full((8,), torch.nan)})
+    with pytest.raises(CheckpointError, match=r"ln\.weight"):
         load(path)
     rewrite(path, {**state, "more": torch.ones(9)})
     with pytest.raises(CheckpointError, match="unknown more"):
