@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from ghn_fast.ghn.place.fill import LAYER_SCALE
 from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.graph import Graph
 
@@ -33,7 +34,7 @@ ZERO = "kept: starts at zero"
 ZERO_WEIGHT = "kept: its weight starts at zero"
 FAR = "kept: starts beyond -1 and 1, between which a GHN's biases lie"
 FOLLOWS = "follows: the norm of the weight that was predicted"
-RAISED = "follows: 0.1, so that the predicted branch takes part"
+RAISED = f"follows: {LAYER_SCALE}, so that the predicted branch takes part"
 
 MEANINGS: Mapping[str, str] = {
     NO_NODE: "tokens, layer scales, recurrent weights, decays and the like: the "
