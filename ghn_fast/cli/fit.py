@@ -353,18 +353,25 @@ class _Job:
 
 
 def _can_be_small(name: str) -> bool:
-    """Whether its stem is to be fitted: torchvision's that are not made for one size."""
-    return ":" not in name and not name.startswith(("timm/", "vit_", "maxvit_"))
+    """Whether its stem is to be fitted: a library's that is not made for one size."""
+    return ":" not in name and not name.startswith(("vit_", "maxvit_"))
 
 
 def _replaced_layers(plain: nn.Module, model: nn.Module) -> list[str]:
     """Lines that give a model of a library the layers of one whose stem was fitted."""
     own = {name: repr(layer) for name, layer in plain.named_modules()}
     return [
-        f"model.set_submodule({name!r}, torch.nn.{layer!r})"
+        _replaced_layer(name, layer)
         for name, layer in model.named_modules()
         if not any(layer.children()) and own.get(name) != repr(layer)
     ]
+
+
+def _replaced_layer(name: str, layer: nn.Module) -> str:
+    if type(layer).__module__.startswith("torch.nn."):
+        return f"model.set_submodule({name!r}, torch.nn.{layer!r})"
+    # A library's own kind of convolution: it has lost its stride.
+    return f"model.get_submodule({name!r}).stride = {layer.stride!r}"
 
 
 def _fit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -62,8 +63,8 @@ def zoo_names() -> tuple[str, ...]:
 def build_zoo_net(name: str, num_classes: int = 10) -> nn.Module:
     """A network of the zoo as its library initialises it, fitted to 32 x 32 images.
 
-    torchvision's by :func:`adjust_net`, its transformer by patches of 4 pixels; timm's by its own
-    arguments.
+    By :func:`adjust_net`; torchvision's transformer by patches of 4 pixels, and timm's by the
+    arguments of their own before.
 
     Raises:
         ValueError: an unknown name.
@@ -92,5 +93,7 @@ def _timm_net(name: str, num_classes: int) -> nn.Module:
     fitting = next(fitting for fitting, names in TIMM.items() if name in names).split()
     arguments: Any = {argument: sizes[argument] for argument in fitting}
     model: nn.Module = timm.create_model(name, num_classes=num_classes, **arguments)
-    model.expected_input_sz = IMAGE_SIZE  # type: ignore[assignment]
-    return model
+    with warnings.catch_warnings():
+        # Of a map that grows smaller with the images, as their tables of positions do.
+        warnings.filterwarnings("ignore", "the strides of")
+        return adjust_net(model)

@@ -16,10 +16,12 @@ from torch import nn
 
 from ghn_fast.cli import main
 from ghn_fast.cli.errors import UsageError
+from ghn_fast.cli.fit import _replaced_layers
 from ghn_fast.cli.teacher import load_teacher
 from ghn_fast.data import Images, load_images
 from ghn_fast.data.images import CIFAR10_MEAN
 from ghn_fast.finetune import History
+from ghn_fast.nets import adjust_net
 from tests.graphs import SmallClassifier
 
 NAMES = ("blue", "green", "red")
@@ -241,3 +243,21 @@ def test_what_cannot_be_done_is_refused_first(
     assert run(monkeypatch, *arguments, "--data", pictures, "--out", out) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+class SamePadded(nn.Conv2d):
+    """A library's own kind of convolution."""
+
+
+def test_what_is_written_gives_fitted_layers_back() -> None:
+    def plain() -> nn.Module:
+        later = (nn.Conv2d(4, 4, 3, 2, 1) for _ in range(3))
+        return nn.Sequential(SamePadded(3, 4, 3, 2, 1), nn.AvgPool2d(2), *later)
+
+    fitted, loaded = adjust_net(plain()), plain()
+    lines = _replaced_layers(plain(), fitted)
+    assert len(lines) == 2
+    exec("\n".join(lines), {"model": loaded, "torch": torch})
+    loaded.load_state_dict(fitted.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), fitted(images))

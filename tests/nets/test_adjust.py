@@ -1,4 +1,4 @@
-"""Torchvision classifiers fitted to 32 x 32 images."""
+"""Classifiers fitted to 32 x 32 images."""
 
 from __future__ import annotations
 
@@ -76,9 +76,16 @@ def test_large_input_changes_only_the_expected_size() -> None:
     assert isinstance(model.maxpool, nn.MaxPool2d)
 
 
-def test_other_models_give_a_warning() -> None:
-    with pytest.warns(UserWarning, match="Sequential has no rule"):
-        model = adjust_net(nn.Sequential(nn.Conv2d(3, 8, 3)))
+def test_a_family_without_a_rule_loses_its_first_strides() -> None:
+    model = adjust_net(nn.Sequential(*(nn.Conv2d(3, 3, 3, 2, 1) for _ in range(5))))
+    assert model(torch.zeros(1, 3, 32, 32)).shape[2:] == (4, 4)
+    assert model.expected_input_sz == 32
+
+
+def test_a_model_that_cannot_be_fitted_gives_a_warning() -> None:
+    flat = nn.Sequential(nn.Conv2d(3, 8, 16, 16), nn.Flatten(), nn.Linear(32, 10))
+    with pytest.warns(UserWarning, match="the strides of Sequential cannot be fitted"):
+        model = adjust_net(flat)
     assert model.expected_input_sz == 32
 
 

@@ -1,4 +1,4 @@
-"""Fits the stems of torchvision classifiers to 32 x 32 images (arXiv 2110.13100, section 5.1)."""
+"""Fits the stems of classifiers to 32 x 32 images (arXiv 2110.13100, section 5.1)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from ghn_fast.nets.space.strides import lower_strides
+
+SMALL_SIZE = 32
+
 
 def adjust_net(model: nn.Module, large_input: bool = False) -> nn.Module:
-    """Lowers the downsampling of a torchvision classifier's first layers, in place.
+    """Lowers the downsampling of a classifier's first layers, in place.
 
-    Sets `model.expected_input_sz` to 32, or only that, to 224, with `large_input`. A model of a
-    family without a rule is left as it is, with a warning. ResNets and DenseNets get a 3 x 3 first
-    convolution, the centre of the one they had.
+    Sets `model.expected_input_sz` to 32, or only that, to 224, with `large_input`. torchvision's
+    families have rules of their own: ResNets and DenseNets get a 3 x 3 first convolution, the
+    centre of the one they had. Any other model loses the strides of its first layers until 32
+    pixels leave a feature map behind; one that cannot is left as it is, with a warning.
 
     Returns:
         The same model.
@@ -28,19 +33,19 @@ def adjust_net(model: nn.Module, large_input: bool = False) -> nn.Module:
         >>> model.conv1.kernel_size, model.expected_input_sz
         ((3, 3), 32)
     """
-    size = 224 if large_input else 32
     if not large_input:
-        rule = _find_rule(model)
-        if rule is None:
-            warnings.warn(
-                f"{type(model).__name__} has no rule that fits it to 32x32 images: it is used "
-                "unchanged, which may lower its accuracy",
-                stacklevel=2,
-            )
-        else:
-            rule(model)
-    model.expected_input_sz = size  # type: ignore[assignment]
+        (_find_rule(model) or _adjust_strides)(model)
+    model.expected_input_sz = 224 if large_input else SMALL_SIZE  # type: ignore[assignment]
     return model
+
+
+def _adjust_strides(model: nn.Module) -> None:
+    if not lower_strides(model, SMALL_SIZE):
+        warnings.warn(
+            f"the strides of {type(model).__name__} cannot be fitted to 32x32 images: it is used "
+            "unchanged, which may lower its accuracy",
+            stacklevel=3,
+        )
 
 
 def _find_rule(model: nn.Module) -> Callable[[Any], None] | None:
