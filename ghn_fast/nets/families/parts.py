@@ -78,6 +78,29 @@ class Concat(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
+class Sum(nn.Module):
+    """The sum of what several branches make of the same input."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = (branch(x) for branch in self.branches)
+        return sum(others, start=first)
+
+
+class LayerScale(nn.Module):
+    """Scales the channels of a feature map by a constant at first (arXiv 2103.17239)."""
+
+    def __init__(self, channels: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels, 1, 1), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Transpose(nn.Module):
     """Exchanges two dimensions."""
 

@@ -15,14 +15,17 @@ from ghn_fast.nets.families.convnext import convnext
 from ghn_fast.nets.families.dense import dense
 from ghn_fast.nets.families.draw import Draw
 from ghn_fast.nets.families.fire import fire
+from ghn_fast.nets.families.ghostnet import ghostnet
 from ghn_fast.nets.families.ghosts import Ghosts, without_running_statistics
 from ghn_fast.nets.families.hybrid import hybrid
 from ghn_fast.nets.families.inception import inception
 from ghn_fast.nets.families.inverted import efficientnet, mnasnet, mobilenet2, mobilenet3
+from ghn_fast.nets.families.metaformer import metaformer
 from ghn_fast.nets.families.mixer import conv_mixer, mlp_mixer
 from ghn_fast.nets.families.named import named_architectures
 from ghn_fast.nets.families.plain import plain
 from ghn_fast.nets.families.regnet import regnet
+from ghn_fast.nets.families.reparametrised import reparametrised
 from ghn_fast.nets.families.residual import residual
 from ghn_fast.nets.families.shuffle import shuffle
 from ghn_fast.nets.families.signature import signature
@@ -48,6 +51,9 @@ FAMILIES: dict[str, tuple[int, Callable[[Draw, int], nn.Module]]] = {
     "mlp_mixer": (1, mlp_mixer),
     "conv_mixer": (1, conv_mixer),
     "hybrid": (2, hybrid),
+    "metaformer": (4, metaformer),
+    "reparametrised": (2, reparametrised),
+    "ghostnet": (1, ghostnet),
 }
 """Each family's share and how its networks are drawn."""
 SPLITS = {"families/train": 300, "families/val": 301, "families/test": 302}
