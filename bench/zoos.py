@@ -154,14 +154,15 @@ _TINY = {
     **dict.fromkeys(("encoder_layers", "decoder_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_key_value_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
-    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff"), 48),
+    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff"), 128),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk"), 2),
-    **{"head_dim": 8, "d_kv": 8, "ffn_dim": 48, "moe_intermediate_size": 24},
+    **{"head_dim": 8, "d_kv": 8, "ffn_dim": 128, "moe_intermediate_size": 24},
     **{"encoder_hidden_size": 32, "cross_hidden_size": 32, "num_heads": 4, "rotary_dim": 4},
     **{"layer_group_size": 2},
     **{"n_group": 1, "topk_group": 1, "num_expert_group": 1, "num_experts_per_token": 2},
     **{"mamba_d_head": 8, "mamba_n_heads": 8},
+    **{"out_hidden_size": 32, "mm_tokens_per_image": 4, "hidden_dim": 32},
 }
 _SHALLOW = {
     name: value
@@ -169,8 +170,10 @@ _SHALLOW = {
     if "layer" in name or "experts" in name.replace("experts_per_tok", "")
 }
 _WORDS = 160
+_PLACEHOLDERS = {"image": 159, "video": 158, "audio": 157}
+"""Tokens that stand for what is shown beside texts."""
 _SECTIONS = "mrope_section"
-"""Of half a head that turn by time, height and width."""
+"""Of half a head that turn by time, height and width, in an order of the model's own."""
 _LATENT = "qk_rope_head_dim"
 """Of attention over latent keys: its heads are as wide as their parts, not as ``head_dim``."""
 
@@ -255,11 +258,11 @@ def _shrunk(config: Any, sizes: dict[str, int], levels: int = 3) -> Any:
         elif name in ("layer_types", "mlp_layer_types") and isinstance(value, list):
             setattr(config, name, [*dict.fromkeys(value), *value][:2])
         elif isinstance(value, dict) and (_SECTIONS in value or "rope_type" in value):
-            value[_SECTIONS] = [2, 1, 1]  # some have others by default
+            value[_SECTIONS] = [1, 1, 2]  # some have others by default
         elif name == "attn_layer_indices":
             setattr(config, name, [1])
-        elif name in ("image_token_id", "image_token_index") and value is None:
-            setattr(config, name, 3)
+        elif shown := re.fullmatch(r"(image|video|audio)_token_(id|index)", name):
+            setattr(config, name, _PLACEHOLDERS[shown[1]])
         elif name == "num_experts_per_tok" and value is None:
             setattr(config, name, 2)
         elif hasattr(value, "model_type") and levels:

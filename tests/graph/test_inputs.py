@@ -395,6 +395,54 @@ class Heard(Configured):
         return self.bins(input_features) * input_features_mask[:, None, 2:]
 
 
+class Placeholders(Configured):
+    """Of words, as many of which stand for what is shown beside them as that has features."""
+
+    def get_image_features(self, pixel_values: Tensor, image_sizes: Tensor) -> Any:
+        assert pixel_values.shape[-2:] == tuple(image_sizes[0].tolist())
+        features = self.image(pixel_values).flatten(2).transpose(1, 2)
+        return SimpleNamespace(pooler_output=tuple(features))
+
+    def get_audio_features(self, input_features: Tensor, input_features_mask: Tensor) -> Tensor:
+        return self.bins(input_features * input_features_mask[:, None]).transpose(1, 2)
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        pixel_values: Any = None,
+        image_sizes: Any = None,
+        input_features: Any = None,
+        input_features_mask: Any = None,
+    ) -> Tensor:
+        words = self.ids(input_ids)
+        if pixel_values is not None:
+            seen = torch.cat(self.get_image_features(pixel_values, image_sizes).pooler_output)
+            words = self.shown(words, input_ids == self.config.image_token_id, seen)
+        if input_features is not None:
+            heard = self.get_audio_features(input_features, input_features_mask)
+            words = self.shown(words, input_ids == self.config.audio_token_index, heard)
+        return words
+
+    def shown(self, words: Tensor, places: Tensor, features: Tensor) -> Tensor:
+        mask = places[..., None].expand_as(words)
+        if words[mask].numel() != features.numel():
+            raise ValueError("as many placeholders as features are needed")
+        return words.masked_scatter(mask, features)
+
+
+class Rows(Placeholders):
+    """Whose images are cut into patches."""
+
+    def get_image_features(self, pixel_values: Tensor, image_grid_thw: Any = None) -> Any:
+        assert len(pixel_values) == image_grid_thw.prod(1).sum()
+        return SimpleNamespace(pooler_output=[self.image(pixel_values)])
+
+    def forward(
+        self, input_ids: Any = None, pixel_values: Any = None, image_grid_thw: Any = None
+    ) -> Tensor:
+        return super().forward(input_ids, pixel_values, image_grid_thw)
+
+
 CONFIGURED: dict[str, Callable[[], nn.Module]] = {
     "patches": lambda: Tower(
         {}, patches=nn.Conv3d(3, 6, (2, 4, 4), stride=(2, 4, 4)), head=nn.Linear(6, 2)
@@ -442,6 +490,17 @@ CONFIGURED: dict[str, Callable[[], nn.Module]] = {
         image=nn.Conv2d(3, 4, 3),
     ),
     "heard": lambda: Heard({"num_mel_bins": 20, "n_window": 25}, bins=nn.Conv1d(20, 4, 3)),
+    "placeholders": lambda: Placeholders(
+        {"vocab_size": 30, "image_token_id": 5, "audio_token_index": 7, "num_mel_bins": 20},
+        ids=nn.Embedding(30, 4),
+        image=nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU()),
+        bins=nn.Sequential(nn.Conv1d(20, 4, 3), nn.ReLU()),
+    ),
+    "rows": lambda: Rows(
+        {"vocab_size": 30, "image_token_id": 5, "vision_config": SimpleNamespace()},
+        ids=nn.Embedding(30, 4),
+        image=nn.Sequential(nn.Linear(12, 4), nn.ReLU()),
+    ),
     "channels": lambda: Channels(
         {
             "vocab_size": 30,

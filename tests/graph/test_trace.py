@@ -634,6 +634,34 @@ def test_model_that_cannot_run_says_what_to_pass() -> None:
         trace(model, (torch.zeros(2, 5), torch.zeros(2, 5)))
 
 
+SIZES: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+    "pad": (8, lambda x, two: F.pad(x, (two, two))),
+    "split": (4, lambda x, two: torch.cat(x.split([two, two], -1), -1)),
+    "repeat": (4, lambda x, two: x.repeat(two, 1)),
+    "expand_as": (2, lambda x, two: x[(torch.arange(4) < two).expand_as(x)].view(2, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_sizes_that_are_tensors_are_known_on_meta(kind: str) -> None:
+    def run(model: Runs, x: Tensor, two: Tensor) -> Tensor:
+        return model.a(sized(x, two))
+
+    width, sized = SIZES[kind]
+    model = Runs(run, a=nn.Linear(width, 3)).to("meta")
+    assert not trace(model, (torch.zeros(2, 4), torch.tensor(2))).unused
+
+
+def test_queries_that_all_of_a_batch_share() -> None:
+    def run(model: Runs, x: Tensor) -> Tensor:
+        x = model.a(x)[:, None].expand(-1, 2, -1, -1)
+        return model.b(F.scaled_dot_product_attention(model.query, x, x).view(3, 2, 8))
+
+    query = nn.Parameter(torch.zeros(1, 2, 1, 8))
+    model = Runs(run, a=nn.Linear(8, 8), b=nn.Linear(8, 4), query=query).to("meta")
+    assert not trace(model, torch.zeros(3, 5, 8)).unused
+
+
 def test_course_that_depends_on_values_on_meta() -> None:
     model = Runs(lambda model, x: model.a(x) if x.sum() > 0 else x, a=nn.Linear(4, 4))
     with pytest.raises(TraceError, match="not on meta"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -20,8 +21,8 @@ from ghn_fast.graph.trace.guess import (
 
 _AUDIO_LENGTHS = (16000, 4000, 48000)
 _SPECTRUM_LENGTHS = (64, 128, 1024)
-_PAIR = 2
-"""Images that are matched with each other."""
+_SEVERAL = (2, 3)
+"""Images that are matched with each other; a whole one and its two halves (LLaVA-NeXT)."""
 _IDS = "input_ids"
 _MARKS = "image_embeds_position_mask"
 """Which tokens stand for what is seen, ``latent_query_num`` of them (Kosmos-2)."""
@@ -38,17 +39,17 @@ def transformers_guesses(maker: Maker) -> Iterator[Guess]:
     if main == "input_ids":
         for others in (*_beside(maker, config), {}):
             yield Guess(partial(_reading, maker, config, others), (16, 8, 64), (1, 512))
-        for name in (name for name in _HEARD if name in maker.names):
-            yield from _HEARD[name](maker, config, _texts(maker, config, SEQUENCE_LENGTH))
-    elif main in _HEARD:
-        yield from _HEARD[main](maker, config, _decoder(maker, config, SEQUENCE_LENGTH))
+        for name in (name for name in HEARD if name in maker.names):
+            yield from HEARD[name](maker, config, texts(maker, config, SEQUENCE_LENGTH))
+    elif main in HEARD:
+        yield from HEARD[main](maker, config, _decoder(maker, config, SEQUENCE_LENGTH))
     elif main.startswith("pixel"):
-        yield from _pictures(maker, config, main)
+        yield from pictures(maker, config, main)
     elif main == "past_values" and isinstance(getattr(config, "context_length", None), int):
         yield Guess(partial(_series, maker, config), (config.context_length,))
 
 
-def _texts(maker: Maker, config: Any, length: int) -> dict[str, Any]:
+def texts(maker: Maker, config: Any, length: int) -> dict[str, Any]:
     text = getattr(config, "text_config", None) or config
     ids = maker.ids(_vocabulary(text), length)
     inputs = {"input_ids": ids, **_decoder(maker, config, length)}
@@ -58,7 +59,7 @@ def _texts(maker: Maker, config: Any, length: int) -> dict[str, Any]:
 
 
 def _reading(maker: Maker, config: Any, others: dict[str, Any], length: int) -> Call:
-    return (), {**_texts(maker, config, length), **others}
+    return (), {**texts(maker, config, length), **others}
 
 
 def _beside(maker: Maker, config: Any) -> Iterator[dict[str, Any]]:
@@ -112,16 +113,16 @@ def _picture_shapes(maker: Maker, config: Any, side: int) -> Iterator[tuple[int,
         yield frames or 16, channels, side, side
     else:
         yield channels, side, side
-        yield frames or _PAIR, channels, side, side
+        yield from ((n, channels, side, side) for n in ((frames,) if frames else _SEVERAL))
 
 
-def _pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator[Guess]:
+def pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator[Guess]:
     vision = getattr(config, "vision_config", None) or config
     marked = getattr(config, "latent_query_num", None) if _MARKS in maker.names else None
     length = marked or SEQUENCE_LENGTH
     ids = {key: maker.ids(maker.vocabulary, length) for key in maker.required if _IDS in key}
-    if getattr(config, "text_config", None) is not None:
-        ids["input_ids"] = maker.ids(_vocabulary(config.text_config), length)
+    if _IDS in maker.names and getattr(config, "text_config", None) is not None:
+        ids[_IDS] = maker.ids(_vocabulary(config.text_config), length)
     if marked:
         ids[_MARKS] = torch.ones_like(ids["input_ids"], dtype=torch.bool)
     known = (_side(vision),) if _sides(vision) else ()
@@ -130,18 +131,25 @@ def _pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator
     def guess(index: int, others: dict[str, Any]) -> Guess:
         def make(side: int) -> Call:
             shape = list(_picture_shapes(maker, vision, side))[index]
-            return (), {name: maker.zeros(*shape), **others}
+            extents = filter(_EXTENT.search, maker.required)
+            inputs = {key: _extent(maker, key, shape) for key in extents}
+            return (), {name: maker.ones(*shape), **others, **inputs}
 
         return Guess(make, sizes, (1, 1024))
 
     others = {**ids, **_decoder(maker, config, SEQUENCE_LENGTH)}
-    several = len(list(_picture_shapes(maker, vision, DEFAULT_SIZE))) > 1
-    yield guess(0, others)
-    if several:
-        yield guess(1, others)
+    for index, _ in enumerate(_picture_shapes(maker, vision, DEFAULT_SIZE)):
+        yield guess(index, others)
     if ids:
         yield guess(0, {})
         yield Guess(partial(_reading, maker, config, {}), (SEQUENCE_LENGTH,))
+
+
+def _extent(maker: Maker, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Heights and widths of images (B, 2), or which of their pixels are no padding."""
+    size = (maker.batch, 2) if "size" in name else (maker.batch, *shape[:-3], *shape[-2:])
+    value = shape[-1] if "size" in name else 1
+    return torch.full(size, value, dtype=torch.int64, device=maker.device)
 
 
 def _sounds(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Guess]:
@@ -158,7 +166,7 @@ def _sounds(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Guess
 def _spectra(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Guess]:
     """(B, bins, T), (B, T, bins) or, of one view or several, (B, views, T, bins); ``others`` are
     given with them."""
-    config = _part(config, "audio_config", "speech_config")
+    config = _part(config, "audio_config", "speech_config", "encoder_config")
     names = (
         "input_size",
         "num_mel_bins",
@@ -179,9 +187,8 @@ def _spectra(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Gues
 
     def call(length: int, *shape: int) -> Call:
         inputs = {"input_features": maker.zeros(*shape), **others}
-        if _HEARD_MASK in maker.required:
-            heard = torch.ones(maker.batch, length, dtype=torch.int64, device=maker.device)
-            inputs[_HEARD_MASK] = heard
+        for name in filter(_HEARD_MASK.fullmatch, maker.names):
+            inputs[name] = torch.ones(maker.batch, length, dtype=torch.int64, device=maker.device)
         return (), inputs
 
     yield Guess(lambda length: call(length, bins, length), lengths, (1, 4096))
@@ -206,6 +213,8 @@ def _series(maker: Maker, config: Any, length: int) -> Call:
     return (), inputs
 
 
-_HEARD_MASK = "input_features_mask"
+_EXTENT = re.compile("image_sizes|pixel.*mask")
+"""Arguments that say how large images are."""
+_HEARD_MASK = re.compile("(input_)?features?(_attention)?_mask")
 """Which steps of a spectrum are no padding."""
-_HEARD = {"input_features": _spectra, "input_values": _sounds}
+HEARD = {"input_features": _spectra, "input_values": _sounds}

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -45,7 +46,8 @@ class Maker:
         device: of the tensors; by default the model's.
         modules: all of the model's, where they have been listed already.
         optional: also give arguments that have a default, where the name says what they are.
-        thin: images and the like are one zero, expanded: for a trace, which copies what it runs.
+        thin: images and the like are one number, expanded: for a trace, which copies what it runs.
+        method: to call in place of ``forward``.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Maker:
         modules: Sequence[nn.Module] | None = None,
         optional: bool = False,
         thin: bool = False,
+        method: Callable[..., Any] | None = None,
     ) -> None:
         self.modules = list(model.modules()) if modules is None else modules
         parameters = (p for m in self.modules for p in m._parameters.values() if p is not None)
@@ -64,14 +67,21 @@ class Maker:
         self.model, self.batch, self.thin = model, batch, thin
         self.device = device or first.device
         self.dtype = next(floating, torch.float32)
-        self.required, self.names = arguments_of(model)
+        self.required, self.names = arguments_of(method or model.forward)
         known = [name for name in _OPTIONAL if name in self.names and name not in self.required]
         self.optional = known if optional else []
 
     def zeros(self, *shape: int) -> Tensor:
-        zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        zeros = zero.expand(self.batch, *shape)
-        return zeros if self.thin else zeros.contiguous()
+        return self._filled(0, shape)
+
+    def ones(self, *shape: int) -> Tensor:
+        """Of images: where there may be several, one that is black is padding."""
+        return self._filled(1, shape)
+
+    def _filled(self, value: int, shape: tuple[int, ...]) -> Tensor:
+        tensor = torch.full((), value, dtype=self.dtype, device=self.device)
+        tensor = tensor.expand(self.batch, *shape)
+        return tensor if self.thin else tensor.contiguous()
 
     def ids(self, vocabulary: int, length: int = SEQUENCE_LENGTH) -> Tensor:
         """Different tokens, and no padding where there are enough."""
@@ -85,16 +95,22 @@ class Maker:
         sizes = tuple(dict.fromkeys((*known, *IMAGE_SIZES)))
         return Guess(lambda size: self.call(self.zeros(channels, size, size)), sizes, (1, 1024))
 
-    def patches(self) -> Guess:
-        """Square images, cut into the patches that the first layer reads, one a row."""
-        kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
-        first = next((m for m in self.modules if isinstance(m, kinds)), None)
-        width = first.weight[0].numel() if first is not None else 1
+    def patches(self) -> Iterator[Guess]:
+        """Square images, cut into the patches that the first convolution or, if there is none,
+        the first linear layer reads: one a row, or as they are."""
+        kinds = (nn.Conv2d | nn.Conv3d, nn.Linear)
+        layers = (m for kind in kinds for m in self.modules if isinstance(m, kind))
+        first = next(layers, None)
+        shape = tuple(first.weight[0].shape) if first is not None else (1,)
+        grids = [name for name in self.names if name.endswith(GRID) and name not in self.required]
 
-        def make(side: int) -> Call:
-            return self.call(self.zeros(side * side, width).flatten(0, 1))
+        def make(shape: tuple[int, ...], side: int) -> Call:
+            patches = self.ones(side * side, *shape).flatten(0, 1)
+            args, others = self.call(patches)
+            return args, others | {name: self.argument(name, patches) for name in grids}
 
-        return Guess(make, (16, 8, 24))
+        for each in dict.fromkeys(((math.prod(shape),), shape)):
+            yield Guess(partial(make, each), (16, 8, 24))
 
     @property
     def channels(self) -> int:
@@ -153,10 +169,10 @@ _OPTIONAL = ("timestep", "class_labels", "encoder_hidden_states", "pooled_projec
 """Arguments of denoising networks, which have a default and cannot do without."""
 
 
-def arguments_of(model: nn.Module) -> tuple[list[str], list[str]]:
-    """The names of ``forward``'s arguments that have no default, and all of them."""
+def arguments_of(method: Callable[..., Any]) -> tuple[list[str], list[str]]:
+    """The names of a method's arguments that have no default, and all of them."""
     try:
-        parameters = inspect.signature(model.forward).parameters.values()
+        parameters = inspect.signature(method).parameters.values()
     except (TypeError, ValueError):
         return [], []
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ghn_fast.graph.trace.configured import transformers_guesses
 from ghn_fast.graph.trace.guess import DEFAULT_SIZE, GRID, SEQUENCE_LENGTH, Call, Guess, Maker
+from ghn_fast.graph.trace.placeholders import RunMethod, placeholder_guesses
 
 VIDEO_SIZES = (DEFAULT_SIZE, 112, 64, 32)
 SIGNAL_LENGTHS = (DEFAULT_SIZE, 16000, 1024, 128, 4096)
@@ -49,6 +50,7 @@ def guesses(
     device: torch.device | str | None = None,
     modules: Sequence[nn.Module] | None = None,
     thin: bool = False,
+    run_method: RunMethod | None = None,
 ) -> Iterator[Guess]:
     """What a model may be called with, the likeliest first.
 
@@ -62,6 +64,7 @@ def guesses(
         device: where to make them; by default where the model is.
         modules: all of the model's, where they have been listed already.
         thin: as for :class:`~ghn_fast.graph.trace.guess.Maker`.
+        run_method: runs methods of the model, which tell how many tokens an image takes.
     """
     model = unwrapped(model)
     maker = Maker(model, batch, device, modules, thin=thin)
@@ -70,8 +73,10 @@ def guesses(
         shape = _image_shape(size)
         yield Guess(lambda last: maker.call(maker.zeros(*shape[:-1], last)), shape[-1:])
     if any(name.endswith(GRID) for name in maker.required):
-        yield maker.patches()
+        yield from maker.patches()
     if hasattr(getattr(model, "config", None), "model_type"):
+        if run_method is not None:
+            yield from placeholder_guesses(maker, run_method)
         yield from transformers_guesses(maker)
     yield from _torchvision_guesses(maker)
     yield from _guesses_by_layers(maker)

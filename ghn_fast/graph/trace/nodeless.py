@@ -212,6 +212,14 @@ def one_hot(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     return rec.tag(rec.run(func, args, kwargs), rec.merge(parents))
 
 
+def as_other(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """Of the other tensor the shape alone matters: values that are known stay so."""
+    x, other = bind(("self", "other"), args, kwargs)
+    if not rec.known(x):
+        return rec.generic(func, args, kwargs)
+    return rec.generic(getattr(Tensor, name_of(func).removesuffix("_as")), (x, other.shape), {})
+
+
 def look(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """Questions about a tensor that need no values."""
     return func(*args, **kwargs)

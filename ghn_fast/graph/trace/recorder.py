@@ -497,11 +497,24 @@ class Recorder(TorchFunctionMode):
         try:
             result = func(*self._faked(args, originals), **self._faked(kwargs, originals))
         except (NotImplementedError, RuntimeError) as error:
+            if any(map(self._is_number, self.tensors_in((args, kwargs)))):
+                return self.run(func, self._with_numbers(args), self._with_numbers(kwargs))
             raise NeedsValues(f"{name_of(func)} on shapes: {error}") from error
         if originals and isinstance(result, Tensor):
             # An operation in place returns what it was given.
             return originals.get(id(result), result)
         return result
+
+    def _is_number(self, value: Any) -> bool:
+        """Whether a tensor is a known number, such as a size."""
+        return isinstance(value, Tensor) and value.dim() == 0 and self.known(value)
+
+    def _with_numbers(self, value: Any) -> Any:
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(self._with_numbers, value))
+        if isinstance(value, dict):
+            return {key: self._with_numbers(item) for key, item in value.items()}
+        return value.item() if self._is_number(value) else value
 
     def _faked(self, value: Any, originals: dict[int, Tensor]) -> Any:
         """Arguments without values; notes what stands for which tensor."""

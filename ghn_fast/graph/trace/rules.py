@@ -120,6 +120,7 @@ CONTRACTED: tuple[Row, ...] = (
     ),
     (nodeless.contiguous, _tensor("contiguous")),
     (nodeless.reshape, _tensor("reshape", "view", "flatten")),
+    (nodeless.as_other, _tensor("expand_as", "view_as", "reshape_as")),
     (nodeless.binary, _tensor("sub", "sub_", "div", "div_", "true_divide")),
     (nodeless.to, _tensor("to", "type_as", "cpu", "cuda", *nodeless._DTYPE_METHODS)),
     (nodeless.get_item, [Tensor.__getitem__]),

@@ -14,9 +14,6 @@ from ghn_fast.graph.trace.shapes import Misfit
 
 Result = TypeVar("Result")
 
-_FOR_REAL = 3
-"""Guesses that are run for real, two sizes of each, where none runs on shapes."""
-
 
 @dataclass
 class Search(Generic[Result]):
@@ -26,11 +23,13 @@ class Search(Generic[Result]):
         run: calls the model, on shapes or for real; raises what the model raises.
         may_run: tells whether it can be run for real.
         failures: the calls that failed, and how.
+        for_real: guesses that are run for real, two sizes of each, where none runs on shapes.
     """
 
     run: Callable[[Call, bool], Result]
     may_run: Callable[[], bool]
     failures: list[tuple[Call, Exception]] = field(default_factory=list)
+    for_real: int = 3
 
     def first(self, guesses: Iterable[Guess]) -> tuple[Call, Result] | None:
         """The first call that runs and its result; None if all failed."""
@@ -40,7 +39,7 @@ class Search(Generic[Result]):
             if found is not None:
                 return found
             tried.append(guess)
-        for guess in tried[:_FOR_REAL] if self.may_run() else ():
+        for guess in tried[: self.for_real] if self.may_run() else ():
             for size in guess.sizes[:2]:
                 found = self._attempt(guess.make(size), real=True)
                 if found is not None:

@@ -191,5 +191,6 @@ def reduction(x: Tensor, dim: IntOrSeq | None, keepdim: bool) -> Shape:
 
 
 def attention(query: Tensor, value: Tensor) -> Shape:
-    """Of ``torch.nn.functional.scaled_dot_product_attention``."""
-    return (*query.shape[:-1], value.shape[-1])
+    """Of ``torch.nn.functional.scaled_dot_product_attention``; of heads there may be fewer keys."""
+    batch = broadcast(query.shape[:-3], value.shape[:-3])
+    return (*batch, *query.shape[-3:-1], value.shape[-1])

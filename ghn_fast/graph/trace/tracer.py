@@ -150,12 +150,17 @@ def _guessed(model: nn.Module, modules: Modules, types: tuple[str, ...]) -> tupl
         call = _Call(model, modules, *inputs, types)
         return _run(call, training=False, execute=real or call.scripted)
 
+    def run_method(method: Callable[..., Any], inputs: Inputs, real: bool) -> Any:
+        call = _Call(model, modules, *inputs, types)
+        with _watched(call, False, real) as (recorder, (args, kwargs)), recorder:
+            return method(*args, **kwargs)
+
     def on_meta() -> bool:
         return any(p.is_meta for p in model.parameters())
 
     search: Search[Trace] = Search(run, may_run=lambda: not on_meta())
     parts = [module for _, module in modules]
-    found = search.first(guesses(model, modules=parts, thin=True))
+    found = search.first(guesses(model, modules=parts, thin=True, run_method=run_method))
     if found is not None:
         inputs, result = found
         return _Call(model, modules, *inputs, types), result
@@ -163,7 +168,7 @@ def _guessed(model: nn.Module, modules: Modules, types: tuple[str, ...]) -> tupl
     raise TraceError(
         f"{type(model).__name__} could not be run with any input that was worked out from it:\n"
         f"{describe_failures(tried)}\n{_advice(on_meta(), [error for _, error in tried])}\n"
-        f"its forward takes {', '.join(arguments_of(unwrapped(model))[1])}"
+        f"its forward takes {', '.join(arguments_of(unwrapped(model).forward)[1])}"
     ) from search.failures[0][1]
 
 
@@ -242,6 +247,14 @@ def _arguments(example_inputs: Any) -> Inputs:
 
 
 def _run(call: _Call, training: bool, execute: bool) -> Trace:
+    with _watched(call, training, execute) as (recorder, inputs):
+        outputs = _outputs(call.model, recorder, *inputs)
+    return _assemble(recorder, outputs)
+
+
+@contextmanager
+def _watched(call: _Call, training: bool, execute: bool) -> Iterator[tuple[Recorder, Inputs]]:
+    """A recorder and the inputs as it knows them; afterwards the model is as it was."""
     model, modules = call.model, call.modules
     products = getattr(model, "graph_products", ())
     with ExitStack() as stack:
@@ -257,9 +270,8 @@ def _run(call: _Call, training: bool, execute: bool) -> Trace:
         stack.enter_context(torch.enable_grad())
         if execute:
             stack.enter_context(dispatched(recorder))
-        outputs = _outputs(model, recorder, *inputs)
+        yield recorder, inputs
         recorder.random = not recorder.all_used() and drew()
-    return _assemble(recorder, outputs)
 
 
 def _set_mode(modules: Modules, training: bool) -> None:
