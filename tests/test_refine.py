@@ -28,6 +28,15 @@ def test_weights_become_orthogonal(shape: tuple[int, ...]) -> None:
     assert ((matrix * before).sum(by_vector) > 0).all(), "a row or column has turned round"
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3, 3)])
+def test_the_first_column_keeps_its_direction_unless_rows_are_fewer(
+    shape: tuple[int, int],
+) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    first = weight[:, 0]
+    torch.testing.assert_close(orthogonal(weight)[:, 0], first / first.norm())
+
+
 def test_a_row_of_zeros_gets_a_direction() -> None:
     weight = torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]])
     rows = orthogonal(weight)
@@ -65,6 +74,16 @@ def test_noise_is_scaled_by_the_correlations() -> None:
     torch.testing.assert_close(model[2].weight.detach(), expected)
 
 
+@pytest.mark.parametrize("shape", [(5, 2), (4, 4)])
+def test_rows_are_correlated_unless_they_are_fewer_than_columns(shape: tuple[int, int]) -> None:
+    model = nn.Sequential(nn.Linear(shape[1], shape[0]), nn.Linear(shape[0], 2))
+    before = model[0].weight.detach().clone()
+    ghn_fast.refine_(model, orth=False, noise=1.0, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    expected = before + torch.corrcoef(before).std() * noise
+    torch.testing.assert_close(model[0].weight.detach(), expected)
+
+
 def test_repeated_channels_differ_afterwards() -> None:
     block = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     conv = nn.Conv2d(3, 8, 3)
@@ -93,6 +112,13 @@ def test_weights_of_the_block_s_size_are_left_alone() -> None:
         ghn_fast.refine_(model, min_channels=min_channels)
         changed.append(not torch.equal(model[0].weight, before))
     assert changed == [True, False]
+
+
+def test_kernels_do_not_count_as_channels() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 9), nn.Linear(2, 2))
+    before = model[0].weight.detach().clone()
+    ghn_fast.refine_(model, min_channels=4)
+    assert torch.equal(model[0].weight, before)
 
 
 @pytest.mark.filterwarnings("error")
