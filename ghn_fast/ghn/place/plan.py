@@ -119,7 +119,7 @@ class Plan:
     kept: Sequence[Mapping[str, str]]
     kinds: Sequence[Mapping[str, str]]
     stacks: Sequence[Mapping[str, int]]
-    raised_layer_scales: bool = False
+    raised_layer_scales: bool
 
     def rules(self, graph: int) -> dict[str, str]:
         """{parameter name: rule} of what is decoded for one graph, in the order of its nodes."""

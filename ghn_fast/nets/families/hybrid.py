@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
-from ghn_fast.nets.families.draw import Draw
-from ghn_fast.nets.families.parts import Positions, Residual, TokenMean, Transpose, conv
+from ghn_fast.nets.families.draw import Draw, Layer
+from ghn_fast.nets.families.parts import (
+    Positions,
+    Residual,
+    SqueezeExcitation,
+    TokenMean,
+    Transpose,
+    conv,
+)
 from ghn_fast.nets.families.transformer import IMAGE_SIZE, encoder_layer
 
 
 def hybrid(draw: Draw, num_classes: int) -> nn.Module:
-    """Residual or depthwise stages that halve the map to 8 or 4 pixels, then a transformer."""
+    """Stages of residual, depthwise or inverted blocks that halve the map to 8 or 4 pixels, then a
+    transformer."""
     norm, activation = draw.norm(), draw.activation()
-    width, depthwise = draw.between(16, 48, 8), draw.coin()
+    width, depthwise, inverted = draw.between(16, 48, 8), draw.coin(), draw.chance(1, 3)
     layers: list[nn.Module] = [conv(3, width, 3, norm, activation, draw.pick((1, 2)))]
     size, channels = IMAGE_SIZE // (layers[0][0].stride[0]), width  # type: ignore[index]
     end = draw.pick((8, 8, 4))
@@ -20,6 +30,9 @@ def hybrid(draw: Draw, num_classes: int) -> nn.Module:
         outputs = 2 * channels
         layers.append(conv(channels, outputs, 3, norm, activation, stride=2))
         for _ in range(draw.between(0, 2)):
+            if inverted:
+                layers.append(Residual(_inverted(outputs, draw.pick((2, 4)), norm, activation)))
+                continue
             groups = outputs if depthwise else 1
             branch = nn.Sequential(
                 conv(outputs, outputs, 3, norm, activation, groups=groups),
@@ -35,3 +48,17 @@ def hybrid(draw: Draw, num_classes: int) -> nn.Module:
         layers.append(encoder_layer(channels, heads, hidden, activation="gelu", norm_first=True))
     ends = (nn.LayerNorm(channels), TokenMean(), nn.Linear(channels, num_classes))
     return nn.Sequential(*layers, *ends)
+
+
+def _inverted(
+    channels: int, ratio: int, norm: Layer, activation: Callable[[], nn.Module]
+) -> nn.Module:
+    """Normalisation first, and a gate between the depthwise layer and the last."""
+    hidden = channels * ratio
+    return nn.Sequential(
+        norm(channels),
+        conv(channels, hidden, 1, norm, activation),
+        conv(hidden, hidden, 3, norm, activation, groups=hidden),
+        SqueezeExcitation(hidden, channels // 2, nn.Sigmoid),
+        nn.Conv2d(hidden, channels, 1),
+    )

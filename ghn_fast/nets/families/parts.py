@@ -101,6 +101,17 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class TokenScale(nn.Module):
+    """The same of (N, T, C) tokens."""
+
+    def __init__(self, channels: int, value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((channels,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Transpose(nn.Module):
     """Exchanges two dimensions."""
 

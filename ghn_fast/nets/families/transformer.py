@@ -1,16 +1,26 @@
-"""Vision transformers (arXiv 2010.11929), with a class token or a mean of tokens."""
+"""Vision transformers (arXiv 2010.11929), with a class token, a mean of tokens, or a class token
+that only the last layers have (CaiT, arXiv 2103.17239)."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from ghn_fast.nets.families.draw import Draw
-from ghn_fast.nets.families.parts import Positions, TokenMean, Transpose
+from ghn_fast.nets.families.parts import (
+    Positions,
+    Residual,
+    TokenMean,
+    TokenScale,
+    Transpose,
+    mlp,
+)
 
 IMAGE_SIZE = 32
+LAYER_SCALES = (1e-5, 1e-5, 0.1, 1.0)
 encoder_layer = partial(nn.TransformerEncoderLayer, dropout=0.0, batch_first=True)
 
 
@@ -24,17 +34,82 @@ def transformer(draw: Draw, num_classes: int) -> nn.Module:
         return VisionTransformer(
             IMAGE_SIZE, patch, layers, heads, width, hidden, num_classes=num_classes
         )
-    activation = draw.pick(("gelu", "gelu", "relu"))
-    norm_first = draw.chance(3, 4)
     parts: list[nn.Module] = [
         nn.Conv2d(3, width, patch, patch),
         nn.Flatten(2),
         Transpose(1, 2),
         Positions((IMAGE_SIZE // patch) ** 2, width),
     ]
-    parts += [
-        encoder_layer(width, heads, hidden, activation=activation, norm_first=norm_first)
-        for _ in range(layers)
-    ]
-    ends = [nn.LayerNorm(width), TokenMean()] if draw.coin() else [TokenMean(), nn.LayerNorm(width)]
+    if draw.chance(1, 3):
+        scale = draw.pick(LAYER_SCALES)
+        parts += [_scaled_layer(width, heads, hidden, scale) for _ in range(layers)]
+    else:
+        activation = draw.pick(("gelu", "gelu", "relu"))
+        norm_first = draw.chance(3, 4)
+        parts += [
+            encoder_layer(width, heads, hidden, activation=activation, norm_first=norm_first)
+            for _ in range(layers)
+        ]
+    if draw.chance(1, 4):
+        scale = draw.pick(LAYER_SCALES)
+        readers = (ClassReader(width, heads, hidden, scale) for _ in range(draw.between(1, 2)))
+        ends: list[nn.Module] = [ClassToken(width, *readers), nn.LayerNorm(width)]
+    else:
+        ends = [nn.LayerNorm(width), TokenMean()]
+        ends = ends if draw.coin() else ends[::-1]
     return nn.Sequential(*parts, *ends, nn.Linear(width, num_classes))
+
+
+def _scaled_layer(width: int, heads: int, hidden: int, scale: float) -> nn.Module:
+    """Attention and a perceptron whose branches have a layer scale."""
+    attention = nn.Sequential(
+        nn.LayerNorm(width), SelfAttention(width, heads), TokenScale(width, scale)
+    )
+    perceptron = nn.Sequential(
+        nn.LayerNorm(width), mlp(width, hidden, nn.GELU), TokenScale(width, scale)
+    )
+    return nn.Sequential(Residual(attention), Residual(perceptron))
+
+
+class SelfAttention(nn.Module):
+    """Among (N, T, C) tokens."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed, _ = self.attention(x, x, x, need_weights=False)
+        return mixed
+
+
+class ClassReader(nn.Module):
+    """A layer in which the class token alone is written to."""
+
+    def __init__(self, channels: int, heads: int, hidden: int, scale: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.scale1, self.scale2 = TokenScale(channels, scale), TokenScale(channels, scale)
+        self.mlp = mlp(channels, hidden, nn.GELU)
+
+    def forward(self, token: Tensor, x: Tensor) -> Tensor:
+        seen = self.norm1(torch.cat([token, x], dim=1))
+        read, _ = self.attention(seen[:, :1], seen, seen, need_weights=False)
+        token = token + self.scale1(read)
+        return token + self.scale2(self.mlp(self.norm2(token)))
+
+
+class ClassToken(nn.Module):
+    """(N, T, C) tokens to (N, C): what a token that is there from now on has read in the end."""
+
+    def __init__(self, channels: int, *readers: ClassReader) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, channels))
+        self.readers = nn.ModuleList(readers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        token = self.token.expand(len(x), -1, -1)
+        for reader in self.readers:
+            token = reader(token, x)
+        return token[:, 0]
