@@ -161,8 +161,11 @@ _TINY = {
     **{"encoder_hidden_size": 32, "cross_hidden_size": 32, "num_heads": 4, "rotary_dim": 4},
     **{"layer_group_size": 2},
     **{"n_group": 1, "topk_group": 1, "num_expert_group": 1, "num_experts_per_token": 2},
-    **{"mamba_d_head": 8, "mamba_n_heads": 8},
+    **{"mamba_d_head": 8, "mamba_n_heads": 8, "mamba_headdim": 8},
+    **{"attention_head_dim": 16, "attention_hidden_size": 64, "projection_dim": 32},
+    **{"quantization_dim": 64},
     **{"out_hidden_size": 32, "mm_tokens_per_image": 4, "hidden_dim": 32},
+    **dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), 32),
 }
 _SHALLOW = {
     name: value
@@ -172,6 +175,9 @@ _SHALLOW = {
 _WORDS = 160
 _PLACEHOLDERS = {"image": 159, "video": 158, "audio": 157}
 """Tokens that stand for what is shown beside texts."""
+_LAYERS = ("layer_types", "mlp_layer_types", "block_types", "layers_block_type")
+_LINEAR = {"linear_attention"}
+"""All layers of some configurations, whose models are mixtures and cannot run without others."""
 _SECTIONS = "mrope_section"
 """Of half a head that turn by time, height and width, in an order of the model's own."""
 _LATENT = "qk_rope_head_dim"
@@ -209,26 +215,30 @@ def transformers_model(kind: str) -> nn.Module:
 
 _LARGEST_SIDE = 384
 """Of images that are tried: larger ones take long."""
+_SOUND = 16000
+"""Steps of a sound that is tried."""
 
 
 def _agrees_with_itself(model: nn.Module) -> bool:
-    """Whether a model of texts or images runs at these sizes; others are taken to."""
+    """Whether a model of texts, images or sounds runs at these sizes; others are taken to."""
     main = getattr(model, "main_input_name", "")
     if main == "input_ids":
-        inputs = torch.ones(1, 8, dtype=torch.int64)
+        candidates = [torch.ones(1, 8, dtype=torch.int64)]
     elif main == "pixel_values":
         side = getattr(model.config, "image_size", None) or 224
         if not isinstance(side, int) or side > _LARGEST_SIDE:
             return True
-        inputs = torch.zeros(1, getattr(model.config, "num_channels", 3), side, side)
+        candidates = [torch.zeros(1, getattr(model.config, "num_channels", 3), side, side)]
+    elif main == "input_values":
+        bins = getattr(model.config, "num_mel_bins", 80)
+        candidates = [torch.zeros(1, *shape) for shape in ((_SOUND,), (1, _SOUND), (1024, bins))]
     else:
         return True
-    try:
-        with torch.no_grad():
+    for inputs in candidates:
+        with suppress(Exception), torch.no_grad():
             model.eval()(**{main: inputs})
-    except Exception:
-        return False
-    return True
+            return True
+    return False
 
 
 def _transformers_model(kind: str, sizes: dict[str, int]) -> nn.Module:
@@ -255,11 +265,12 @@ def _shrunk(config: Any, sizes: dict[str, int], levels: int = 3) -> Any:
             setattr(config, name, min(value, _WORDS))
         elif re.fullmatch(r"(bos|eos|pad)_token_id", name) and type(value) is int:
             setattr(config, name, min(value, 1))
-        elif name in ("layer_types", "mlp_layer_types") and isinstance(value, list):
-            setattr(config, name, [*dict.fromkeys(value), *value][:2])
+        elif name in _LAYERS and isinstance(value, list):
+            kinds = [*dict.fromkeys(value), *value][:2]
+            setattr(config, name, [kinds[0], "full_attention"] if set(kinds) == _LINEAR else kinds)
         elif isinstance(value, dict) and (_SECTIONS in value or "rope_type" in value):
             value[_SECTIONS] = [1, 1, 2]  # some have others by default
-        elif name == "attn_layer_indices":
+        elif name in ("attn_layer_indices", "hybrid_layer_ids"):
             setattr(config, name, [1])
         elif shown := re.fullmatch(r"(image|video|audio)_token_(id|index)", name):
             setattr(config, name, _PLACEHOLDERS[shown[1]])

@@ -443,6 +443,48 @@ class Rows(Placeholders):
         return super().forward(input_ids, pixel_values, image_grid_thw)
 
 
+class Proteins(Configured):
+    """Of words and, beside them, texts of another kind, which have an encoder of their own."""
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        protein_input_ids: Any = None,
+        protein_attention_mask: Any = None,
+    ) -> Tensor:
+        words = self.ids(input_ids)
+        if protein_input_ids is None or protein_attention_mask is None:
+            return words
+        return words + self.protein(protein_input_ids).mean(1, keepdim=True)
+
+
+class Values(Configured):
+    """Of an encoder's and a decoder's hidden states."""
+
+    main_input_name = "input_values"
+
+    def forward(self, input_values: Any = None, decoder_input_values: Any = None) -> Tensor:
+        return self.encoder(input_values) + self.decoder(decoder_input_values)
+
+
+class Codec(Configured):
+    """Of a sound and its spectrum, one step of which is as long as ``hop_length`` of the sound."""
+
+    main_input_name = "input_values"
+
+    def forward(self, input_values: Tensor, input_features: Tensor) -> Tensor:
+        return self.wave(input_values).transpose(1, 2) + self.bins(input_features)
+
+
+class Masked(Configured):
+    """Of spectra and which of their steps are no padding, by another name."""
+
+    main_input_name = "input_features"
+
+    def forward(self, input_features: Tensor, padding_mask: Any = None) -> Tensor:
+        return self.bins(input_features) * padding_mask[:, None, 2:]
+
+
 CONFIGURED: dict[str, Callable[[], nn.Module]] = {
     "patches": lambda: Tower(
         {}, patches=nn.Conv3d(3, 6, (2, 4, 4), stride=(2, 4, 4)), head=nn.Linear(6, 2)
@@ -501,6 +543,20 @@ CONFIGURED: dict[str, Callable[[], nn.Module]] = {
         ids=nn.Embedding(30, 4),
         image=nn.Sequential(nn.Linear(12, 4), nn.ReLU()),
     ),
+    "proteins": lambda: Proteins(
+        {"vocab_size": 30, "protein_encoder_config": SimpleNamespace(vocab_size=20)},
+        ids=nn.Embedding(30, 4),
+        protein=nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, 4)),
+    ),
+    "values": lambda: Values(
+        {"is_encoder_decoder": True}, encoder=nn.Linear(6, 4), decoder=nn.Linear(6, 4)
+    ),
+    "codec": lambda: Codec(
+        {"hop_length": 320, "semantic_model_config": SimpleNamespace(num_mel_bins=20)},
+        wave=nn.Conv1d(1, 4, 320, stride=320),
+        bins=nn.Linear(20, 4),
+    ),
+    "masked": lambda: Masked({"num_mel_bins": 20}, bins=nn.Conv1d(20, 4, 3)),
     "channels": lambda: Channels(
         {
             "vocab_size": 30,

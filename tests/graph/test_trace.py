@@ -634,10 +634,17 @@ def test_model_that_cannot_run_says_what_to_pass() -> None:
         trace(model, (torch.zeros(2, 5), torch.zeros(2, 5)))
 
 
+def _assigned(value: Tensor) -> Tensor:
+    values = torch.zeros(2, dtype=torch.int64)
+    values[1] = value
+    return values
+
+
 SIZES: dict[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
     "pad": (8, lambda x, two: F.pad(x, (two, two))),
     "split": (4, lambda x, two: torch.cat(x.split([two, two], -1), -1)),
     "repeat": (4, lambda x, two: x.repeat(two, 1)),
+    "assigned": (4, lambda x, two: x.repeat(_assigned(two)[1], 1)),
     "expand_as": (2, lambda x, two: x[(torch.arange(4) < two).expand_as(x)].view(2, 2)),
 }
 

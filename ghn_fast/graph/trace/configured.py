@@ -63,7 +63,13 @@ def _reading(maker: Maker, config: Any, others: dict[str, Any], length: int) -> 
 
 
 def _beside(maker: Maker, config: Any) -> Iterator[dict[str, Any]]:
-    """Images that are read beside texts, if their size is known; then several of them."""
+    """Texts of other kinds, such as proteins, that have an encoder; images that are read beside
+    texts, if their size is known; then several of them."""
+    for kind in re.findall(r"\b(\w+)_input_ids\b", " ".join(maker.names)):
+        part = getattr(config, f"{kind}_encoder_config", None)
+        if part is not None:
+            ids = maker.ids(_vocabulary(part))
+            yield {f"{kind}_input_ids": ids, f"{kind}_attention_mask": torch.ones_like(ids)}
     vision = _part(config, "vision_config")
     if (vision is config and "pixel_values" not in maker.names) or not _sides(vision):
         return
@@ -160,22 +166,22 @@ def _sounds(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Guess
         yield Guess(lambda n: ((), {"input_values": maker.zeros(n, bins)}), (length,), (1, 4096))
     yield Guess(lambda n: ((), {"input_values": maker.zeros(n)} | others), _AUDIO_LENGTHS)
     channels = getattr(config, "audio_channels", 1)
-    yield Guess(lambda n: ((), {"input_values": maker.zeros(channels, n)}), _AUDIO_LENGTHS)
+    step = getattr(config, "hop_length", None) or 1
+
+    def heard(n: int) -> Call:
+        inputs = {"input_values": maker.zeros(channels, n)}
+        if "input_features" in maker.required:
+            inputs["input_features"] = maker.zeros(n // step, _bins(maker, config))
+        return (), inputs
+
+    yield Guess(heard, _AUDIO_LENGTHS)
 
 
 def _spectra(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Guess]:
     """(B, bins, T), (B, T, bins) or, of one view or several, (B, views, T, bins); ``others`` are
     given with them."""
-    config = _part(config, "audio_config", "speech_config", "encoder_config")
-    names = (
-        "input_size",
-        "num_mel_bins",
-        "input_feat_per_channel",
-        "feature_projection_input_dim",
-        "input_dim",
-    )
-    first = next((m.in_channels for m in maker.modules if isinstance(m, nn.Conv1d)), 80)
-    bins = next((getattr(config, name) for name in names if getattr(config, name, None)), first)
+    bins = _bins(maker, config)
+    config = _part(config, *_LISTENERS)
     views = _FUSED_VIEWS if getattr(config, "enable_fusion", False) else 1
     if "is_longer" in maker.names:
         longer = torch.ones(maker.batch, 1, dtype=torch.bool, device=maker.device)
@@ -196,6 +202,20 @@ def _spectra(maker: Maker, config: Any, others: dict[str, Any]) -> Iterator[Gues
     yield Guess(lambda length: call(length, views, length, bins), lengths, (1, 4096))
 
 
+def _bins(maker: Maker, config: Any) -> int:
+    """Of a spectrum: as it is written down, else what the first convolution reads."""
+    config = _part(config, *_LISTENERS)
+    names = (
+        "input_size",
+        "num_mel_bins",
+        "input_feat_per_channel",
+        "feature_projection_input_dim",
+        "input_dim",
+    )
+    first = next((m.in_channels for m in maker.modules if isinstance(m, nn.Conv1d)), 80)
+    return next((getattr(config, name) for name in names if getattr(config, name, None)), first)
+
+
 def _series(maker: Maker, config: Any, length: int) -> Call:
     """Values (B, T) or (B, T, channels) of a time series, and what is known of each step."""
     channels = getattr(config, "num_input_channels", None)
@@ -213,8 +233,9 @@ def _series(maker: Maker, config: Any, length: int) -> Call:
     return (), inputs
 
 
+_LISTENERS = ("audio_config", "speech_config", "encoder_config", "semantic_model_config")
 _EXTENT = re.compile("image_sizes|pixel.*mask")
 """Arguments that say how large images are."""
-_HEARD_MASK = re.compile("(input_)?features?(_attention)?_mask")
+_HEARD_MASK = re.compile("((input_)?features?(_attention)?|padding)_mask")
 """Which steps of a spectrum are no padding."""
 HEARD = {"input_features": _spectra, "input_values": _sounds}

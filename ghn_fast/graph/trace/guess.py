@@ -144,7 +144,7 @@ class Maker:
         if name == "edge_index":
             nodes = torch.arange(self.batch, device=self.device)
             return torch.stack([nodes, nodes.roll(1)])
-        if re.search(r"ids|token|text", name) and first.is_floating_point():
+        if re.search(r"ids|token|(?<!con)text", name) and first.is_floating_point():
             length = getattr(self.model, "context_length", SEQUENCE_LENGTH)
             return self.ids(self.vocabulary, length)
         if re.search(r"encoder_hidden|context|cond", name) and width:
@@ -165,8 +165,11 @@ class Maker:
 GRID = "grid_thw"
 """How the names of arguments end that say how many patches (frames, height, width) images have."""
 
-_OPTIONAL = ("timestep", "class_labels", "encoder_hidden_states", "pooled_projections")
-"""Arguments of denoising networks, which have a default and cannot do without."""
+_OPTIONAL = (
+    *("timestep", "class_labels", "encoder_hidden_states", "pooled_projections"),
+    "decoder_input_values",
+)
+"""Arguments of denoising networks and of decoders, which have a default and cannot do without."""
 
 
 def arguments_of(method: Callable[..., Any]) -> tuple[list[str], list[str]]:

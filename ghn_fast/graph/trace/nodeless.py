@@ -278,9 +278,9 @@ def _selected(rec: Recorder, mask: Tensor) -> tuple[Tensor, ...]:
 
 
 def set_item(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
-    """Assignment to a part: the whole depends on both; there is nothing to compute."""
+    """Assignment to a part: the whole depends on both; of shapes there is nothing to compute."""
     parents = rec.records_in(args)
-    if not parents or rec.execute:
+    if not parents or rec.execute or rec.known(args):
         return rec.generic(func, args, kwargs)
     rec.mutate(args[0], rec.merge(parents))
     return None
