@@ -225,7 +225,9 @@ class _Job:
         return model
 
     def _fits_stem(self) -> bool:
-        return self.has_small_stem and _can_be_small(self.name)
+        from ghn_fast.cli.models import takes_any_size
+
+        return self.has_small_stem and ":" not in self.name and takes_any_size(self.name)
 
     def check(self) -> None:
         """Refuses what cannot be built, or cannot take pictures of that size, before all else."""
@@ -350,11 +352,6 @@ class _Job:
                 "model.eval()",
             ]
         )
-
-
-def _can_be_small(name: str) -> bool:
-    """Whether its stem is to be fitted: a library's that is not made for one size."""
-    return ":" not in name and not name.startswith(("vit_", "maxvit_"))
 
 
 def _replaced_layers(plain: nn.Module, model: nn.Module) -> list[str]:

@@ -111,10 +111,23 @@ def _timm_options(name: str, num_classes: int, image_size: int | None) -> dict[s
     if not timm.is_model(name):
         raise UsageError(_unknown("timm model", name, timm.list_models()))
     options: dict[str, Any] = {"model_name": name, "num_classes": num_classes}
-    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if image_size is not None and settings is not None and settings.fixed_input_size:
+    if image_size is not None and _has_fixed_size(name):
         options["img_size"] = image_size
     return options
+
+
+def _has_fixed_size(name: str) -> bool:
+    import timm
+
+    settings = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return settings is not None and settings.fixed_input_size
+
+
+def takes_any_size(name: str) -> bool:
+    """Whether a model of torchvision or timm is made for images of no size in particular."""
+    if name.startswith("timm/"):
+        return not _has_fixed_size(name[5:])
+    return not name.startswith(("vit_", "maxvit_"))
 
 
 def _imported_model(name: str) -> nn.Module:
