@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ghn_fast.nets.families.draw import Draw, Layer, all_norm, batch_norm
 from ghn_fast.nets.families.parts import LayerScale, Residual, conv, pooled_head
+from ghn_fast.nets.families.transformer import SelfAttention
 
 LAYER_SCALES = (None, None, 1e-5, 1e-6, 0.1)
 
@@ -34,7 +35,7 @@ def metaformer(draw: Draw, num_classes: int) -> nn.Module:
 
 
 def _branch(norm: Layer, mixer: nn.Module, channels: int, scale: float | None) -> nn.Module:
-    scaled = [] if scale is None else [LayerScale(channels, scale)]
+    scaled = [] if scale is None else [LayerScale(scale, channels, 1, 1)]
     return Residual(nn.Sequential(norm(channels), mixer, *scaled))
 
 
@@ -78,12 +79,11 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.mixer = SelfAttention(channels, heads)
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.flatten(2).transpose(1, 2)
-        mixed, _ = self.attention(pixels, pixels, pixels, need_weights=False)
-        return mixed.transpose(1, 2).reshape(x.shape)
+        return self.mixer(pixels).transpose(1, 2).reshape(x.shape)
 
 
 def _pooling(channels: int, kernel: int) -> nn.Module:

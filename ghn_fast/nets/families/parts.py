@@ -91,22 +91,11 @@ class Sum(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Scales the channels of a feature map by a constant at first (arXiv 2103.17239)."""
+    """Scales channels, each by a constant at first (arXiv 2103.17239)."""
 
-    def __init__(self, channels: int, value: float) -> None:
+    def __init__(self, value: float, *shape: int) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.full((channels, 1, 1), value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class TokenScale(nn.Module):
-    """The same of (N, T, C) tokens."""
-
-    def __init__(self, channels: int, value: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((channels,), value))
+        self.gamma = nn.Parameter(torch.full(shape, value))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma

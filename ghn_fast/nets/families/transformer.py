@@ -11,10 +11,10 @@ from torchvision.models import VisionTransformer
 
 from ghn_fast.nets.families.draw import Draw
 from ghn_fast.nets.families.parts import (
+    LayerScale,
     Positions,
     Residual,
     TokenMean,
-    TokenScale,
     Transpose,
     mlp,
 )
@@ -63,10 +63,10 @@ def transformer(draw: Draw, num_classes: int) -> nn.Module:
 def _scaled_layer(width: int, heads: int, hidden: int, scale: float) -> nn.Module:
     """Attention and a perceptron whose branches have a layer scale."""
     attention = nn.Sequential(
-        nn.LayerNorm(width), SelfAttention(width, heads), TokenScale(width, scale)
+        nn.LayerNorm(width), SelfAttention(width, heads), LayerScale(scale, width)
     )
     perceptron = nn.Sequential(
-        nn.LayerNorm(width), mlp(width, hidden, nn.GELU), TokenScale(width, scale)
+        nn.LayerNorm(width), mlp(width, hidden, nn.GELU), LayerScale(scale, width)
     )
     return nn.Sequential(Residual(attention), Residual(perceptron))
 
@@ -90,7 +90,7 @@ class ClassReader(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
-        self.scale1, self.scale2 = TokenScale(channels, scale), TokenScale(channels, scale)
+        self.scale1, self.scale2 = LayerScale(scale, channels), LayerScale(scale, channels)
         self.mlp = mlp(channels, hidden, nn.GELU)
 
     def forward(self, token: Tensor, x: Tensor) -> Tensor:
