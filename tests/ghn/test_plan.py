@@ -188,6 +188,14 @@ def test_a_table_that_is_looked_up_is_an_embedding(ghn: GHN) -> None:
     assert report.unpredicted == {"table": EMBEDDING}
 
 
+def test_an_output_layer_that_sees_a_map_is_no_class_weight(ghn: GHN) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 10, 6), nn.Flatten())
+    graph = Graph.from_model(model, torch.zeros(1, 3, 8, 8))
+    assert [graph.nodes[head].parameter for head in graph.heads] == ["1.bias"]
+    rules = make_plan(GraphBatch([graph]), ghn.config, [model]).rules(0)
+    assert (rules["1.weight"], rules["1.bias"]) == ("weight", "bias")
+
+
 class Complex(nn.Module):
     def __init__(self) -> None:
         super().__init__()
