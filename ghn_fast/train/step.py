@@ -40,7 +40,8 @@ class StepResult:
         skipped: why the GHN was not updated; None where it was.
         seconds: {"predict", "networks", "backward", "others", "exchange", "update"}: how long each
             part took in this process; "others" is waiting until all have run their networks,
-            "exchange" adding up the gradients.
+            "exchange" adding up the gradients, "wait", where networks come one by one, waiting for
+            them.
     """
 
     loss: float = float("nan")

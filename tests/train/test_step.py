@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,7 +18,13 @@ from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.graph import GraphBatch
 from ghn_fast.train import NetworkStream, Processes, TrainConfig, train_step
 from ghn_fast.train.networks import Drawn
-from ghn_fast.train.step import _add_decay, _limit_networks, _Outcome
+from ghn_fast.train.step import (
+    Arrival,
+    _add_decay,
+    _limit_networks,
+    _Outcome,
+    train_step_as_they_come,
+)
 
 CONFIG = TrainConfig(meta_batch=3, widths=(16,), max_work=20)
 
@@ -390,18 +398,53 @@ def test_positions_are_those_of_losses(networks: list[Drawn], batch: tuple[Tenso
     assert result.errors == {5: "the loss is nan"}
 
 
+def test_an_error_waits_for_the_other_networks(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def slow(images: Tensor) -> Tensor:
+        time.sleep(0.2)
+        done.append(True)
+        return images.new_zeros(len(images), 10)
+
+    models, graphs = parts(networks[:2])
+    monkeypatch.setattr(models[1], "forward", slow)
+    labels = [torch.full_like(batch[1], 10), batch[1]]
+    ghn = make_ghn()
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(IndexError):
+            train_step(ghn, models, graphs, [batch[0]] * 2, labels, sgd(ghn), workers=pool)
+        assert done == [True]
+
+
 def out_of_memory(*arguments: object, **options: object) -> None:
     raise torch.OutOfMemoryError("tried to allocate 7 GiB")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 7 GiB"),
+        MemoryError("7 GiB"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 7 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 7 GiB"),
+    ],
+)
 def test_a_network_that_runs_out_of_memory_is_left_out(
-    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    networks: list[Drawn],
+    batch: tuple[Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
+    def forward(images: Tensor) -> Tensor:
+        raise error
+
     ghn = make_ghn()
-    models, graphs = parts(networks)
-    monkeypatch.setattr(models[1], "forward", out_of_memory)
+    models, graphs = parts(networks[:2])
+    monkeypatch.setattr(models[1], "forward", forward)
     result = train_step(ghn, models, graphs, *batch, sgd(ghn))
-    assert result.errors == {1: "out of memory: tried to allocate 7 GiB"}
+    assert result.errors == {1: f"out of memory: {error}"}
     assert result.updated
 
 
@@ -420,6 +463,7 @@ def test_a_ghn_that_runs_out_of_memory_leaves_its_part_out(
     result = train_step(ghn, *parts(networks), *batch, sgd(ghn), accumulate=3)
     assert calls == [1, 1, 1]
     assert result.errors == {1: "the GHN ran out of memory: tried to allocate 7 GiB"}
+    assert result.images == 2 * len(batch[0])
     assert result.updated
 
 
@@ -443,3 +487,82 @@ def backward_of(ghn: GHN, backward: Any) -> Any:
         return backward(tensors, *arguments, **options)
 
     return run
+
+
+# Networks that come one by one. Their models are left with predicted tensors, so each test has its
+# own.
+
+
+def one_by_one(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> Iterator[Arrival]:
+    images, labels = batch
+    for network in networks:
+        yield Arrival(network.model, network.graph, images, labels, labels)
+
+
+@pytest.fixture
+def own_networks() -> list[Drawn]:
+    return NetworkStream(CONFIG, 10).draw(0)[0]
+
+
+def test_one_by_one_is_a_step_of_normalised_networks(
+    own_networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    spoiled = [own_networks[0], poison(own_networks[1]), own_networks[2]]
+    together, apart = make_ghn(), make_ghn()
+    expected = train_step(together, *parts(spoiled), *batch, sgd(together), normalise_networks=True)
+    sum(parameter.sum() for parameter in apart.parameters()).backward()  # of a step before
+    found = train_step_as_they_come(apart, one_by_one(spoiled, batch), sgd(apart))
+    assert found.errors == expected.errors == {1: "the loss is nan"}
+    assert found.losses == pytest.approx(expected.losses, nan_ok=True)
+    assert found.own_top1 == pytest.approx(expected.own_top1, nan_ok=True)
+    assert found.images == expected.images
+    assert found.updated
+    for own, other in zip(gradients(apart), gradients(together), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+
+
+def test_one_by_one_a_ghn_that_runs_out_of_memory_leaves_the_network_out(
+    own_networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghn = make_ghn()
+    predict = ghn.attach_leaves
+    calls: list[int] = []
+
+    def attach(models: list[nn.Module], graphs: GraphBatch) -> object:
+        calls.append(len(models))
+        return out_of_memory() if len(calls) == 2 else predict(models, graphs)
+
+    monkeypatch.setattr(ghn, "attach_leaves", attach)
+    result = train_step_as_they_come(ghn, one_by_one(own_networks, batch), sgd(ghn))
+    assert result.errors == {1: "the GHN ran out of memory: tried to allocate 7 GiB"}
+    assert result.images == 2 * len(batch[0])
+    assert result.updated
+
+
+def test_one_by_one_memory_that_runs_out_in_the_backward_pass_skips_the_step(
+    own_networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghn = make_ghn()
+    monkeypatch.setattr(torch.autograd, "backward", backward_of(ghn, torch.autograd.backward))
+    result = train_step_as_they_come(ghn, one_by_one(own_networks, batch), sgd(ghn))
+    assert result.skipped == "memory ran out in the GHN's backward pass"
+
+
+def test_the_time_of_each_part_is_told(
+    own_networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    ghn, known = make_ghn(), own_networks[:1]
+    always = {"predict", "networks", "backward", "others", "exchange", "update"}
+    start = time.perf_counter()
+    seconds = train_step(ghn, *parts(known), *batch, sgd(ghn)).seconds
+    assert sum(seconds.values()) <= time.perf_counter() - start
+    assert set(seconds) == always
+
+    def late() -> Iterator[Arrival]:
+        time.sleep(0.1)
+        yield from one_by_one(known, batch)
+        time.sleep(0.1)
+
+    seconds = train_step_as_they_come(ghn, late(), sgd(ghn)).seconds
+    assert set(seconds) == always | {"wait"}
+    assert seconds["wait"] >= 0.2
