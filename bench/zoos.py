@@ -230,7 +230,7 @@ def _agrees_with_itself(model: nn.Module) -> bool:
             return True
         candidates = [torch.zeros(1, getattr(model.config, "num_channels", 3), side, side)]
     elif main == "input_values":
-        bins = getattr(model.config, "num_mel_bins", 80)
+        bins = getattr(model.config, "num_mel_bins", None) or 80
         candidates = [torch.zeros(1, *shape) for shape in ((_SOUND,), (1, _SOUND), (1024, bins))]
     else:
         return True

@@ -365,10 +365,13 @@ def _replaced_layers(plain: nn.Module, model: nn.Module) -> list[str]:
 
 
 def _replaced_layer(name: str, layer: nn.Module) -> str:
-    if type(layer).__module__.startswith("torch.nn."):
+    from torch import nn
+
+    pools = (nn.MaxPool2d, nn.AvgPool2d)  # whose repr leaves settings out
+    if type(layer).__module__.startswith("torch.nn.") and not isinstance(layer, pools):
         return f"model.set_submodule({name!r}, torch.nn.{layer!r})"
-    # A library's own kind of convolution: it has lost its stride.
-    return f"model.get_submodule({name!r}).stride = {layer.stride!r}"
+    settings = {setting: vars(layer)[setting] for setting in ("stride", "kernel_size")}
+    return f"vars(model.get_submodule({name!r})).update({settings})"
 
 
 def _fit(

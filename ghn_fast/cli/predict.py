@@ -90,7 +90,7 @@ def predict(
     from ghn_fast.card import noise_for
     from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.inputs import make_inputs
-    from ghn_fast.cli.models import build_model, network_of
+    from ghn_fast.cli.models import build_model, network_of, takes_any_size
     from ghn_fast.evaluation import batches_in_order
     from ghn_fast.graph import Graph
     from ghn_fast.nets import adjust_net
@@ -107,7 +107,7 @@ def predict(
     start = time.perf_counter()
     build_model(model, classes, size)
     built = time.perf_counter() - start
-    if ":" not in model and small:
+    if small and ":" not in model and takes_any_size(model):
         target = adjust_net(target)
     inputs = make_inputs(target, input_shape, input_ids)
     random = None if card is None else _random_start(target, fill)

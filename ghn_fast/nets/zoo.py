@@ -94,6 +94,6 @@ def _timm_net(name: str, num_classes: int) -> nn.Module:
     arguments: Any = {argument: sizes[argument] for argument in fitting}
     model: nn.Module = timm.create_model(name, num_classes=num_classes, **arguments)
     with warnings.catch_warnings():
-        # Of a map that grows smaller with the images, as their tables of positions do.
+        # Some keep their strides: their tables of positions are made for the maps these give.
         warnings.filterwarnings("ignore", "the strides of")
         return adjust_net(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -249,10 +250,22 @@ class SamePadded(nn.Conv2d):
     """A library's own kind of convolution."""
 
 
-def test_what_is_written_gives_fitted_layers_back() -> None:
+class OwnPool(nn.MaxPool2d):
+    """A library's own kind of pool."""
+
+
+POOLS = [
+    lambda: nn.AvgPool2d(2),
+    lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    lambda: OwnPool(2),
+]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_what_is_written_gives_fitted_layers_back(pool: Callable[[], nn.Module]) -> None:
     def plain() -> nn.Module:
         later = (nn.Conv2d(4, 4, 3, 2, 1) for _ in range(3))
-        return nn.Sequential(SamePadded(3, 4, 3, 2, 1), nn.AvgPool2d(2), *later)
+        return nn.Sequential(SamePadded(3, 4, 3, 2, 1), pool(), *later)
 
     fitted, loaded = adjust_net(plain()), plain()
     lines = _replaced_layers(plain(), fitted)

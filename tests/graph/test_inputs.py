@@ -443,6 +443,22 @@ class Rows(Placeholders):
         return super().forward(input_ids, pixel_values, image_grid_thw)
 
 
+class Unusual(Placeholders):
+    """Whose method returns what features are given ``as_returned``."""
+
+    as_returned: Callable[[Tensor], Any]
+
+    def get_image_features(self, pixel_values: Tensor) -> Any:
+        return self.as_returned(self.image(pixel_values).flatten(2).transpose(1, 2))
+
+    def forward(self, input_ids: Any = None, pixel_values: Any = None) -> Tensor:
+        words = self.ids(input_ids)
+        if pixel_values is None:
+            return words
+        seen = self.image(pixel_values).flatten(2).transpose(1, 2)
+        return self.shown(words, input_ids == self.config.image_token_id, seen)
+
+
 class Proteins(Configured):
     """Of words and, beside them, texts of another kind, which have an encoder of their own."""
 
@@ -573,6 +589,34 @@ def test_texts_alone_where_images_need_more() -> None:
     parts = {"ids": nn.Embedding(30, 4), "image": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())}
     model = Boxed({"text_config": SimpleNamespace(vocab_size=30)}, **parts)
     assert trace(model).unused.keys() == {"image.0.weight", "image.0.bias"}
+
+
+def unusual(returned: Callable[[Tensor], Any]) -> Unusual:
+    parts = {"ids": nn.Embedding(30, 4), "image": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())}
+    model = Unusual({"vocab_size": 30, "image_token_id": 5}, **parts)
+    model.as_returned = returned
+    return model
+
+
+def test_features_by_name() -> None:
+    assert not trace(unusual(lambda features: {"features": features})).unused
+
+
+@pytest.mark.parametrize("returned", [lambda features: None, lambda features: "none"])
+def test_texts_alone_where_there_are_no_features(returned: Callable[[Tensor], Any]) -> None:
+    assert trace(unusual(returned)).unused.keys() == {"image.0.weight", "image.0.bias"}
+
+
+def test_texts_alone_where_features_are_of_nothing() -> None:
+    model = unusual(lambda features: features)
+    model.get_image_features = lambda: None  # type: ignore[method-assign]
+    assert trace(model).unused.keys() == {"image.0.weight", "image.0.bias"}
+
+
+def test_images_are_looked_at_without_the_decoder_s_words() -> None:
+    model = unusual(lambda features: features)
+    model.config.is_encoder_decoder = True
+    assert not trace(model).unused
 
 
 @pytest.mark.parametrize("kind", CONFIGURED)

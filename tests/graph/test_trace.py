@@ -659,12 +659,23 @@ def test_sizes_that_are_tensors_are_known_on_meta(kind: str) -> None:
     assert not trace(model, (torch.zeros(2, 4), torch.tensor(2))).unused
 
 
-def test_queries_that_all_of_a_batch_share() -> None:
+@pytest.mark.parametrize("shape", [(1, 2, 1, 8), (1, 1, 2, 8), (2, 8)])
+def test_queries_that_all_of_a_batch_share(shape: tuple[int, ...]) -> None:
     def run(model: Runs, x: Tensor) -> Tensor:
         x = model.a(x)[:, None].expand(-1, 2, -1, -1)
+        return model.b(F.scaled_dot_product_attention(model.query, x, x).reshape(3, -1, 8))
+
+    query = nn.Parameter(torch.zeros(shape))
+    model = Runs(run, a=nn.Linear(8, 8), b=nn.Linear(8, 4), query=query).to("meta")
+    assert not trace(model, torch.zeros(3, 5, 8)).unused
+
+
+def test_queries_of_a_batch_without_heads() -> None:
+    def run(model: Runs, x: Tensor) -> Tensor:
+        x = model.a(x)
         return model.b(F.scaled_dot_product_attention(model.query, x, x).view(3, 2, 8))
 
-    query = nn.Parameter(torch.zeros(1, 2, 1, 8))
+    query = nn.Parameter(torch.zeros(1, 2, 8))
     model = Runs(run, a=nn.Linear(8, 8), b=nn.Linear(8, 4), query=query).to("meta")
     assert not trace(model, torch.zeros(3, 5, 8)).unused
 

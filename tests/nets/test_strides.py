@@ -15,8 +15,14 @@ def halving(channels: int = 3, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, kernel, 2, kernel // 2)
 
 
+class First(nn.Module):
+    def forward(self, x: tuple[Tensor, Tensor]) -> Tensor:
+        return x[0]
+
+
 def last_map(model: nn.Module) -> tuple[int, ...]:
-    return tuple(model(torch.zeros(2, 3, 32, 32)).shape[2:])
+    dtype = next(model.parameters()).dtype
+    return tuple(model(torch.zeros(2, 3, 32, 32, dtype=dtype)).shape[2:])
 
 
 NETWORKS = {
@@ -39,6 +45,15 @@ NETWORKS = {
     "a pool over the whole map": (
         lambda: nn.Sequential(*(halving() for _ in range(5)), nn.AdaptiveAvgPool2d(1)),
         1,
+    ),
+    "without padding": (lambda: nn.Sequential(*(nn.Conv2d(3, 3, 3, 2) for _ in range(6))), 5),
+    "more than there are pixels": (lambda: nn.Sequential(*(pair() for _ in range(8))), 3),
+    "in half precision": (lambda: nn.Sequential(*(halving() for _ in range(5))).bfloat16(), 4),
+    "that gives places as well": (
+        lambda: nn.Sequential(
+            nn.MaxPool2d(2, return_indices=True), First(), *(halving() for _ in range(4))
+        ),
+        4,
     ),
 }
 
@@ -90,6 +105,9 @@ UNFIT = {
     "other ways to shrink": lambda: nn.Sequential(
         Concat(halving(), Slices()), nn.Conv2d(6, 3, 1), *(halving() for _ in range(4))
     ),
+    "an output that would be another": lambda: nn.Sequential(
+        *(halving() for _ in range(4)), nn.AvgPool2d(2), nn.Conv2d(3, 10, 1), nn.Flatten()
+    ),
     "other images": lambda: nn.Sequential(nn.Conv2d(1, 3, 3, 32)),
     "no images": lambda: nn.Sequential(nn.Embedding(10, 3)),
 }
@@ -101,6 +119,35 @@ def test_what_cannot_be_fitted_stays(name: str) -> None:
     before = str(model)
     assert not lower_strides(model, 32)
     assert str(model) == before
+
+
+def test_a_pool_over_the_whole_map_ends_no_map() -> None:
+    model = nn.Sequential(halving(), halving(), nn.AvgPool2d(8), nn.Conv2d(3, 10, 1), nn.Flatten())
+    before = str(model)
+    assert lower_strides(model, 32)
+    assert str(model) == before
+
+
+class Caching(nn.Module):
+    """Keeps a table for maps of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[int, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-1]
+        if size not in self.tables:
+            self.tables[size] = torch.ones(size, device=x.device)
+        return x * self.tables[size]
+
+
+def test_what_a_model_keeps_is_as_it_was() -> None:
+    model = nn.Sequential(nn.utils.spectral_norm(halving()), Caching())
+    weight = model[0].weight
+    assert lower_strides(model, 32)
+    assert model[0].weight is weight
+    assert not model[1].tables
 
 
 def test_modes_and_statistics_are_as_they_were() -> None:

@@ -23,7 +23,7 @@ _AUDIO_LENGTHS = (16000, 4000, 48000)
 _SPECTRUM_LENGTHS = (64, 128, 1024)
 _SEVERAL = (2, 3)
 """Images that are matched with each other; a whole one and its two halves (LLaVA-NeXT)."""
-_IDS = "input_ids"
+_IDS, _DECODED = "input_ids", "decoder_input_ids"
 _MARKS = "image_embeds_position_mask"
 """Which tokens stand for what is seen, ``latent_query_num`` of them (Kosmos-2)."""
 _FUSED_VIEWS = 4
@@ -84,13 +84,13 @@ def _vocabulary(config: Any) -> int:
 
 def _decoder(maker: Maker, config: Any, length: int) -> dict[str, Any]:
     """What an encoder's decoder reads: (B, T) tokens; one of sounds (B, T, channels)."""
-    if not getattr(config, "is_encoder_decoder", False):
+    if not getattr(config, "is_encoder_decoder", False) or _DECODED not in maker.names:
         return {}
     text = _part(config, "decoder", "decoder_config", "text_config")
     ids, channels = maker.ids(_vocabulary(text), length), getattr(text, "num_channels", None)
     if text is not config and channels:
         ids = ids[..., None].repeat(1, 1, channels)
-    return {"decoder_input_ids": ids}
+    return {_DECODED: ids}
 
 
 def _part(config: Any, *names: str) -> Any:
@@ -129,7 +129,7 @@ def pictures(maker: Maker, config: Any, name: str = "pixel_values") -> Iterator[
     ids = {key: maker.ids(maker.vocabulary, length) for key in maker.required if _IDS in key}
     if _IDS in maker.names and getattr(config, "text_config", None) is not None:
         ids[_IDS] = maker.ids(_vocabulary(config.text_config), length)
-    if marked:
+    if marked and _IDS in ids:
         ids[_MARKS] = torch.ones_like(ids["input_ids"], dtype=torch.bool)
     known = (_side(vision),) if _sides(vision) else ()
     sizes = tuple(dict.fromkeys((*known, *IMAGE_SIZES)))

@@ -166,9 +166,9 @@ GRID = "grid_thw"
 """How the names of arguments end that say how many patches (frames, height, width) images have."""
 
 _OPTIONAL = (
-    *("timestep", "class_labels", "encoder_hidden_states", "pooled_projections"),
+    "timestep", "class_labels", "encoder_hidden_states", "pooled_projections",
     "decoder_input_values",
-)
+)  # fmt: skip
 """Arguments of denoising networks and of decoders, which have a default and cannot do without."""
 
 

@@ -77,18 +77,20 @@ def _shown(maker: Maker, kind: str, token: int, run_method: RunMethod) -> list[S
     tower: nn.Module | None = next(parts, None) if part is not None else None
     modules = list(tower.modules()) if tower is not None else maker.modules
     looking = Maker(maker.model, maker.batch, maker.device, modules, thin=maker.thin, method=method)
-    search = Search(lambda call, real: run_method(method, call, real), lambda: True, for_real=0)
+    search = Search(
+        lambda call, real: _count(run_method(method, call, real)), lambda: True, for_real=0
+    )
     found = search.first(_looks(looking, config))
     if found is None:
         return []
-    (args, others), features = found
+    (args, others), count = found
     inputs = dict(zip(looking.names, args, strict=False)) | others
-    return [Shown(inputs, _count(features) // maker.batch, token, number)]
+    return [Shown(inputs, count // maker.batch, token, number)]
 
 
 def _looks(maker: Maker, config: Any) -> Iterator[Guess]:
     """What the method that gives features may be called with."""
-    first = maker.names[0]
+    first = next(iter(maker.names), "")
     if any(name.endswith(GRID) for name in maker.names):
         yield from maker.patches()
     elif first in HEARD:
@@ -104,7 +106,7 @@ def _count(features: Any) -> int:
             return _count(getattr(features, name))
     if isinstance(features, Tensor):
         return features.numel() // features.shape[-1]
-    return sum(map(_count, features))
+    return sum(map(_count, features.values() if isinstance(features, Mapping) else features))
 
 
 def _reading(maker: Maker, group: list[Shown], tokens: list[int], length: int) -> Call:

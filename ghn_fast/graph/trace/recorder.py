@@ -511,7 +511,8 @@ class Recorder(TorchFunctionMode):
 
     def _with_numbers(self, value: Any) -> Any:
         if isinstance(value, (tuple, list)):
-            return type(value)(map(self._with_numbers, value))
+            items = map(self._with_numbers, value)
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         if isinstance(value, dict):
             return {key: self._with_numbers(item) for key, item in value.items()}
         return value.item() if self._is_number(value) else value
@@ -525,9 +526,7 @@ class Recorder(TorchFunctionMode):
             return twin
         if isinstance(value, (tuple, list)):
             items = [self._faked(item, originals) for item in value]
-            if isinstance(value, tuple) and hasattr(value, "_fields"):
-                return type(value)(*items)
-            return type(value)(items)
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         if isinstance(value, dict):
             return {key: self._faked(item, originals) for key, item in value.items()}
         return torch.device("meta") if isinstance(value, torch.device) else value

@@ -193,4 +193,5 @@ def reduction(x: Tensor, dim: IntOrSeq | None, keepdim: bool) -> Shape:
 def attention(query: Tensor, value: Tensor) -> Shape:
     """Of ``torch.nn.functional.scaled_dot_product_attention``; of heads there may be fewer keys."""
     batch = broadcast(query.shape[:-3], value.shape[:-3])
-    return (*batch, *query.shape[-3:-1], value.shape[-1])
+    heads = max(query.shape[-3:-2], value.shape[-3:-2])
+    return (*batch, *heads, query.shape[-2], value.shape[-1])

@@ -14,7 +14,7 @@ LAYER_SCALES = (None, None, 1e-5, 1e-6, 0.1)
 
 
 def metaformer(draw: Draw, num_classes: int) -> nn.Module:
-    """Stages that halve the map, each of one mixer; attention in the last ones at most."""
+    """Stages that halve the map, each of one mixer."""
     norm, activation = draw.pick((batch_norm, all_norm)), draw.pick((nn.GELU, nn.GELU, nn.ReLU))
     mixers, kernel = draw.pick(_MIXERS), draw.pick((3, 5, 7, 7))
     depthwise, scale = draw.chance(1, 4), draw.pick(LAYER_SCALES)
@@ -24,7 +24,7 @@ def metaformer(draw: Draw, num_classes: int) -> nn.Module:
     for stage, mixer in enumerate(mixers):
         if stage:
             halve = draw.pick((2, 3))
-            layers.append(nn.Conv2d(channels, 2 * channels, halve, 2, halve // 2))
+            layers.append(nn.Conv2d(channels, 2 * channels, halve, 2, (halve - 1) // 2))
             channels *= 2
         for _ in range(draw.between(1, 3)):
             layers.append(_branch(norm, mixer(channels, kernel), channels, scale))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
+
+from ghn_fast.graph.trace.preserve import preserved
 
 SMALLEST_MAP = 3
 """Pixels of the last feature map: 4 of a ResNet for CIFAR-10, 3 of a ConvNeXt without padding."""
@@ -28,6 +29,17 @@ class _Shrinking(NamedTuple):
         return max(_pair(self.layer.stride)) > 1
 
 
+class _Run(NamedTuple):
+    """What is seen of a network that runs on images: its output's shape, None if it fails."""
+
+    shrinking: list[_Shrinking]
+    output: tuple[int, ...] | None
+
+    def leaves(self, size: int) -> bool:
+        """Whether no map is smaller than that."""
+        return self.output is not None and all(one.after >= size for one in self.shrinking)
+
+
 def lower_strides(model: nn.Module, image_size: int, smallest_map: int = SMALLEST_MAP) -> bool:
     """Lowers the downsampling of a network's first layers, in place.
 
@@ -36,87 +48,77 @@ def lower_strides(model: nn.Module, image_size: int, smallest_map: int = SMALLES
     The network runs for its shapes alone, on the meta device.
 
     Returns:
-        Whether images of that size now leave such a map. If they do not, because the network
-        cannot run on them or shrinks its maps in other ways, it is as it was.
+        Whether images of that size now leave such a map, as far as convolutions and pools tell. If
+        they do not, because the network cannot run on them, its output would be another or it
+        shrinks its maps in other ways, it is as it was.
 
     Examples:
         >>> model = nn.Sequential(*(nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(5)))
         >>> lower_strides(model, image_size=32), [layer.stride[0] for layer in model]
         (True, [1, 1, 2, 2, 2])
     """
-    shrinking = _shrinkings(model, image_size)
     changed: list[tuple[Any, dict[str, Any]]] = []
-    for together in _by_size(shrinking or ()):
-        if _last_map(shrinking, image_size) >= smallest_map:
+    first = last = _run(model, image_size)
+    while not last.leaves(smallest_map):
+        strided = [one for one in last.shrinking if one.by_stride]
+        if not strided:
             break
-        changed += [(one.layer, _without_stride(one.layer)) for one in together]
-        shrinking = _shrinkings(model, image_size)
-    if _last_map(shrinking, image_size) >= smallest_map:
+        size = max(one.before for one in strided)
+        changed += [
+            (one.layer, _without_stride(one.layer)) for one in strided if one.before == size
+        ]
+        last = _run(model, image_size)
+    if last.leaves(smallest_map) and _same_vector(first.output, last.output):
         return True
     for layer, before in reversed(changed):
         vars(layer).update(before)
     return False
 
 
-def _by_size(shrinking: Iterable[_Shrinking]) -> list[list[_Shrinking]]:
-    """Those with a stride, together where they take maps of one size, the largest first."""
-    sizes = sorted({one.before for one in shrinking if one.by_stride}, reverse=True)
-    return [[one for one in shrinking if one.before == size and one.by_stride] for size in sizes]
-
-
-def _last_map(shrinking: Iterable[_Shrinking] | None, image_size: int) -> int:
-    """Its pixels; none if the network does not run."""
-    return 0 if shrinking is None else min((one.after for one in shrinking), default=image_size)
+def _same_vector(before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> bool:
+    """Whether what is no map, such as logits, has the size that it had."""
+    return before is None or len(before) > 2 or before == after
 
 
 def _without_stride(layer: Any) -> dict[str, Any]:
     """Sets the stride to 1; the settings there were."""
-    names = ("stride", "kernel_size", "padding")
-    before = {name: vars(layer)[name] for name in names}
-    if isinstance(layer, nn.Conv2d):
-        layer.stride = (1, 1)
-        return before
-    layer.stride = 1
-    if layer.padding in (0, (0, 0)):  # what it pooled was for its stride alone
-        layer.kernel_size = 1
+    before = {name: vars(layer)[name] for name in ("stride", "kernel_size")}
+    layer.stride = (1, 1)
+    if not isinstance(layer, nn.Conv2d) and _pair(layer.padding) == (0, 0):
+        layer.kernel_size = (1, 1)  # what it pooled was for its stride alone
     return before
 
 
-def _shrinkings(model: nn.Module, image_size: int) -> list[_Shrinking] | None:
-    """The layers that shrink maps in the order in which they run; None if they do not run."""
+def _run(model: nn.Module, image_size: int) -> _Run:
     found: list[_Shrinking] = []
 
     def note(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        before, after = inputs[0].shape[-1], output.shape[-1]
-        if after < before:
+        before, after = inputs[0].shape[-1], _first(output).shape[-1]
+        # A pool over a whole map is no map's end.
+        whole = not isinstance(layer, nn.Conv2d) and min(_pair(layer.kernel_size)) >= before
+        if after < before and not whole:
             found.append(_Shrinking(layer, before, after))
 
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    images = torch.empty(1, 3, image_size, image_size, device="meta", dtype=dtype)
     layers = [module for module in model.modules() if isinstance(module, _LAYERS)]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
-        with _in_evaluation(model), torch.no_grad():
+        with preserved(model, list(model.modules())), torch.no_grad():
+            for layer in layers:
+                layer.register_forward_hook(note)
             tensors = {name: tensor.to("meta") for name, tensor in _tensors(model)}
-            images = torch.empty(1, 3, image_size, image_size, device="meta")
-            torch.func.functional_call(model, tensors, (images,))
+            output = torch.func.functional_call(model.eval(), tensors, (images,))
+        return _Run(found, tuple(_first(output).shape))
     except Exception:  # whatever a model says of images of another size
-        return None
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+        return _Run(found, None)
+
+
+def _first(output: Any) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, dict) else output))
+    return output
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
