@@ -22,6 +22,7 @@ from ghn_fast.train.step import (
     Arrival,
     _add_decay,
     _limit_networks,
+    _normalise_networks,
     _Outcome,
     train_step_as_they_come,
 )
@@ -272,6 +273,18 @@ def test_the_median_and_the_count_are_of_all_processes() -> None:
     assert _limit_networks(own, together, 1.5) == 1
     assert [outcome.gradients[0].norm().item() for outcome in own] == [3.0, 3.0, 9.0]
     assert _limit_networks(own[2:], together[5:], 1.5) == 0, "there is no median"
+    assert _limit_networks(own, together, 1.0) == 2
+
+
+def test_gradients_are_scaled_to_length_1() -> None:
+    none = torch.zeros(4)
+    outcomes = [
+        _Outcome(0.0, norm=0.5, gradients=[torch.full((4,), 0.25), None]),
+        _Outcome(0.0, norm=0.0, gradients=[none]),
+        _Outcome(0.0, norm=9.0, error="the loss is nan", gradients=[torch.ones(81)]),
+    ]
+    _normalise_networks(outcomes)
+    assert [outcome.gradients[0].norm().item() for outcome in outcomes] == [1.0, 0.0, 9.0]
 
 
 def test_a_parameter_that_is_zero_does_not_decay() -> None:
@@ -299,6 +312,39 @@ def test_normalised_networks_count_alike(
     train_step(ghn, models, graphs, *batch, sgd(ghn), grad_clip=0, normalise_networks=True)
     together = torch.cat([part.flatten() for part in gradients(ghn)])
     torch.testing.assert_close(together, whole, rtol=1e-3, atol=1e-6)
+
+
+def test_top1_is_the_share_of_right_answers(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = networks[0].model.forward
+    models, graphs = parts(networks[:1])
+    answer = 100 * F.one_hot(torch.tensor(3), 10)
+    monkeypatch.setattr(models[0], "forward", lambda images: forward(images) * 0 + answer)
+    labels = torch.tensor([3, 3, 3, 0, 1, 2, 4, 5])
+    ghn = make_ghn()
+    result = train_step(ghn, models, graphs, batch[0], labels, sgd(ghn))
+    assert result.top1 == result.own_top1[0] == 3 / 8
+
+
+def test_what_takes_no_part_in_a_step_stays(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    """Neither a gradient of before nor weight decay moves it; gradients are added up once."""
+
+    class Summed(Second):
+        sums = 0
+
+        def sum_gradients(self, model: nn.Module) -> None:
+            self.sums += 1
+
+    ghn, processes = make_ghn(), Summed(0, 2)
+    ghn.unused = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW(ghn.parameters(), lr=0.1, weight_decay=0.1)
+    ghn.unused.sum().backward()
+    train_step(ghn, *parts(networks[:1]), *batch, optimizer, processes=processes)
+    assert ghn.unused.tolist() == [1.0, 1.0]
+    assert processes.sums == 1
 
 
 def test_networks_get_their_own_images(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
@@ -473,8 +519,10 @@ def test_memory_that_runs_out_in_the_backward_pass_skips_the_step(
     ghn = make_ghn()
     before = [parameter.clone() for parameter in ghn.parameters()]
     monkeypatch.setattr(torch.autograd, "backward", backward_of(ghn, torch.autograd.backward))
+    sum(parameter.sum() for parameter in ghn.parameters()).backward()
     result = train_step(ghn, *parts(networks), *batch, sgd(ghn))
     assert result.skipped == "memory ran out in the GHN's backward pass"
+    assert all(parameter.grad is None for parameter in ghn.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, ghn.parameters(), strict=True))
 
 
@@ -487,6 +535,28 @@ def backward_of(ghn: GHN, backward: Any) -> Any:
         return backward(tensors, *arguments, **options)
 
     return run
+
+
+@pytest.mark.parametrize("part", ["network", "GHN", "backward pass"])
+def test_errors_of_other_kinds_are_raised(
+    networks: list[Drawn],
+    batch: tuple[Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    ghn = make_ghn()
+    models, graphs = parts(networks[:1])
+    if part == "network":
+        monkeypatch.setattr(models[0], "forward", fail)
+    elif part == "GHN":
+        monkeypatch.setattr(ghn, "attach_leaves", fail)
+    else:
+        monkeypatch.setattr("ghn_fast.ghn.place.leaves.tile_backward", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        train_step(ghn, models, graphs, *batch, sgd(ghn))
 
 
 # Networks that come one by one. Their models are left with predicted tensors, so each test has its
