@@ -38,7 +38,7 @@ def find_levels(distances, node_offsets, matrix_offsets, keys, BLOCK: tl.constex
     row = tl.load(rows, mask=inside, other=0)
     for node in range(0, n):
         rows += n
-        next_row = tl.load(rows, mask=inside & (node + 1 < n), other=0)
+        next_row = tl.load(rows, mask=nodes < tl.where(node + 1 < n, n, 0), other=0)
         own = tl.sum(tl.where(nodes == node, level, 0), axis=0)
         hears = (row != 0) & (nodes > node)
         level = tl.maximum(level, tl.where(hears, own + 1, 0))
