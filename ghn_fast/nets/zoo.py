@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from ghn_fast.nets.space.adjust import adjust_net
+from ghn_fast.nets.space.adjust import SMALL_SIZE, adjust_net
 
-IMAGE_SIZE = 32
 PATCH_SIZE = 4
 """Of transformers, whose own patches are for images of 224 pixels."""
 
@@ -78,7 +77,7 @@ def build_zoo_net(name: str, num_classes: int = 10) -> nn.Module:
     if name == "vit_b_16":
         return adjust_net(
             models.VisionTransformer(
-                IMAGE_SIZE, PATCH_SIZE, 12, 12, 768, 3072, num_classes=num_classes
+                SMALL_SIZE, PATCH_SIZE, 12, 12, 768, 3072, num_classes=num_classes
             )
         )
     # These two warn that their default is going to change.
@@ -89,7 +88,7 @@ def build_zoo_net(name: str, num_classes: int = 10) -> nn.Module:
 def _timm_net(name: str, num_classes: int) -> nn.Module:
     import timm
 
-    sizes = {"img_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+    sizes = {"img_size": SMALL_SIZE, "patch_size": PATCH_SIZE}
     fitting = next(fitting for fitting, names in TIMM.items() if name in names).split()
     arguments: Any = {argument: sizes[argument] for argument in fitting}
     model: nn.Module = timm.create_model(name, num_classes=num_classes, **arguments)

@@ -494,10 +494,8 @@ def test_a_network_that_runs_out_of_memory_is_left_out(
     assert result.updated
 
 
-def test_a_ghn_that_runs_out_of_memory_leaves_its_part_out(
-    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ghn = make_ghn()
+def fail_the_second_time(ghn: GHN, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets memory run out there; how many networks were to be predicted each time."""
     predict = ghn.attach_leaves
     calls: list[int] = []
 
@@ -506,6 +504,14 @@ def test_a_ghn_that_runs_out_of_memory_leaves_its_part_out(
         return out_of_memory() if len(calls) == 2 else predict(models, graphs)
 
     monkeypatch.setattr(ghn, "attach_leaves", attach)
+    return calls
+
+
+def test_a_ghn_that_runs_out_of_memory_leaves_its_part_out(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ghn = make_ghn()
+    calls = fail_the_second_time(ghn, monkeypatch)
     result = train_step(ghn, *parts(networks), *batch, sgd(ghn), accumulate=3)
     assert calls == [1, 1, 1]
     assert result.errors == {1: "the GHN ran out of memory: tried to allocate 7 GiB"}
@@ -595,15 +601,9 @@ def test_one_by_one_a_ghn_that_runs_out_of_memory_leaves_the_network_out(
     own_networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ghn = make_ghn()
-    predict = ghn.attach_leaves
-    calls: list[int] = []
-
-    def attach(models: list[nn.Module], graphs: GraphBatch) -> object:
-        calls.append(len(models))
-        return out_of_memory() if len(calls) == 2 else predict(models, graphs)
-
-    monkeypatch.setattr(ghn, "attach_leaves", attach)
+    calls = fail_the_second_time(ghn, monkeypatch)
     result = train_step_as_they_come(ghn, one_by_one(own_networks, batch), sgd(ghn))
+    assert calls == [1, 1, 1]
     assert result.errors == {1: "the GHN ran out of memory: tried to allocate 7 GiB"}
     assert result.images == 2 * len(batch[0])
     assert result.updated

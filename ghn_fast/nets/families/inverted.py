@@ -12,7 +12,8 @@ from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 
 from ghn_fast.nets.families.draw import Draw, batch_norm
-from ghn_fast.nets.families.parts import Residual, conv, keep_size, pooled_head
+from ghn_fast.nets.families.parts import Residual, conv, pooled_head
+from ghn_fast.nets.space.strides import remove_strides
 
 
 def mobilenet2(draw: Draw, num_classes: int) -> nn.Module:
@@ -27,7 +28,7 @@ def mobilenet2(draw: Draw, num_classes: int) -> nn.Module:
 
 def _fitted(draw: Draw, model: Any) -> nn.Module:
     """For small images: without the strides of up to four of the first layers."""
-    keep_size(model.features[: draw.below(5)])
+    remove_strides(model.features[: draw.below(5)])
     fitted: nn.Module = model
     return fitted
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -133,14 +133,6 @@ class Positions(nn.Module):
 def mlp(channels: int, hidden: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
     """Two linear layers over the last dimension."""
     return nn.Sequential(nn.Linear(channels, hidden), activation(), nn.Linear(hidden, channels))
-
-
-def keep_size(modules: Iterable[nn.Module]) -> None:
-    """Takes the strides of all convolutions away."""
-    for module in modules:
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.stride = (1, 1)
 
 
 def pooled_head(channels: int, num_classes: int) -> list[nn.Module]:

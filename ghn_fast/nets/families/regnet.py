@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models.regnet import BlockParams, RegNet
 
 from ghn_fast.nets.families.draw import Draw
-from ghn_fast.nets.families.parts import keep_size
+from ghn_fast.nets.space.strides import remove_strides
 
 
 def regnet(draw: Draw, num_classes: int) -> nn.Module:
@@ -22,5 +22,5 @@ def regnet(draw: Draw, num_classes: int) -> nn.Module:
     )
     activation = draw.pick((nn.ReLU, nn.ReLU, nn.SiLU))
     model = RegNet(params, num_classes, stem_width=draw.pick((16, 32)), activation=activation)
-    keep_size([model.stem, *model.trunk_output[: draw.below(2)]])
+    remove_strides([model.stem, *model.trunk_output[: draw.below(2)]])
     return model

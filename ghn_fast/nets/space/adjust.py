@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ghn_fast.nets.space.strides import lower_strides
+from ghn_fast.nets.space.strides import lower_strides, remove_strides
 
 SMALL_SIZE = 32
 
@@ -84,12 +84,12 @@ def _adjust_densenet(model: Any) -> None:
 
 
 def _adjust_mobilenet(model: Any) -> None:
-    _remove_strides(model.features[:5])
+    remove_strides(model.features[:5])
 
 
 def _adjust_efficientnet(model: Any) -> None:
     # Leaves two halvings, as in MobileNets, whose blocks these are.
-    _remove_strides(model.features[:4])
+    remove_strides(model.features[:4])
 
 
 def _adjust_vgg(model: Any) -> None:
@@ -132,7 +132,7 @@ def _adjust_inception(model: Any) -> None:
 
 
 def _adjust_regnet(model: Any) -> None:
-    _remove_strides([model.stem, model.trunk_output[0]])
+    remove_strides([model.stem, model.trunk_output[0]])
 
 
 def _adjust_patch_stem(model: Any) -> None:
@@ -152,13 +152,6 @@ def _refuse_maxvit(model: Any) -> None:
         "MaxViT fixes its input size when it is constructed: construct MaxVit with "
         "input_size=(32, 32) and a partition size that divides its feature maps"
     )
-
-
-def _remove_strides(modules: Iterable[nn.Module]) -> None:
-    for module in modules:
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d):
-                layer.stride = (1, 1)
 
 
 def _shrink_first_conv(conv: nn.Conv2d, kernel: int = 3) -> None:

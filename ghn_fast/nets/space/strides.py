@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +73,14 @@ def lower_strides(model: nn.Module, image_size: int, smallest_map: int = SMALLES
     for layer, before in reversed(changed):
         vars(layer).update(before)
     return False
+
+
+def remove_strides(modules: Iterable[nn.Module]) -> None:
+    """Takes the strides of all convolutions away."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.stride = (1, 1)
 
 
 def _same_vector(before: tuple[int, ...] | None, after: tuple[int, ...] | None) -> bool:
