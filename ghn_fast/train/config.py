@@ -18,6 +18,9 @@ SCHEDULES = ("cosine", "step", "constant")
 PRECISIONS = ("float32", "bfloat16")
 DEEPNETS, FAMILIES = "deepnets", "families"
 """Parts of a mixture; one family alone is ``"families/NAME"``."""
+ATTENTION, BNFREE = f"{DEEPNETS}/attention", f"{DEEPNETS}/bnfree"
+DEEPNETS_PARTS = (DEEPNETS, ATTENTION, BNFREE)
+"""The train split of DeepNets-1M: all of it, its networks with attention, and without norms."""
 
 
 _OWN = dict.fromkeys(OWN_SETTINGS, True)
@@ -132,10 +135,12 @@ class TrainConfig:
             least ``min_images``. So expensive networks need not be passed over. None for no limit.
         min_images: see ``network_work``.
         mixture: the parts that networks are drawn from and their weights: ``deepnets`` (the train
-            split of DeepNets-1M), ``families`` (all of :data:`ghn_fast.nets.families.FAMILIES` by
-            their shares, the split families/train), ``families/NAME`` (one of them). Families are
-            for 32 x 32 images, have widths of their own, and draw again what is beyond
-            ``max_work`` or ``max_parameters``.
+            split of DeepNets-1M), ``deepnets/attention`` (those of its networks that have
+            attention), ``deepnets/bnfree`` (its networks without their normalisation, as the
+            split bnfree has none), ``families`` (all of
+            :data:`ghn_fast.nets.families.FAMILIES` by their shares, the split families/train),
+            ``families/NAME`` (one of them). Families are for 32 x 32 images, have widths of their
+            own, and draw again what is beyond ``max_work`` or ``max_parameters``.
         first_come: of several processes each takes the next network of a step once it is free,
             instead of a share dealt beforehand. For processes on one GPU, where networks take
             times that nobody knows before. Needs ``own_images`` and ``normalise_networks``, and
@@ -348,7 +353,7 @@ class TrainConfig:
 def _check_mixture(mixture: Mapping[str, float]) -> None:
     from ghn_fast.nets.families import FAMILIES as ALL
 
-    known = (DEEPNETS, FAMILIES, *(f"{FAMILIES}/{name}" for name in ALL))
+    known = (*DEEPNETS_PARTS, FAMILIES, *(f"{FAMILIES}/{name}" for name in ALL))
     unknown = sorted(set(mixture) - set(known))
     if unknown:
         raise ConfigError(f"mixture has no part {', '.join(unknown)}; there are {', '.join(known)}")

@@ -18,7 +18,14 @@ from ghn_fast.nets.families import BeyondLimitsError, Member, sample_member
 from ghn_fast.nets.generate.graphs import graph_of
 from ghn_fast.nets.generate.philox import Stream
 from ghn_fast.nets.measure.work import network_work
-from ghn_fast.train.config import DEEPNETS, ConfigError, TrainConfig
+from ghn_fast.train.config import (
+    ATTENTION,
+    BNFREE,
+    DEEPNETS,
+    DEEPNETS_PARTS,
+    ConfigError,
+    TrainConfig,
+)
 
 SPLIT = "train"
 _FAMILIES_SPLIT = "families/train"
@@ -42,8 +49,8 @@ class Drawn(NamedTuple):
     """A network without values, its graph, and its work for an image (``network_work``).
 
     ``place`` is which of the step's networks it is, over all processes; ``family`` is one of
-    :data:`ghn_fast.nets.families.FAMILIES`, or ``"deepnets"``; ``number`` is that of the
-    :meth:`NetworkStream.candidate` that it is.
+    :data:`ghn_fast.nets.families.FAMILIES`, or the part of the mixture that is of DeepNets-1M;
+    ``number`` is that of the :meth:`NetworkStream.candidate` that it is.
     """
 
     model: nn.Module
@@ -100,7 +107,7 @@ class NetworkStream:
                 f"num_networks={config.num_networks} is fewer than the {self.networks_per_step} "
                 "different networks of a step"
             )
-        if set(config.mixture) != {DEEPNETS} and self.image_size != SMALL_IMAGE_SIZE:
+        if set(config.mixture) - set(DEEPNETS_PARTS) and self.image_size != SMALL_IMAGE_SIZE:
             raise ConfigError(
                 f"the families of the mixture {config.mixture} are for images of size "
                 f"{SMALL_IMAGE_SIZE}, not {self.image_size}"
@@ -175,7 +182,7 @@ class NetworkStream:
             if self._is_accepted(index):
                 return index
             attempt += 1
-            refusals += 1 if source(self.config, index) == DEEPNETS else _REFUSED_MEMBER
+            refusals += 1 if is_deepnet(self.config, index) else _REFUSED_MEMBER
         raise self._too_few(attempt, 1)
 
     def candidate(self, index: int) -> Drawn | None:
@@ -209,7 +216,7 @@ class NetworkStream:
         )
 
     def _is_accepted(self, index: int) -> bool:
-        if source(self.config, index) == DEEPNETS:
+        if is_deepnet(self.config, index):
             return self._args(index) is not None
         return self._member(index) is not None
 
@@ -221,7 +228,7 @@ class NetworkStream:
 
     def _count_nodes(self, indices: list[int]) -> list[int]:
         """The sizes of graphs; those of DeepNets-1M are not made, as widths do not matter."""
-        own = [index for index in indices if source(self.config, index) == DEEPNETS]
+        own = [index for index in indices if source(self.config, index) in (DEEPNETS, ATTENTION)]
         counts, *_ = core.deepnets_batch(
             *(SPLIT, self.config.seed, own, self.num_classes, self.is_imagenet_input),
             max_distance=1,
@@ -231,9 +238,7 @@ class NetworkStream:
         nodes = dict(zip(own, map(int, counts), strict=True))
         for index in indices:
             if index not in nodes:
-                member = self._member(index)
-                assert member is not None
-                nodes[index] = member.graph.num_nodes
+                nodes[index] = self._drawn(index).graph.num_nodes
         return [nodes[index] for index in indices]
 
     def _member(self, index: int) -> Member | None:
@@ -254,7 +259,7 @@ class NetworkStream:
     def _drawn(self, index: int) -> Drawn:
         if index in self._cache:
             return self._cache[index]
-        if source(self.config, index) == DEEPNETS:
+        if is_deepnet(self.config, index):
             drawn = self._deepnet(index)
         else:
             member = self._member(index)
@@ -271,7 +276,7 @@ class NetworkStream:
         model = build_ghost(net_args, self.num_classes, self.is_imagenet_input).eval()
         graph = graph_of(net_args, self.num_classes, self.is_imagenet_input, index)
         work = _work(net_args, self.num_classes, self.is_imagenet_input, self.image_size)
-        return Drawn(model, graph, work)
+        return Drawn(model, graph, work, family=source(self.config, index))
 
 
 def values_to_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -313,6 +318,11 @@ def source(config: TrainConfig, index: int) -> str:
     return names[-1]
 
 
+def is_deepnet(config: TrainConfig, index: int) -> bool:
+    """Whether candidate ``index`` is of DeepNets-1M."""
+    return source(config, index) in DEEPNETS_PARTS
+
+
 def training_member(config: TrainConfig, index: int, num_classes: int = 10) -> Member | None:
     """Candidate ``index`` of a mixture, which is of a family, within the limits, or None."""
     _, _, family = source(config, index).partition("/")
@@ -339,6 +349,11 @@ def training_args(
     """
     size = image_size or _usual_size(is_imagenet_input)
     net_args = sample_net_args(SPLIT, config.seed, index, is_imagenet_input)
+    part = source(config, index)
+    if part == ATTENTION and "msa" not in net_args["genotype"].operations:
+        return None
+    if part == BNFREE:
+        net_args["norm"] = None
     if config.max_cells is not None and net_args["n_cells"] > config.max_cells:
         return None
     for width in _widths(config, index, net_args["C"]):

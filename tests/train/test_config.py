@@ -111,7 +111,7 @@ def test_presets_can_be_built(name: str) -> None:
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
-        ({"deepnets": 1.0, "lenets": 1.0}, "mixture has no part lenets; there are deepnets, fam"),
+        ({"deepnets": 1.0, "lenets": 1.0}, "mixture has no part lenets; there are deepnets, deep"),
         ({"families/lenet": 1.0}, "mixture has no part families/lenet"),
         ({}, "mixture needs parts with positive weights"),
         ({"deepnets": 0.0}, "mixture needs parts with positive weights"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from ghn_fast._system.processes import Processes
 from ghn_fast.graph import Graph
@@ -166,6 +167,34 @@ def test_nodes_of_a_mixture_are_counted() -> None:
     batch, _ = stream.draw(0)
     counts = stream._count_nodes([network.graph.index or 0 for network in batch])
     assert counts == [network.graph.num_nodes for network in batch]
+
+
+PARTS = replace(
+    LIMITS,
+    max_work=400,
+    meta_batch=8,
+    mixture={"deepnets": 1.0, "deepnets/attention": 1.0, "deepnets/bnfree": 2.0},
+)
+
+
+def test_networks_with_attention_and_without_norms_are_parts_of_their_own() -> None:
+    stream = NetworkStream(PARTS, 10)
+    networks = [*stream.draw(0)[0], *stream.draw(8)[0]]
+    assert {network.family for network in networks} == set(PARTS.mixture)
+    for network in networks:
+        assert network.family == source(PARTS, network.number)
+        types = {node.type for node in network.graph.nodes}
+        if network.family == "deepnets/attention":
+            assert "ln" in types
+        if network.family == "deepnets/bnfree":
+            assert "bn" not in types
+            assert not any(isinstance(m, nn.BatchNorm2d) for m in network.model.modules())
+    counts = stream._count_nodes([network.number for network in networks])
+    assert counts == [network.graph.num_nodes for network in networks]
+
+
+def test_parts_of_deepnets_are_for_images_of_any_size() -> None:
+    NetworkStream(PARTS, 10, image_size=64)
 
 
 def test_families_are_for_small_images() -> None:
