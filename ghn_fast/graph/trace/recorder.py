@@ -8,7 +8,7 @@ so that masks, positions and indices have their values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import lru_cache
@@ -30,6 +30,8 @@ _CPU, _META = torch.device("cpu"), torch.device("meta")
 LARGE = 1 << 20
 """Elements; constants above are known by their shape only, so that they take no memory."""
 _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_PLAIN = frozenset((type(None), bool, int, float, str, torch.dtype))
+"""Types of most arguments, told from tensors by what they are, as asking for more costs time."""
 
 
 class Kind(IntEnum):
@@ -363,39 +365,18 @@ class Recorder(TorchFunctionMode):
                 self.tag(item, number)
         return value
 
-    def tensors_in(self, value: Any) -> Iterator[Tensor]:
-        """All tensors in nested arguments."""
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                yield from self.tensors_in(item)
-        elif isinstance(value, dict):
-            for item in value.values():
-                yield from self.tensors_in(item)
+    def tensors_in(self, value: Any) -> list[Tensor]:
+        """All tensors in nested arguments, in order."""
+        found: list[Tensor] = []
+        _collect((value,), found)
+        return found
 
     def records_in(self, *values: Any) -> list[int]:
         """The records of all tensors in nested arguments, in order, without those of None."""
-        found: list[int] = []
-        for value in values:
-            if isinstance(value, Tensor):
-                number = self.record_of(value)
-                if number is not None:
-                    found.append(number)
-            elif value is not None:
-                self._collect((value,), found)
-        return found
+        return self._records_of(self.tensors_in(values))
 
-    def _collect(self, values: Iterable[Any], found: list[int]) -> None:
-        for value in values:
-            if isinstance(value, Tensor):
-                number = self.record_of(value)
-                if number is not None:
-                    found.append(number)
-            elif isinstance(value, (tuple, list)):
-                self._collect(value, found)
-            elif isinstance(value, dict):
-                self._collect(value.values(), found)
+    def _records_of(self, tensors: Iterable[Tensor]) -> list[int]:
+        return [number for number in map(self.record_of, tensors) if number is not None]
 
     def product(self, parents: Iterable[int], node: Node) -> int:
         """The record of a gated value or of attention.
@@ -519,6 +500,8 @@ class Recorder(TorchFunctionMode):
 
     def _faked(self, value: Any, originals: dict[int, Tensor]) -> Any:
         """Arguments without values; notes what stands for which tensor."""
+        if type(value) in _PLAIN:
+            return value
         if isinstance(value, Tensor):
             twin = self.fake(value)
             if twin is not value:
@@ -563,12 +546,13 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """An operation without a rule: what it returns depends on everything it is given."""
-        parents = self.records_in(args, kwargs)
+        tensors = self.tensors_in((args, kwargs))
+        parents = self._records_of(tensors)
         mutated = _mutated(func, args, kwargs)
         if not parents:
-            return self._constant(func, args, kwargs, mutated)
-        known = self.known(args, kwargs)
-        result = self.perform(func, args, kwargs)
+            return self._constant(func, args, kwargs, mutated, tensors)
+        known = self._all_known(tensors)
+        result = self._performed(func, args, kwargs, known)
         number = self.merge(parents)
         if self.scaled and all(parent in self.scaled for parent in parents):
             self.scaled[number] = frozenset().union(*(self.scaled[parent] for parent in parents))
@@ -582,7 +566,12 @@ class Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Runs an operation on values where all are known, but not on the model's own tensors."""
-        if not self.known(args, kwargs):
+        return self._performed(func, args, kwargs, self.known(args, kwargs))
+
+    def _performed(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], known: bool
+    ) -> Any:
+        if not known:
             return self.run(func, args, kwargs)
         mutated = _mutated(func, args, kwargs)
         if mutated is not None and self._belongs_to_model(mutated):
@@ -594,16 +583,14 @@ class Recorder(TorchFunctionMode):
 
         Token ids and masks are inputs whose values steer the model; they stay known.
         """
-        return not self.execute and self._has_values(values)
+        return self._all_known(self.tensors_in(values))
 
-    def _has_values(self, values: Any) -> bool:
-        """Whether everything is a small tensor with values that are not a parameter's."""
-        for tensor in self.tensors_in(values):
-            if self.shape_only(tensor) or tensor.numel() > LARGE:
-                return False
-            if id(tensor) in self.parameters:
-                return False
-        return True
+    def _all_known(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether all are small and have values, which are not a parameter's."""
+        return not self.execute and not any(
+            self.shape_only(tensor) or tensor.numel() > LARGE or id(tensor) in self.parameters
+            for tensor in tensors
+        )
 
     def shape_only(self, tensor: Tensor) -> bool:
         """Whether a tensor's values are not known: it never had any, or they were replaced."""
@@ -615,11 +602,12 @@ class Recorder(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         mutated: Tensor | None,
+        tensors: list[Tensor],
     ) -> Any:
         """An operation on neither inputs nor parameters is done for real, but for counters."""
         if mutated is not None and self._belongs_to_model(mutated):
             return mutated
-        if not self.execute and any(map(self.shape_only, self.tensors_in((args, kwargs)))):
+        if not self.execute and any(map(self.shape_only, tensors)):
             for changed in (mutated, None if mutated is None else mutated._base):
                 if changed is not None:
                     self._replaced(changed, _CONSTANT)
@@ -661,6 +649,19 @@ class Recorder(TorchFunctionMode):
         self.tag(target, number)
         if not self.execute and not target.is_meta and not self._belongs_to_model(target):
             setattr(target, self._stale, True)
+
+
+def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
+    """Appends all tensors in nested arguments."""
+    for value in values:
+        if type(value) in _PLAIN:
+            continue
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            _collect(value, found)
+        elif isinstance(value, dict):
+            _collect(value.values(), found)
 
 
 def _is_tensor(kind: type) -> bool:
