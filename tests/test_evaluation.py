@@ -21,6 +21,7 @@ from ghn_fast.evaluation import (
     top1,
     train_network,
 )
+from ghn_fast.evaluation.run import predicted_network
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.nets import Network, count_parameters, sample_net_args
 from ghn_fast.nets.families import sample_member
@@ -132,6 +133,25 @@ def test_predicted_parameters_are_what_is_evaluated(ghn: GHN, images: Images) ->
     with torch.no_grad():
         ghn(network)
     assert result.top1 == [top1(network, images, 8)]
+
+
+@pytest.mark.parametrize("left", [0.0, 3e30])
+def test_what_memory_held_before_makes_no_difference(
+    ghn: GHN, monkeypatch: pytest.MonkeyPatch, left: float
+) -> None:
+    """Zeros look like layers that start silent, large biases like ones with a meaning."""
+    net_args = sample_net_args("val", 0, 0)
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    initialised = Network(num_classes=10, is_imagenet_input=False, **net_args)
+
+    def dirty(like: torch.Tensor, **options: Any) -> torch.Tensor:
+        return torch.full_like(like, left, **options)
+
+    monkeypatch.setattr(torch, "empty_like", dirty)
+    with torch.no_grad():
+        predicted = predicted_network(ghn, net_args, is_large=False).eval()
+        expected = ghn(initialised).eval()(pixels)
+        torch.testing.assert_close(predicted(pixels), expected)
 
 
 def test_the_random_baseline_is_pytorchs_initialisation(images: Images) -> None:

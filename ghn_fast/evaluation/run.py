@@ -41,6 +41,7 @@ from ghn_fast.nets.deepnets1m import SIZES
 from ghn_fast.nets.families import SPLITS as FAMILIES_SPLITS
 from ghn_fast.nets.families import sample_member
 from ghn_fast.nets.zoo import build_zoo_net, zoo_names
+from ghn_fast.prediction import predict
 
 ZOO = "zoo"
 FAMILIES_SIZE = 100
@@ -299,8 +300,8 @@ def predicted_network(ghn: GHN, net_args: dict[str, Any], is_large: bool) -> nn.
             model = build_net(net_args, num_classes, is_large)
         return _predict(ghn, model)
     ghost = build_ghost(net_args, num_classes, is_large)
-    graph = graph_of(net_args, num_classes, is_large)
-    return _predict(ghn, ghost.to_empty(device=_device(ghn)), graph)
+    with torch.device(_device(ghn)):
+        return predict(ghost, ghn, graph=graph_of(net_args, num_classes, is_large), fill=True)
 
 
 def random_network(net_args: dict[str, Any], images: ImageSource, seed: int) -> nn.Module:
