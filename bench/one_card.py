@@ -45,12 +45,16 @@ from ghn_fast.train import Processes, TrainConfig, Trainer, choose_device, proce
 SPLITS = ("train", "test")
 WEIGHTS = "ghn2-cifar10.safetensors"
 MIXTURE = {
-    "deepnets": 0.36,
-    "families": 0.48,
-    "families/shuffle": 0.04,
-    "families/convnext": 0.04,
+    "deepnets": 0.28,
+    "deepnets/attention": 0.09,
+    "deepnets/bnfree": 0.05,
+    "families": 0.36,
+    "families/residual": 0.06,
+    "families/plain": 0.04,
+    "families/convnext": 0.03,
     "families/transformer": 0.04,
-    "families/swin": 0.04,
+    "families/swin": 0.03,
+    "families/metaformer": 0.02,
 }
 BASE = TrainConfig(
     seed=31,
