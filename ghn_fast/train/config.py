@@ -135,8 +135,8 @@ class TrainConfig:
             least ``min_images``. So expensive networks need not be passed over. None for no limit.
         min_images: see ``network_work``.
         mixture: the parts that networks are drawn from and their weights: ``deepnets`` (the train
-            split of DeepNets-1M), ``deepnets/attention`` (those of its networks that have
-            attention), ``deepnets/bnfree`` (its networks without their normalisation, as the
+            split of DeepNets-1M), ``deepnets/attention`` (those of its networks whose cells
+            have attention), ``deepnets/bnfree`` (its networks without their normalisation, as the
             split bnfree has none), ``families`` (all of
             :data:`ghn_fast.nets.families.FAMILIES` by their shares, the split families/train),
             ``families/NAME`` (one of them). Families are for 32 x 32 images, have widths of their
