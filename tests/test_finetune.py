@@ -47,6 +47,36 @@ def test_it_learns() -> None:
     assert not model.training
 
 
+@pytest.mark.parametrize(
+    ("has_amx", "kernel", "groups", "dtype"),
+    [
+        (False, 3, 1, torch.float32),
+        (True, 3, 1, torch.bfloat16),
+        (True, 7, 1, torch.bfloat16),
+        (True, 3, 4, torch.bfloat16),
+        (True, 5, 4, torch.float32),
+    ],
+)
+def test_layers_are_in_bfloat16_where_that_is_faster(
+    has_amx: bool, kernel: int, groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a CPU's: with AMX, but depthwise convolutions larger than 3x3 are slow there."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    seen: list[torch.dtype] = []
+
+    def record(module: nn.Module, _: object, output: Tensor) -> None:
+        if module.training:
+            seen.append(output.dtype)
+
+    inner = nn.Conv2d(4, 4, kernel, padding=kernel // 2, groups=groups)
+    inner.register_forward_hook(record)
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), inner, pooled)
+    finetune_(model, TRAIN, VALIDATION, TEST, FinetuneConfig(1, 0.1, 20))
+    assert set(seen) == {dtype}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
 def test_images_are_cropped_without_black_borders() -> None:
     """An output layer that was fitted to whole images would make nothing of them."""
     grey = Images(torch.full((20, 3, 8, 8), 200, dtype=torch.uint8), TRAIN.labels[:20], 3)

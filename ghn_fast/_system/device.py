@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -27,3 +27,16 @@ def images_to_device(images: Tensor, device: torch.device) -> Tensor:
     """
     moved = to_device(images, device)
     return moved.contiguous() if device.type == "cuda" else moved
+
+
+def bfloat16_is_faster(model: nn.Module, device: torch.device) -> bool:
+    """Whether a network trains faster with its layers in bfloat16 than in float32.
+
+    On a GPU it does. On a CPU only with AMX, and not with depthwise convolutions larger than 3x3,
+    which oneDNN has no such instructions for and runs several times slower (docs/training.md).
+    """
+    if device.type != "cpu":
+        return device.type == "cuda"
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    large = any(m.groups == m.in_channels > 1 and max(m.kernel_size) > 3 for m in convolutions)
+    return torch.cpu._is_amx_tile_supported() and not large
