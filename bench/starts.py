@@ -365,12 +365,13 @@ def table(jobs: Sequence[Job]) -> str:
 
 def _conditions(jobs: Sequence[Job]) -> str:
     seeds = len({job.seed for job in jobs})
+    counted = f"{seeds} seed{'s' if seeds > 1 else ''}"
     rates = ", ".join(f"{rate:g}" for rate in sorted({job.rate for job in jobs}))
     devices = ", ".join(sorted({job.device for job in jobs}))
     versions = ", ".join(sorted({job.torch for job in jobs}))
     ghn = next((job.ghn for job in jobs if job.ghn), "none")
     return (
-        f"GHN {ghn} (digest of its weights); {seeds} seeds; learning rates {rates}; batches of "
+        f"GHN {ghn} (digest of its weights); {counted}; learning rates {rates}; batches of "
         f"{jobs[0].batch}; {devices}, PyTorch {versions}."
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -137,6 +138,11 @@ def tau(values: np.ndarray, truth: np.ndarray) -> float:
     from scipy.stats import kendalltau
 
     return round(float(kendalltau(values, truth).statistic), 3)
+
+
+def deviation_by_chance(count: int) -> float:
+    """The standard deviation of Kendall's tau of so many values in two independent orders."""
+    return math.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1)))
 
 
 def fitted(features: np.ndarray, values: np.ndarray, seed: int = 0) -> Any:

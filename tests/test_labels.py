@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
+import ghn_fast
 from ghn_fast._system.random import seeded
 from ghn_fast.data import Images
 from ghn_fast.evaluation import (
     EvaluationError,
     Labels,
     NetworkLabels,
+    load_labels,
     measure_labels,
     top1,
     train_network,
 )
 from ghn_fast.evaluation.labels import inference_time, narrowed, with_noise
+from ghn_fast.evaluation.results import ghn_digest
 from ghn_fast.evaluation.run import predicted_network
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.graph import Graph
@@ -63,6 +66,16 @@ def test_of_the_splits_in_turn(ghn: GHN, images: Images, tmp_path: Path) -> None
     assert measured == [("val", 0), ("test", 0), ("val", 1), ("test", 1)]
     assert [network.key for network in found.networks] == sorted(measured)
     assert Labels.load(tmp_path / "labels.jsonl") == found
+
+
+def test_those_that_are_shipped() -> None:
+    """They are of both splits, and of the GHN that is shipped with them."""
+    shipped = load_labels()
+    assert shipped.ghn_digest == ghn_digest(ghn_fast.from_pretrained("ghn2-cifar10"))
+    assert {network.split for network in shipped.networks} == {"val", "test"}
+    for network in shipped.networks[::20]:
+        net_args = sample_net_args(network.split, 0, network.index)
+        assert network.parameters == count_parameters(net_args, 10, False)
 
 
 def test_what_costs_nothing(labels: Labels) -> None:

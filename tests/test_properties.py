@@ -18,7 +18,7 @@ from ghn_fast.evaluation import EvaluationError, Labels, NetworkLabels, load_lab
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.nets import count_multiply_adds, count_parameters, sample_net_args
 from ghn_fast.nets.stats import longest_path
-from ghn_fast.properties import correlations, search, statistics, steps_to
+from ghn_fast.properties import correlations, deviation_by_chance, search, statistics, steps_to
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,13 @@ def test_without_scikit_learn(ghn: GHN, labels: Labels, monkeypatch: pytest.Monk
         correlations(labels, ghn)
 
 
+def test_chance() -> None:
+    """Of 24 orders of 4, of which there are 1, 3, 5, 6, 5, 3 and 1 with 0 to 6 inversions."""
+    taus = [1 - inversions / 3 for inversions in range(7)]
+    squares = sum(n * t * t for n, t in zip((1, 3, 5, 6, 5, 3, 1), taus, strict=True))
+    assert deviation_by_chance(4) == pytest.approx((squares / 24) ** 0.5)
+
+
 def test_files_of_one_table(labels: Labels, tmp_path: Path) -> None:
     files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     labels.with_networks(labels.networks[:50]).save(files[0])
@@ -140,6 +147,7 @@ def test_commands(labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert result.exit_code == 0, result.exception
     table = result.output
     assert "40 networks of test; regressions on 40 of val, embeddings by ghn2-cifar10" in table
+    assert "a tau of 0 ± 0.11" in " ".join(table.split())
     for name in ("accuracy with noise", "inference time", "steps to learn", "multiply-adds"):
         assert name in table
     result = run("nets", "search", tmp_path / "labels.jsonl", "--num-nets", 3)

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from ghn_fast.properties import Correlations
 
 LabelFiles = Annotated[
-    list[Path], typer.Argument(help="Files that ghn-fast nets measure wrote, of equal settings.")
+    list[Path] | None,
+    typer.Argument(
+        help="Files that ghn-fast nets measure wrote, of equal settings; by default the labels "
+        "that ghn_fast has with it."
+    ),
 ]
 
 
@@ -92,7 +96,7 @@ def _print_network(network: NetworkLabels) -> None:
     )
 
 
-def properties(labels: LabelFiles, ghn: options.Ghn = "ghn2-cifar10") -> None:
+def properties(labels: LabelFiles = None, ghn: options.Ghn = "ghn2-cifar10") -> None:
     """Predict properties of networks from their embeddings: Kendall's tau on networks of test.
 
     Fitted on networks of val, beside figures that cost little. Needs scikit-learn.
@@ -101,7 +105,7 @@ def properties(labels: LabelFiles, ghn: options.Ghn = "ghn2-cifar10") -> None:
     from ghn_fast.evaluation import load_labels
     from ghn_fast.properties import correlations
 
-    measured = load_labels(labels)
+    measured = load_labels(labels or ())
     _print_correlations(measured, ghn, correlations(measured, from_pretrained(ghn)))
 
 
@@ -110,11 +114,14 @@ def _print_correlations(labels: Labels, ghn: str, found: list[Correlations]) -> 
     from rich.console import Console
     from rich.table import Table
 
+    from ghn_fast.properties import deviation_by_chance
+
     counts = [sum(n.split == split for n in labels.networks) for split in ("val", "test")]
     table = Table(
         title=f"Kendall's tau with what was measured of {counts[1]} networks of test; regressions "
         f"on {counts[0]} of val, embeddings by {ghn}; accuracy after {labels.steps} steps of SGD "
-        f"at {labels.width:g} of the width, time on {labels.device}",
+        f"at {labels.width:g} of the width, time on {labels.device}; orders that have nothing to "
+        f"do with each other have a tau of 0 ± {deviation_by_chance(counts[1]):.2f}",
         title_justify="left",
     )
     table.add_column("property")
@@ -127,7 +134,7 @@ def _print_correlations(labels: Labels, ghn: str, found: list[Correlations]) -> 
 
 
 def search(
-    labels: LabelFiles,
+    labels: LabelFiles = None,
     ghn: options.Ghn = "ghn2-cifar10",
     by: Annotated[
         str, typer.Option(help="accuracy, accuracy with noise, inference time or steps to learn.")
@@ -157,7 +164,7 @@ def search(
 
     if by not in LARGER_IS_BETTER:
         raise UsageError(f"--by takes {', '.join(LARGER_IS_BETTER)}, not {by!r}")
-    measured = load_labels(labels)
+    measured = load_labels(labels or ())
     nets = DeepNets1M("search", num_nets=num_nets)
     found = find(measured, from_pretrained(ghn), by, nets)
     rate = found.networks / found.seconds

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ NOISE = 0.08
 """Standard deviation of the noise on pixels from 0 to 1, as in the public code for CIFAR-10."""
 WINDOWS = 10
 """Parts of a training for each of which there is an accuracy."""
+_SHIPPED = "ghn2-cifar10-labels.jsonl"
 TIMED_RUNS, TIMED_SECONDS = 10, 1.0
 """Of inference: so many runs, or fewer, but two at least, where they take longer than that."""
 
@@ -95,12 +97,22 @@ class Labels(Results[NetworkLabels]):
         return f"Labels({len(self.networks)} networks, {self.steps} steps at {self.width:g} width)"
 
 
-def load_labels(paths: Sequence[str | Path]) -> Labels:
+def load_labels(paths: Sequence[str | Path] = ()) -> Labels:
     """Labels of several files, such as those that the processes of a killed run left.
+
+    Without any, those that ghn_fast has with it, of ``ghn2-cifar10``.
 
     Raises:
         EvaluationError: a file is none, or they are of different settings.
+
+    Examples:
+        >>> labels = ghn_fast.evaluation.load_labels()
+        >>> sorted({network.split for network in labels.networks})
+        ['test', 'val']
     """
+    if not paths:
+        with resources.as_file(resources.files("ghn_fast") / "weights" / _SHIPPED) as shipped:
+            return Labels.load(shipped)
     first, *others = (Labels.load(path) for path in paths)
     networks = {network.key: network for network in first.networks}
     for path, other in zip(paths[1:], others, strict=True):
