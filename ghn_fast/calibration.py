@@ -101,7 +101,7 @@ class _Reached(Exception):
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance (C,) of values (B, C, ...), in two passes over rows of channels.
 
-    torch.var_mean over these axes takes longer on a CPU than the convolution before it.
+    torch.var_mean over these axes takes about as long on a CPU as the convolution before it.
     """
     rows = values.movedim(1, -1).flatten(0, -2)
     mean = rows.mean(dim=0)

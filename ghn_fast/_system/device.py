@@ -1,4 +1,4 @@
-"""Moving tensors to a GPU."""
+"""What a device is fed: where tensors are moved to, in which layout and precision networks run."""
 
 from __future__ import annotations
 

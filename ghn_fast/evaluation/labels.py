@@ -25,6 +25,7 @@ from ghn_fast.evaluation.errors import EvaluationError
 from ghn_fast.evaluation.results import Results, ResultsLog, ghn_digest, images_digest
 from ghn_fast.evaluation.run import check_classes, evaluating, predicted_network, random_network
 from ghn_fast.ghn import GHN
+from ghn_fast.ghn.hub import weights_folder
 from ghn_fast.nets import graph_of, sample_net_args
 from ghn_fast.nets.stats import longest_path, parameters_and_multiply_adds
 
@@ -111,7 +112,7 @@ def load_labels(paths: Sequence[str | Path] = ()) -> Labels:
         ['test', 'val']
     """
     if not paths:
-        with resources.as_file(resources.files("ghn_fast") / "weights" / _SHIPPED) as shipped:
+        with resources.as_file(weights_folder() / _SHIPPED) as shipped:
             return Labels.load(shipped)
     first, *others = (Labels.load(path) for path in paths)
     networks = {network.key: network for network in first.networks}

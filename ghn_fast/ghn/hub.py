@@ -76,7 +76,7 @@ def from_pretrained(
         10
     """
     name = str(name_or_path)
-    weights = _weights_folder() / f"{name}.safetensors"
+    weights = weights_folder() / f"{name}.safetensors"
     if name in shipped():
         with resources.as_file(weights) as path:
             return load_ghn(path, device, check_finite)
@@ -98,7 +98,7 @@ def from_pretrained(
 
 def shipped() -> list[str]:
     """The names of the GHNs that come with the package."""
-    folder = _weights_folder()
+    folder = weights_folder()
     if not folder.is_dir():
         return []
     suffix = ".safetensors"
@@ -169,7 +169,8 @@ def push_ghn_to_hub(ghn: GHN, repo_id: str, **options: Any) -> str:
     return url
 
 
-def _weights_folder() -> Any:
+def weights_folder() -> Any:
+    """What comes with the package: GHNs, their model cards, labels that were made with them."""
     return resources.files("ghn_fast") / "weights"
 
 

@@ -27,7 +27,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in place of the weights that are shipped with the package."""
     folder = tmp_path / "weights"
     folder.mkdir()
-    monkeypatch.setattr(hub, "_weights_folder", lambda: folder)
+    monkeypatch.setattr(hub, "weights_folder", lambda: folder)
     return folder
 
 
