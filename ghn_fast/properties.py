@@ -187,8 +187,10 @@ def free_values(networks: Sequence[NetworkLabels]) -> dict[str, np.ndarray]:
         "parameters": [n.parameters for n in networks],
         "multiply-adds": [n.multiply_adds for n in networks],
         "depth": [n.depth for n in networks],
-        "predicted": [n.predicted for n in networks],
-        "first fifth": [float(np.mean(n.curve[: max(len(n.curve) // 5, 1)])) for n in networks],
+        "accuracy with predicted parameters": [n.predicted for n in networks],
+        "first fifth of the training": [
+            float(np.mean(n.curve[: max(len(n.curve) // 5, 1)])) for n in networks
+        ],
     }
     return {name: np.array(column) for name, column in columns.items()}
 

@@ -124,12 +124,17 @@ def _print_correlations(labels: Labels, ghn: str, found: list[Correlations]) -> 
         f"do with each other have a tau of 0 ± {deviation_by_chance(counts[1]):.2f}",
         title_justify="left",
     )
-    table.add_column("property")
-    for column in ("embeddings", "statistics of the graph", *found[0].free):
-        table.add_column(column, justify="right")
-    for row in found:
-        runs = [f"{np.mean(r):.2f} ± {np.std(r):.2f}" for r in (row.embeddings, row.statistics)]
-        table.add_row(row.name, *runs, *(f"{tau:.2f}" for tau in row.free.values()))
+    table.add_column("predicted from")
+    for of in found:
+        table.add_column(of.name, justify="right")
+    runs = {
+        "embeddings": [of.embeddings for of in found],
+        "statistics of the graph": [of.statistics for of in found],
+    }
+    for name, taus in runs.items():
+        table.add_row(name, *(f"{np.mean(t):.2f} ± {np.std(t):.2f}" for t in taus))
+    for name in found[0].free:
+        table.add_row(name, *(f"{of.free[name]:.2f}" for of in found))
     Console().print(table)
 
 
