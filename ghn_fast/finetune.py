@@ -91,7 +91,7 @@ def finetune_(
     Random crops, padded with the outermost pixels, and mirrored images, gradients clipped to a
     norm of 5. After each epoch batch norm gets the statistics of training images
     (:func:`ghn_fast.calibrate_`); epoch 0 is the model with those that it has. Layers are trained
-    in bfloat16 where that is faster: on a GPU, and for most networks on a CPU with AMX.
+    in bfloat16 where that is faster: on a GPU, and for most networks on a CPU with AVX512-BF16.
 
     A fitted output layer may have large weights, as where an untrained transformer's features tell
     pictures apart by little, and the first steps of a usual rate would undo it. Where a loss of the

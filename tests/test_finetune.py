@@ -48,7 +48,7 @@ def test_it_learns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("has_amx", "kernel", "groups", "dtype"),
+    ("has_bfloat16", "kernel", "groups", "dtype"),
     [
         (False, 3, 1, torch.float32),
         (True, 3, 1, torch.bfloat16),
@@ -58,10 +58,14 @@ def test_it_learns() -> None:
     ],
 )
 def test_layers_are_in_bfloat16_where_that_is_faster(
-    has_amx: bool, kernel: int, groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    has_bfloat16: bool,
+    kernel: int,
+    groups: int,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a CPU's: with AMX, but depthwise convolutions larger than 3x3 are slow there."""
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    """Of a CPU's: with AVX512-BF16, but depthwise convolutions larger than 3x3 are slow there."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
     seen: list[torch.dtype] = []
 
     def record(module: nn.Module, _: object, output: Tensor) -> None:

@@ -32,11 +32,12 @@ def images_to_device(images: Tensor, device: torch.device) -> Tensor:
 def bfloat16_is_faster(model: nn.Module, device: torch.device) -> bool:
     """Whether a network trains faster with its layers in bfloat16 than in float32.
 
-    On a GPU it does. On a CPU only with AMX, and not with depthwise convolutions larger than 3x3,
-    which oneDNN has no such instructions for and runs several times slower (docs/training.md).
+    On a GPU it does. On a CPU only with products of bfloat16 (AVX512-BF16, which those with AMX
+    have too), and not with depthwise convolutions larger than 3x3, which oneDNN runs up to several
+    times slower then (docs/training.md).
     """
     if device.type != "cpu":
         return device.type == "cuda"
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     large = any(m.groups == m.in_channels > 1 and max(m.kernel_size) > 3 for m in convolutions)
-    return torch.cpu._is_amx_tile_supported() and not large
+    return torch.cpu._is_avx512_bf16_supported() and not large
