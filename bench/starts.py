@@ -40,6 +40,7 @@ import torch
 from torch import nn
 
 import ghn_fast
+from ghn_fast._system.device import memory_format
 from ghn_fast._system.files import append_line, write_text
 from ghn_fast._system.processes import choose_device
 from ghn_fast.cli.fit import REFINE_FROM, REFINE_NOISE
@@ -183,13 +184,6 @@ def prepare(job: Job, task: Task, ghn: ghn_fast.GHN, device: torch.device) -> nn
     calibrate(model, task.train)
     ghn_fast.fit_head_(model, batches_in_order(task.train, BATCH))
     return model
-
-
-def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
-    """On a GPU cuDNN prepares each shape of a depthwise convolution that is channels last."""
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in model.modules())
-    is_slow = device.type == "cuda" and depthwise
-    return torch.contiguous_format if is_slow else torch.channels_last
 
 
 def run(job: Job, task: Task, ghn: ghn_fast.GHN, device: torch.device) -> Job:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghn_fast._system.batches import device_of, logits_of, run
 from ghn_fast._system.device import bfloat16_is_faster, to_device
@@ -23,7 +24,7 @@ from ghn_fast.evaluation import calibrate, top1
 MOMENTUM, WEIGHT_DECAY, GRAD_CLIP = 0.9, 5e-4, 5.0
 WORSE, LOWER, MOST_LOWERED = 2.0, 1 / 3, 8
 """The loss of the first epoch that is too large, by what the rate is lowered then, how often."""
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ class History:
         return max(measured, key=self.validation.__getitem__)
 
 
+class DivergedError(FloatingPointError):
+    """A training whose numbers are no longer finite; ``history`` is what came before."""
+
+    def __init__(self, message: str, history: History) -> None:
+        super().__init__(message)
+        self.history = history
+
+
 def finetune_(
     model: nn.Module,
     train: ImageSource,
@@ -90,8 +99,9 @@ def finetune_(
 
     Random crops, padded with the outermost pixels, and mirrored images, gradients clipped to a
     norm of 5. After each epoch batch norm gets the statistics of training images
-    (:func:`ghn_fast.calibrate_`); epoch 0 is the model with those that it has. Layers are trained
-    in bfloat16 where that is faster: on a GPU, and for most networks on a CPU with AVX512-BF16.
+    (:func:`ghn_fast.calibrate_`); epoch 0 is the model with those that it has, or with such if it
+    was built without any. Layers are trained in bfloat16 where that is faster: on a GPU, and for
+    most networks on a CPU with AVX512-BF16.
 
     A fitted output layer may have large weights, as where an untrained transformer's features tell
     pictures apart by little, and the first steps of a usual rate would undo it. Where a loss of the
@@ -109,7 +119,8 @@ def finetune_(
 
     Raises:
         ValueError: the state file is of another configuration or model.
-        FloatingPointError: the loss is no longer finite; the model has its best parameters.
+        DivergedError: losses or activations are no longer finite; the model has its best
+            parameters.
     """
     config = config or FinetuneConfig()
     tuning = _Tuning(model, train, config, None if state_file is None else Path(state_file))
@@ -141,6 +152,8 @@ class _Tuning:
         self.optimizer = self._make_optimizer()
         self.history = History()
         self.best: dict[str, Tensor] = {}
+        if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in model.modules()):
+            calibrate(model, train)
         if path is not None and path.exists():
             self._load(path)
 
@@ -155,12 +168,16 @@ class _Tuning:
         self.history.lr = self.lr
         mean = float(losses.mean())
         if not math.isfinite(mean):
-            self.take_best()
-            raise FloatingPointError(
-                f"the loss of epoch {epoch} is not finite; a smaller learning rate than "
-                f"{self.lr:.2g} may help"
-            )
+            raise self._diverged(epoch)
         return mean
+
+    def _diverged(self, epoch: int) -> DivergedError:
+        self.take_best()
+        return DivergedError(
+            f"epoch {epoch} ends in numbers that are not finite; a smaller learning rate than "
+            f"{self.lr:.2g} may help",
+            self.history,
+        )
 
     def _pass(
         self, epoch: int, on_step: Callable[[int, int], object] | None, is_watched: bool
@@ -200,7 +217,10 @@ class _Tuning:
         """With the statistics of training images, at the start with those that the model has."""
         measures = self.config.measures(epoch)
         if measures and epoch > 0:
-            calibrate(self.model, self.stream.data)
+            try:
+                calibrate(self.model, self.stream.data)
+            except ValueError as error:  # of a last step, which no loss has told of
+                raise self._diverged(epoch) from error
         for accuracies, data in ((self.history.validation, validation), (self.history.test, test)):
             accuracy = top1(self.model, data, batch_statistics=False) if measures else math.nan
             accuracies.append(accuracy)
@@ -218,7 +238,7 @@ class _Tuning:
             "model": state,
             "best": self.best,
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": _random_states(device_of(self.model)),
         }
         replace(self.path, lambda aside: torch.save(content, aside))
 
@@ -238,7 +258,7 @@ class _Tuning:
             )
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        torch.set_rng_state(content["random"])
+        _set_random_states(content["random"], device_of(self.model))
         self.history = History(**content["history"])
         if not math.isnan(self.history.lr):
             self.lr = self.history.lr
@@ -247,3 +267,15 @@ class _Tuning:
     def take_best(self) -> None:
         self.model.load_state_dict(copy.deepcopy(self.best))
         self.model.eval()
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Of what dropout draws from: the CPU's, and the GPU's where that is one."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *own]
+
+
+def _set_random_states(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)

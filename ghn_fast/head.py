@@ -47,7 +47,8 @@ class HeadReport:
         accuracy: top-1 on the held-out pictures, percent; NaN without any.
         balanced_accuracy: the mean of the classes' accuracies, percent.
         loss: cross-entropy of the held-out pictures, all classes weighing alike unless asked.
-        absent: classes that the pictures do not have; they are never predicted.
+        absent: classes that the pictures do not have; their logits are 10 below the others' mean
+            (without a bias those of a mean picture), so that they are not predicted.
 
     Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
@@ -148,7 +149,10 @@ class _Head:
 
     def __init__(self, model: nn.Module, name: str, *others: str) -> None:
         self.name = name
-        self.module: Any = model.get_submodule(name)
+        try:
+            self.module: Any = model.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(f"the model has no layer {name!r}: {error}") from None
         self.others: list[Any] = [model.get_submodule(other) for other in others]
         is_linear = isinstance(self.module, nn.Linear)
         is_conv = isinstance(self.module, nn.Conv2d) and self.module.kernel_size == (1, 1)
@@ -161,6 +165,13 @@ class _Head:
             raise ValueError(
                 f"the weight of {name!r} is computed from other parameters (weight normalisation, "
                 "for example); fit it before it is parametrised so"
+            )
+        everywhere = model.named_parameters(remove_duplicate=False)
+        uses = [use for use, value in everywhere if value is self.module.weight]
+        if len(uses) > 1:
+            raise ValueError(
+                f"the weight of {name!r} is that of other layers too ({', '.join(uses)}): fitting "
+                "it would change what it is fed"
             )
         self.classes, self.width = self.values()[0].shape[:2]
         self.features = self.logits = torch.empty(0)
@@ -302,10 +313,10 @@ def _shapes(classes: int, width: int) -> tuple[tuple[int, ...], ...]:
 
 
 class _HeldOut:
-    """Every so-many-th picture of each class; a random part where they become too many."""
+    """A share of each class's pictures, evenly; a random part where they become too many."""
 
     def __init__(self, head: _Head, share: float, device: torch.device) -> None:
-        self.every = round(1 / share) if share > 0 else 0
+        self.share = share
         limit = min(MOST_HELD_OUT, MOST_FEATURES // head.width, MOST_LOGITS // head.classes)
         self.features = torch.empty(limit, head.width, device=device)
         self.labels = torch.empty(limit, dtype=torch.int64, device=device)
@@ -314,11 +325,12 @@ class _HeldOut:
         self._generator = torch.Generator().manual_seed(0)
 
     def add(self, features: Tensor, labels: Tensor) -> None:
-        for row, label in enumerate(labels.tolist() if self.every else ()):
+        for row, label in enumerate(labels.tolist()):
             before = self._of_class[label]
             self._of_class[label] += 1
             # The first of a class is never held out; small classes take turns.
-            if before == 0 or (before + label + 1) % self.every:
+            turn = before + label
+            if before == 0 or int((turn + 1) * self.share) == int(turn * self.share):
                 continue
             place = self.seen
             if place >= len(self.labels):
@@ -459,6 +471,10 @@ def _fit(
     weight, bias = whole.solve(choice.ridge)
     weight, bias = choice.scale * weight, choice.scale * bias
     bias[absent] = ABSENT_LOGIT
+    if not has_bias:
+        # Against the mean picture, which a layer without a bias has no other way to speak of.
+        mean = moments.sums.sum(0) / pictures
+        weight[absent] = ABSENT_LOGIT * mean / (mean @ mean)
     report = HeadReport(
         layer=head.name,
         classes=head.classes,
@@ -515,12 +531,15 @@ class _Choice:
 def best_scale(logits: Tensor, labels: Tensor, weights: Tensor) -> float:
     """What to multiply logits (N, C) by for the smallest cross-entropy, weighted by (N,).
 
-    The cross-entropy is convex in it, so its derivative has one zero, found by halving; 1,000
-    where the labels are told without an error.
+    As if one picture more had been seen, of every class alike: where all N are told rightly the
+    cross-entropy alone has no end, and the softmax would be certain after a handful of pictures
+    (Platt 1999, section 2.2, smooths by the number of pictures too). The cross-entropy is convex
+    in the scale, so its derivative has one zero, found by halving.
     """
     low, high = map(math.log, SCALES)
     logits = logits.float()
     own = logits.gather(1, labels[:, None]).squeeze(1)
+    own = (len(labels) * own + logits.mean(1)) / (len(labels) + 1)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         expected = ((math.exp(middle) * logits).softmax(1) * logits).sum(1)

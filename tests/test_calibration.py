@@ -141,6 +141,26 @@ def test_any_loader(kind: str) -> None:
     torch.testing.assert_close(model.norm.running_mean, images.mean((0, 2, 3)))
 
 
+@pytest.mark.parametrize("how", ["torch.compile", "in place"])
+def test_a_compiled_model_that_has_run_is_calibrated_and_stays_compiled(how: str) -> None:
+    """What was compiled before there were hooks does not run them."""
+    plain, model = _network(), _network()
+    compiled: Any = model
+    if how == "torch.compile":
+        compiled = torch.compile(model, backend="eager")
+    else:
+        model.compile(backend="eager")
+    compiled.eval()
+    with torch.no_grad():
+        compiled(_images())
+    ghn_fast.calibrate_(plain, _loader())
+    ghn_fast.calibrate_(compiled, _loader())
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(_images()), plain.eval()(_images()))
+
+
 def test_a_last_batch_of_one_value_is_taken_in() -> None:
     images = _images(9)
     model = ghn_fast.calibrate_(_network(), [images[:8], images[8:]])
@@ -155,8 +175,10 @@ def test_half_precision_and_large_means_do_not_lose_the_variance() -> None:
     ghn_fast.calibrate_(norm, list(values.split(5)))
     torch.testing.assert_close(norm.running_var, values.var(0), rtol=1e-6, atol=0)
     half = nn.BatchNorm1d(2).half()
-    ghn_fast.calibrate_(half, [(torch.randn(64, 2) * 3).half()])
+    fed = (torch.randn(64, 2) * 3).half()
+    ghn_fast.calibrate_(half, [fed])
     assert half.running_var.dtype == torch.float16
+    torch.testing.assert_close(half.running_var, fed.double().var(0).half())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ghn_fast.calibration import calibrate_
 from ghn_fast.data import Images
-from ghn_fast.finetune import FinetuneConfig, History, finetune_
+from ghn_fast.finetune import DivergedError, FinetuneConfig, History, finetune_
 from tests.graphs import SmallClassifier
 
 
@@ -198,3 +198,13 @@ def test_a_loss_that_is_not_finite_ends_with_the_best_so_far() -> None:
     with pytest.raises(FloatingPointError, match="smaller learning rate"):
         finetune_(model, TRAIN, VALIDATION, TEST, FinetuneConfig(3, 1e30, 20))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_activations_that_are_not_finite_end_with_the_best_so_far() -> None:
+    """After a last step that is too long, which no loss tells of."""
+    model = _model()
+    config = FinetuneConfig(1, 1e38, len(TRAIN))
+    with pytest.raises(DivergedError, match="smaller learning rate") as caught:
+        finetune_(model, TRAIN, VALIDATION, TEST, config)
+    assert len(caught.value.history.test) == 1
+    assert all(value.isfinite().all() for value in model.state_dict().values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -117,6 +118,7 @@ def test_softmax_is_calibrated_and_accuracy_is_that_of_new_pictures() -> None:
 
 
 def test_best_scale_is_where_the_cross_entropy_is_smallest() -> None:
+    """With one picture more, of all classes alike."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(500, 5, generator=generator, dtype=torch.float64)
     labels = (3 * logits + torch.randn(500, 5, generator=generator)).argmax(1)
@@ -124,9 +126,28 @@ def test_best_scale_is_where_the_cross_entropy_is_smallest() -> None:
     scale = best_scale(logits, labels, weights)
 
     def loss(factor: float) -> float:
-        return float(nn.functional.cross_entropy(factor * scale * logits, labels))
+        logits_then = factor * scale * logits
+        return float(nn.functional.cross_entropy(logits_then, labels, label_smoothing=1 / 501))
 
     assert loss(1) < min(loss(0.98), loss(1.02))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_few_pictures_without_an_error_do_not_make_it_certain(seed: int) -> None:
+    """Their cross-entropy alone has no smallest scale, and 1,000 would be as good as any."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(40) % 4
+    inputs = 3 * torch.eye(4, 6)[labels] + 0.5 * torch.randn(40, 6, generator=generator)
+    report = ghn_fast.fit_head_(Classifier(), _batches(inputs, labels))
+    assert (report.held_out, report.accuracy) == (8, 100.0)
+    assert 0.02 < report.loss < 0.3
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.6, 0.7])
+def test_the_share_that_is_asked_for_is_held_out(share: float) -> None:
+    inputs, labels = _data(1000)
+    report = ghn_fast.fit_head_(Classifier(), _batches(inputs, labels), held_out=share)
+    assert report.held_out == pytest.approx(1000 * share, abs=4)
 
 
 def test_only_the_head_changes() -> None:
@@ -195,6 +216,17 @@ def test_classes_without_pictures_are_never_predicted() -> None:
     probability = model.eval()(inputs).detach().softmax(1)
     assert float(probability[:, [0, 5]].max()) < 1e-3
     assert "chance is 25.0 %" in str(report)
+
+
+def test_without_a_bias_absent_classes_are_against_the_mean_picture() -> None:
+    class Positive(Classifier):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.sigmoid(self.body(x)))
+
+    inputs, labels = _data()
+    model = Positive(6, bias=False)
+    assert ghn_fast.fit_head_(model, _batches(inputs, 1 + labels)).absent == (0, 5)
+    assert set(model.eval()(inputs).argmax(1).tolist()) == {1, 2, 3, 4}
 
 
 def test_dictionaries_and_outputs_that_are_objects() -> None:
@@ -301,6 +333,18 @@ def _weight_normed() -> nn.Module:
     return model
 
 
+def _tied() -> nn.Module:
+    same = nn.Linear(4, 4)
+    last = nn.Linear(4, 4)
+    last.weight = same.weight
+    return nn.Sequential(nn.Linear(6, 4), same, last)
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="no layer 'head'"):
+        ghn_fast.fit_head_(Classifier(), _batches(*_data()), layer="head")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -308,13 +352,14 @@ def _weight_normed() -> nn.Module:
         (_weight_normed, "computed from other"),
         (_Scaled, "what the model does after"),
         (lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.LSTM(8, 4)), "layer"),
+        (_tied, "'2' is that of other layers too (1.weight, 2.weight)"),
     ],
 )
 def test_models_that_have_no_such_layer(make: Any, message: str) -> None:
     model = make()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=message):
-        ghn_fast.fit_head_(model, _batches(*_data()))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ghn_fast.fit_head_(model, _batches(*_data()), layer="2" if make is _tied else None)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -99,8 +99,10 @@ def fit(
     """
     from ghn_fast._system.processes import choose_device
     from ghn_fast.checkpoint import from_pretrained
+    from ghn_fast.evaluation.results import ghn_digest, images_digest
     from ghn_fast.finetune import FinetuneConfig
 
+    _check_place(out)
     if compare not in (None, "random"):
         raise UsageError(f"--compare takes random, not {compare!r}")
     if start not in (BEST, *STARTS):
@@ -116,16 +118,19 @@ def fit(
     if has_small_stem is None:
         has_small_stem = is_small and size <= LARGEST_SMALL_STEM
     job = _Job(model, network, ghn, task, has_small_stem, refine, batch_size, seed)
-    job.check()
+    if small_images and not job.fits_stem():
+        raise UsageError(f"{model} has no stem that --small-images could fit")
+    job.check(trains=epochs > 0)
     task.describe()
     place = choose_device(device)
     unfinished = [start for start in STARTS if _state_file(out, start).exists()]
     starts = STARTS if compare is not None else (start,)
     if starts == (BEST,):
         starts = (unfinished[0] if unfinished else job.choose(place),)
-    fitted = {}
+    fitted: dict[str, _Fitted] = {}
+    of = f"{ghn_digest(network)} {images_digest(task.train, task.validation, task.test)}"
     for each in starts:
-        name = f"{model} {each} {ghn} {data} {size} {by} {has_small_stem} {refine}"
+        name = f"{model} {each} {of} {size} {by} {has_small_stem} {refine}"
         config = FinetuneConfig(epochs, lr, batch_size, seed, name)
         fitted[each] = _fit(job, each, config, _state_file(out, each), place, progress)
     kept = _kept(fitted) if start == BEST else start
@@ -134,6 +139,14 @@ def fit(
         _show_curves({each: one.history for each, one in fitted.items()}, job, out)
     for each in fitted:
         _state_file(out, each).unlink(missing_ok=True)
+
+
+def _check_place(out: Path) -> None:
+    """That a model can be written there, and its curves beside it."""
+    if out.is_dir() or out.suffix == ".png":
+        raise UsageError(f"--out is the file of the model, {out / 'model.safetensors'} for example")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"--out {out} is in a folder that does not exist")
 
 
 def _kept(fitted: dict[str, _Fitted]) -> str:
@@ -183,6 +196,11 @@ class _Task:
             f"{self.size} x {self.size}"
         )
         typer.echo(f"normalised as {self.normalisation}: mean {mean}, deviation {std}")
+        counts = self.train.labels.bincount(minlength=len(self.classes)).tolist()
+        absent = [name for name, count in zip(self.classes, counts, strict=True) if not count]
+        if absent:
+            more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            typer.echo(f"never predicted, without a picture: {', '.join(absent[:5])}{more}")
 
 
 @dataclass
@@ -220,23 +238,28 @@ class _Job:
         from ghn_fast.nets import adjust_net
 
         model = self.build_plain()
-        if self._fits_stem():
+        if self.fits_stem():
             adjust_net(model)
         return model
 
-    def _fits_stem(self) -> bool:
+    def fits_stem(self) -> bool:
         from ghn_fast.cli.models import takes_any_size
 
         return self.has_small_stem and ":" not in self.name and takes_any_size(self.name)
 
-    def check(self) -> None:
+    def check(self, trains: bool) -> None:
         """Refuses what cannot be built, or cannot take pictures of that size, before all else."""
         import torch
 
-        model, size = self.build().eval(), self.task.size
+        model, size = self.build(), self.task.size
+        if model is self.build():
+            raise UsageError(
+                f"{self.name} is the same model each time, and starts need a new one: name a "
+                "function or a class that makes it"
+            )
         try:
             with torch.no_grad():
-                model(torch.zeros(1, 3, size, size))
+                model.train(trains)(torch.zeros(2, 3, size, size))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"{self.name} cannot take pictures of {size} pixels ({error}); pass another "
@@ -250,10 +273,17 @@ class _Job:
         """
         number = max(TRIAL_PICTURES, TRIAL_OF_CLASS * self.task.train.num_classes)
         some = self.task.train.first(number)
-        begun = {start: self._begin(start, device) for start in STARTS}
-        heads = {start: self._fit_head(start, begun[start], some) for start in STARTS}
-        best = max(STARTS, key=lambda start: heads[start].accuracy)
-        if best == "random":
+        begun, heads = {}, {}
+        for start in STARTS:
+            begun[start] = self._begin(start, device)
+            try:
+                heads[start] = self._fit_head(start, begun[start], some)
+            except ValueError as error:
+                if start != "predicted":
+                    raise
+                typer.echo(f"{start} cannot be used: {error}")
+        best = max(heads, key=lambda start: heads[start].accuracy)
+        if best == "random" and "predicted" in heads:
             typer.echo(
                 f"random initialisation is ahead, {heads[best].accuracy:.1f} against "
                 f"{heads['predicted'].accuracy:.1f} % of {heads[best].held_out:,} held-out "
@@ -280,7 +310,7 @@ class _Job:
 
         model = self.build()
         if start == "predicted":
-            some = self.task.train.batch(torch.arange(2))
+            some = self.task.train.batch(torch.arange(min(2, len(self.task.train))))
             _, report = ghn_fast.predict(model, self.ghn, some, return_report=True)
             typer.echo(
                 f"{start}: {report.num_predicted:,} parameters by {self.ghn_name} in "
@@ -290,7 +320,7 @@ class _Job:
                 generator = torch.Generator().manual_seed(self.seed)
                 first = 1 + round(REFINE_FROM * count_layers(model))
                 ghn_fast.refine_(model, noise=REFINE_NOISE, first_layer=first, generator=generator)
-        return model.to(device).to(memory_format=torch.channels_last)
+        return _placed(model, device)
 
     def _fit_head(self, start: str, model: nn.Module, pictures: ImageSource) -> HeadReport:
         import ghn_fast
@@ -306,6 +336,7 @@ class _Job:
         from safetensors.torch import save_model
 
         from ghn_fast._version import __version__
+        from ghn_fast.data.encoded import crop_share
 
         task, best = self.task, fitted.history.best
         metadata = {
@@ -315,10 +346,12 @@ class _Job:
             "ghn_fast": __version__,
             "classes": json.dumps(task.classes),
             "image_size": str(task.size),
-            "small_stem": str(self._fits_stem()),
+            "small_stem": str(self.fits_stem()),
             "mean": json.dumps(task.mean),
             "std": json.dumps(task.std),
-            "pixels": "RGB from 0 to 1, less mean, divided by std",
+            "crop": f"{crop_share(task.size):g}",
+            "pixels": "the central square of `crop` of the shorter side, scaled to `image_size` "
+            "(bilinear, antialiased), RGB from 0 to 1, less `mean`, divided by `std`",
             "start": fitted.start,
             "epochs": str(best),
             "top1": f"{fitted.history.test[best]:.1f}",
@@ -374,6 +407,12 @@ def _replaced_layer(name: str, layer: nn.Module) -> str:
     return f"vars(model.get_submodule({name!r})).update({settings})"
 
 
+def _placed(model: nn.Module, device: torch.device) -> nn.Module:
+    from ghn_fast._system.device import memory_format
+
+    return model.to(device).to(memory_format=memory_format(model, device))
+
+
 def _fit(
     job: _Job,
     start: str,
@@ -385,11 +424,11 @@ def _fit(
     """One start, from its first parameters or from where an interrupted run was."""
     from rich.progress import Progress
 
-    from ghn_fast.finetune import finetune_
+    from ghn_fast.finetune import DivergedError, finetune_
 
     if state_file.exists():
         typer.echo(f"{start}: going on from {state_file}")
-        model = job.build().to(device)
+        model = _placed(job.build(), device)
     else:
         model = job.prepare(start, device)
     task, chance = job.task, 100 / job.task.train.num_classes
@@ -411,16 +450,20 @@ def _fit(
 
     with Progress(disable=not progress or config.epochs == 0) as bar:
         row = bar.add_task(start, total=None)
-        history = finetune_(
-            model,
-            task.train,
-            task.validation,
-            task.test,
-            config,
-            state_file=state_file,
-            on_step=lambda done, whole: bar.update(row, completed=done, total=whole),
-            on_epoch=tell,
-        )
+        try:
+            history = finetune_(
+                model,
+                task.train,
+                task.validation,
+                task.test,
+                config,
+                state_file=state_file,
+                on_step=lambda done, whole: bar.update(row, completed=done, total=whole),
+                on_epoch=tell,
+            )
+        except DivergedError as error:
+            history = error.history
+            bar.console.print(f"{start}: {error} (--lr); its best epoch is kept", highlight=False)
     return _Fitted(model, history, start)
 
 

@@ -65,9 +65,10 @@ def _own_name(file: Path, said: dict[str, str]) -> str:
 
 
 def _build(name: str, classes: int, size: int, said: dict[str, str]) -> nn.Module:
+    from ghn_fast.calibration import track_statistics
     from ghn_fast.nets import adjust_net
 
-    model = build_model(name, classes, size)
+    model = track_statistics(build_model(name, classes, size))
     return adjust_net(model) if said.get("small_stem") == "True" else model
 
 

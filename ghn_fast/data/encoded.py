@@ -137,10 +137,26 @@ def _decode(item: Encoded, index: int, size: int, draw: Sequence[float] | None) 
 
     name = item.name if isinstance(item, Row) else item if isinstance(item, Path) else index
     with opened(item, str(name)) as image:
-        picture = image.convert("RGB")
+        picture = _in_colours(image)
     box = _centre(picture, size) if draw is None else _random_crop(picture, draw)
     scaled: Any = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return np.asarray(scaled)
+
+
+def _in_colours(image: Any) -> Any:
+    """Upright, RGB of 8 bits, on white where it is transparent."""
+    from PIL import Image, ImageOps
+
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise FileError("its pixels are of floating point, and nothing says which is white")
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        values = np.asarray(image).clip(0, 2**16 - 1) // 257
+        image = Image.fromarray(values.astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 @contextmanager
@@ -179,10 +195,13 @@ def without_picture(row: int) -> str:
     return f"image {row} is none: its row has no bytes of a picture"
 
 
+def crop_share(size: int) -> float:
+    """Of the shorter side, for images of ``size`` pixels: for large networks seven eighths."""
+    return CROP_SHARE if size > LARGEST_SMALL_SIZE else 1.0
+
+
 def _centre(picture: Any, size: int) -> tuple[float, float, float, float]:
-    """The central square; of images for large networks seven eighths of the shorter side."""
-    share = CROP_SHARE if size > LARGEST_SMALL_SIZE else 1.0
-    side = share * min(picture.size)
+    side = crop_share(size) * min(picture.size)
     left, top = ((length - side) / 2 for length in picture.size)
     return left, top, left + side, top + side
 

@@ -46,9 +46,9 @@ def load_images(
     Known are CIFAR-10 (see :func:`load_cifar10`); a folder of pictures for each class (as
     ``torchvision.datasets.ImageFolder`` reads), or ``train`` and ``val`` or ``test`` folders of
     such (as ImageNet is stored); Parquet files with a column of pictures and one of labels (as
-    Hugging Face stores image data sets), in a folder or by their name on the hub; and what
-    ``datasets.Dataset.save_to_disk`` wrote. Of pictures that are in no parts a fifth is for
-    ``"test"``.
+    Hugging Face stores image data sets), one alone, in a folder or by their name on the hub; and
+    what ``datasets.Dataset.save_to_disk`` wrote. Of pictures that are in no parts, or all in
+    ``train``, a fifth is for ``"test"``.
 
     What is small enough (2 GiB decoded) is decoded at once and kept, and augmented as CIFAR-10 is;
     the rest is decoded when needed, and cropped and scaled at random in training. Encoded pictures
@@ -79,6 +79,8 @@ def load_images(
     if _is_cifar10(folder):
         return load_cifar10(folder, split)
     images = _shuffled(_split(_Parts(folder), split, image_size))
+    if len(images) == 0:
+        raise DataError(f"{folder} has too few images for a part of them to be for {split!r}")
     if len(images) * 3 * image_size**2 <= MEMORY:
         return images.in_memory()
     return images
@@ -140,9 +142,8 @@ class _Parts:
         self.folder = folder
         self.files = {split: self._find_files(split) for split in SPLITS}
         self.folders = {split: self._find_folder(split) for split in SPLITS}
-        self.is_whole = not self.has_folders and not any(self.files.values())
-        if self.is_whole:
-            self.files["train"] = arrow_files(folder)
+        if not self.has_folders and not any(self.files.values()):
+            self.files["train"] = [folder] if folder.is_file() else arrow_files(folder)
             has_pictures = not self.files["train"] and _has_class_folders(folder)
             self.folders["train"] = folder if has_pictures else None
         if not any(self.files.values()) and not any(self.folders.values()):
@@ -179,7 +180,8 @@ class _Parts:
         """Whether there is such a part, with labels: those of some test parts are kept back."""
         folder = self.folders[split]
         if folder is not None:
-            return not set(self.class_folders()).isdisjoint(_folder_names(folder))
+            names = _folder_names(folder)
+            return len(names) > 1 or not set(self.class_folders()).isdisjoint(names)
         files = self.files[split]
         return bool(files) and min(_read_labels(files[0]), default=-1) >= 0
 
@@ -196,11 +198,11 @@ class _Parts:
 
 
 def _split(parts: _Parts, split: str, image_size: int) -> EncodedImages:
-    if parts.is_whole:
+    has_test, has_val = parts.is_labelled("test"), parts.is_labelled("val")
+    if parts.has("train") and not (has_test or has_val):
         images = parts.read("train", image_size)
-        return images.select(_share_of(len(images), split))
-    has_test = parts.is_labelled("test")
-    is_whole = split == "test" or (has_test and parts.is_labelled("val"))
+        return images.select(_share_of(images.labels, split))
+    is_whole = split == "test" or (has_test and has_val)
     stored = split if is_whole else "train"
     if split == "test" and not has_test:
         stored = "val"
@@ -210,13 +212,28 @@ def _split(parts: _Parts, split: str, image_size: int) -> EncodedImages:
     return images if is_whole else images.select(held_out(len(images), split))
 
 
-def _share_of(count: int, split: str) -> torch.Tensor:
-    """Of images in no parts every fifth in a fixed random order is for testing."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(ORDER_SEED))
-    tested = max(count // TEST_SHARE, 1)
-    if split == "test":
-        return order[:tested].sort().values
-    return order[tested:][held_out(count - tested, split)].sort().values
+def _share_of(labels: torch.Tensor, split: str) -> torch.Tensor:
+    """Of images in no parts a fifth is for testing, and a part of the others is held out.
+
+    Evenly of all classes, in a fixed random order; the first of a class is for training.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(ORDER_SEED))
+    order = order[labels[order].argsort(stable=True)]
+    is_first = labels[order].diff(prepend=torch.tensor([-1])) != 0
+    tested = max(len(labels) // TEST_SHARE, 1)
+    held = len(held_out(len(labels) - tested, "val"))
+    test, rest = _evenly(order[~is_first], tested)
+    val, rest = _evenly(rest, held)
+    parts = {"train": torch.cat([order[is_first], rest]), "val": val, "test": test}
+    return parts[split].sort().values
+
+
+def _evenly(of: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``count`` of them, as far from one another as can be, and the others."""
+    count = min(count, len(of))
+    chosen = torch.zeros(len(of), dtype=torch.bool)
+    chosen[((torch.arange(count) + 0.5) * len(of) / max(count, 1)).long()] = True
+    return of[chosen], of[~chosen]
 
 
 def _has_class_folders(path: Path) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ghn_fast._system.device import images_to_device, to_device
+from ghn_fast._system.batches import device_of, logits_of, run
+from ghn_fast._system.device import to_device
 from ghn_fast._system.restored import restored
 from ghn_fast.calibration import calibrate_, use_batch_statistics
 from ghn_fast.data import ImageSource
@@ -24,21 +25,21 @@ def top1(
     batch_size: int = BATCH_SIZE,
     batch_statistics: bool = True,
 ) -> float:
-    """Percent of the images that are classified correctly.
+    """Percent of the images that are classified correctly, by the first tensor of the outputs.
 
     Batch normalisation uses the statistics of each batch, or with ``batch_statistics=False`` the
     running ones that the model has. Batches are those of :func:`batches_in_order`. The model is
     left as it was found, its mode and its running statistics too.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with restored(model):
         model.eval()
         if batch_statistics:
             use_batch_statistics(model)
         for images, labels in batches_in_order(data, batch_size):
-            outputs = model(images_to_device(images, device))
-            correct += (outputs.argmax(dim=1) == to_device(labels, device)).sum()
+            logits = logits_of(run(model, images))
+            correct += (logits.argmax(dim=1) == to_device(labels, device)).sum()
     return 100.0 * int(correct) / len(data)
 
 

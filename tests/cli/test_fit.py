@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_model
+from safetensors.torch import load_file, save_model
 from torch import nn
 
 from ghn_fast.cli import main
@@ -23,6 +25,7 @@ from ghn_fast.data import Images, load_images
 from ghn_fast.data.images import CIFAR10_MEAN
 from ghn_fast.finetune import History
 from ghn_fast.nets import adjust_net
+from tests.data.test_load import write_parquet
 from tests.graphs import SmallClassifier
 
 NAMES = ("blue", "green", "red")
@@ -59,7 +62,24 @@ def small() -> nn.Module:
     return SmallClassifier(num_classes=3)
 
 
-SMALL = "tests.cli.test_fit:small"
+class Untracked(nn.Module):
+    """Wide, without running statistics, as all of DeepNets-1M are; returns a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 64, 3, bias=False)
+        self.norm = nn.BatchNorm2d(64, track_running_stats=False)
+        self.inner = nn.Conv2d(64, 64, 3, bias=False)
+        self.fc = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = self.inner(self.norm(self.conv(x)).relu()).relu()
+        return {"logits": self.fc(features.mean((2, 3)))}
+
+
+INSTANCE = small()
+SMALL, UNTRACKED = "tests.cli.test_fit:small", "tests.cli.test_fit:Untracked"
 
 
 def loaded(path: Path) -> tuple[nn.Module, dict[str, str]]:
@@ -140,10 +160,14 @@ def test_training_beside_a_random_start(
         assert f"{start}, epoch 2: loss" in text
         assert f"{start}: output layer fc" in text
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.png"}
-    assert loaded(out)[1]["epochs"] in ("0", "1", "2")
+    metadata = loaded(out)[1]
+    said = rf"{metadata['start']}, epoch {metadata['epochs']}: .*?([0-9.]+) % of 18"
+    assert re.findall(said, text) == [metadata["top1"]]
 
 
+@pytest.mark.parametrize("name", [SMALL, UNTRACKED])
 def test_an_interrupted_fit_goes_on(
+    name: str,
     pictures: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -151,7 +175,7 @@ def test_an_interrupted_fit_goes_on(
 ) -> None:
     import ghn_fast.finetune
 
-    arguments = (SMALL, "--data", pictures, "--epochs", 3, "--no-progress", "--out")
+    arguments = (name, "--data", pictures, "--epochs", 3, "--no-progress", "--out")
     whole, out = tmp_path / "whole.safetensors", tmp_path / "model.safetensors"
     assert run(monkeypatch, *arguments, whole) == 0
     append = ghn_fast.finetune._Tuning.keep
@@ -168,9 +192,86 @@ def test_an_interrupted_fit_goes_on(
     capsys.readouterr()
     assert run(monkeypatch, *arguments, out) == 0
     assert "going on from" in capsys.readouterr().out
-    one, other = (loaded(path)[0].state_dict() for path in (whole, out))
-    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    one, other = (load_file(path) for path in (whole, out))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
     assert not unfinished.exists()
+    assert load_teacher(f"{name}@{out}", list(NAMES), 32).mean is not None
+
+
+def test_an_interrupted_fit_does_not_go_on_with_other_pictures(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """They would be divided otherwise, and tested ones be among those that were trained with."""
+    import ghn_fast.finetune
+
+    folder = tmp_path / "some"
+    shutil.copytree(pictures / "train", folder)
+    out = tmp_path / "model.safetensors"
+    arguments = (SMALL, "--data", folder, "--epochs", 1, "--no-progress", "--out", out)
+
+    def stop(self: ghn_fast.finetune._Tuning) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(ghn_fast.finetune._Tuning, "take_best", stop)
+        assert run(stopping, *arguments) == 130
+    (folder / "red" / "0.png").unlink()
+    assert run(monkeypatch, *arguments) == 1
+    assert "of a training with other settings" in capsys.readouterr().err
+
+
+def test_a_training_that_diverges_gives_what_came_before(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "model.safetensors"
+    options = ("--epochs", 2, "--lr", 1e30, "--no-progress", "--start", "predicted")
+    assert run(monkeypatch, SMALL, "--data", pictures, "--out", out, *options) == 0
+    text = capsys.readouterr().out
+    assert "a smaller learning rate than" in text
+    assert "its best epoch is kept" in text
+    assert loaded(out)[1]["epochs"] == "0"
+
+
+def test_classes_without_a_picture_to_train_with_are_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "pictures.parquet"
+    write_parquet(file, [0, 2] * 20, [*NAMES])
+    assert run(monkeypatch, SMALL, "--data", file, "--out", tmp_path / "model.safetensors") == 0
+    text = capsys.readouterr().out
+    assert "29 to train with, 3 to choose by, 8 to measure with, of 3 classes" in text
+    assert "never predicted, without a picture: green\n" in text
+
+
+def test_a_prediction_that_cannot_be_used_leaves_the_random_start(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import ghn_fast.cli.fit
+
+    begin = ghn_fast.cli.fit._Job._begin
+
+    def spoilt(job: ghn_fast.cli.fit._Job, start: str, device: torch.device) -> nn.Module:
+        model = begin(job, start, device)
+        if start == "predicted":
+            nn.init.constant_(next(model.parameters()), torch.inf)
+        return model
+
+    monkeypatch.setattr(ghn_fast.cli.fit._Job, "_begin", spoilt)
+    out = tmp_path / "model.safetensors"
+    assert run(monkeypatch, SMALL, "--data", pictures, "--out", out) == 0
+    assert "predicted cannot be used" in capsys.readouterr().out
+    assert loaded(out)[1]["start"] == "random"
 
 
 @pytest.mark.parametrize("better", ["random", "predicted"])
@@ -230,6 +331,12 @@ def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) ->
         (("vit_b_16", "--image-size", 40), "vit_b_16 cannot be made for images of 40 pixels"),
         (("alexnet", "--image-size", 8), "alexnet cannot take pictures of 8 pixels"),
         (("val:3", "--image-size", 33), "images of 33 pixels cannot be, multiples of 32 can"),
+        (("tests.cli.test_fit:INSTANCE",), "is the same model each time"),
+        (("vit_b_16", "--small-images"), "has no stem that --small-images could fit"),
+        (("inception_v3", "--image-size", 96, "--epochs", 1), "cannot take pictures of 96 pixels"),
+        (("resnet18", "--out", "."), "--out is the file of the model"),
+        (("resnet18", "--out", "a.png"), "--out is the file of the model"),
+        (("resnet18", "--out", "none/a.safetensors"), "is in a folder that does not exist"),
     ],
 )
 def test_what_cannot_be_done_is_refused_first(
@@ -241,7 +348,9 @@ def test_what_cannot_be_done_is_refused_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "model.safetensors"
-    assert run(monkeypatch, *arguments, "--data", pictures, "--out", out) == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    assert run(monkeypatch, arguments[0], "--data", pictures, "--out", out, *arguments[1:]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

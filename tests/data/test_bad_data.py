@@ -17,7 +17,7 @@ def test_is_refused_in_a_line_that_names_it(
     write, expected = DATA[name]
     write(tmp_path)
     with pytest.raises(DataError) as caught:
-        load_images(tmp_path)
+        _ = [load_images(tmp_path, split) for split in ("train", "val", "test")]
     message = str(caught.value)
     assert re.search(expected, message)
     assert message.startswith(str(tmp_path))

@@ -115,6 +115,42 @@ def test_large_data_sets_stay_encoded(class_folders: Path, monkeypatch: pytest.M
     assert len(images.first(7)) == 7
 
 
+def _saved(tmp_path: Path, image: Image.Image, suffix: str, **options: Any) -> list[int]:
+    """The mean colour as it is loaded."""
+    path = tmp_path / f"x.{suffix}"
+    image.save(path, **options)
+    pixels = EncodedImages([path], torch.zeros(1, dtype=torch.int64), 1, 16).in_memory().images
+    return pixels.float().mean((0, 2, 3)).round().int().tolist()
+
+
+def test_pictures_of_any_kind_look_as_in_a_viewer(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((16, 16), 257 * 100, np.uint16))
+    assert _saved(tmp_path, grey, "png") == [100] * 3
+    assert _saved(tmp_path, Image.new("L", (16, 16), 100), "png") == [100] * 3
+    drawn = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    drawn.paste((200, 0, 0, 255), (0, 0, 8, 16))
+    assert _saved(tmp_path, drawn, "png") == pytest.approx([228, 128, 128], abs=2)
+    palette = Image.new("P", (16, 16), 0)
+    palette.putpalette([10, 20, 30])
+    assert _saved(tmp_path, palette, "png") == [10, 20, 30]
+    assert _saved(tmp_path, palette, "png", transparency=0) == [255] * 3
+    with pytest.raises(DataError, match="nothing says which is white"):
+        _saved(tmp_path, Image.fromarray(np.zeros((16, 16), np.float32)), "tiff")
+
+
+def test_pictures_are_upright(tmp_path: Path) -> None:
+    """As cameras store them, with a note of how they were held."""
+    lying = Image.new("RGB", (32, 32), "black")
+    lying.paste("white", (0, 0, 16, 32))
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by a quarter clockwise
+    lying.save(tmp_path / "x.png", exif=exif)
+    labels = torch.zeros(1, dtype=torch.int64)
+    pixels = EncodedImages([tmp_path / "x.png"], labels, 1, 32).in_memory().images[0, 0]
+    assert pixels[:12].min() > 200
+    assert pixels[20:].max() < 50
+
+
 def test_random_crops_are_parts_of_the_image() -> None:
     rows = np.arange(64, dtype=np.uint8).repeat(64).reshape(64, 64)
     buffer = io.BytesIO()
@@ -202,6 +238,15 @@ def test_a_test_folder_without_classes_is_unlabelled(class_folders: Path) -> Non
     assert sorted(load_images(class_folders, "test").labels.tolist()) == [0, 0, 1, 1, 2, 2]
 
 
+def test_a_test_folder_of_other_names_is_refused(class_folders: Path) -> None:
+    for label in range(CLASSES):
+        folder = class_folders / "test" / f"Class{label}"
+        folder.mkdir(parents=True)
+        picture(label).save(folder / "0.png")
+    with pytest.raises(DataError, match="test has classes that the training images lack: Class0"):
+        load_images(class_folders, "test")
+
+
 def test_parquet_files_are_of_the_classes_of_the_training_images(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [0, 1] * 5)
     write_parquet(tmp_path / "train-1.parquet", [2] * 5)
@@ -220,16 +265,35 @@ def test_parquet_files_with_other_names_of_classes_are_refused(tmp_path: Path) -
 
 
 def test_what_was_asked_for_is_named(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "train-0.parquet", [0, 1])
-    with pytest.raises(DataError, match="no labelled images for 'test'"):
-        load_images(tmp_path, "test")
+    write_parquet(tmp_path / "test-0.parquet", [0, 1])
+    with pytest.raises(DataError, match="no labelled images for 'train'"):
+        load_images(tmp_path, "train")
 
 
 def test_few_images_are_shared_by_no_two_parts(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "train-0.parquet", [0, 1, 2])
-    parts = [load_images(tmp_path, split).labels.tolist() for split in ("train", "val")]
-    assert sorted(map(len, parts)) == [1, 2]
-    assert sorted(parts[0] + parts[1]) == [0, 1, 2]
+    write_parquet(tmp_path / "train-0.parquet", [0, 1, 2, 0, 1])
+    parts = [load_images(tmp_path, split).labels.tolist() for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [3, 1, 1]
+    assert sorted(parts[0]) == [0, 1, 2]
+    assert sorted(parts[1] + parts[2]) == [0, 1]
+    write_parquet(tmp_path / "train-0.parquet", [0, 1])
+    with pytest.raises(DataError, match="too few images for a part of them to be for 'test'"):
+        load_images(tmp_path, "test")
+
+
+@pytest.mark.parametrize("place", ["train.parquet", "pictures.parquet"])
+def test_a_file_alone_is_divided_evenly_by_class(tmp_path: Path, place: str) -> None:
+    """Whether it is called that of the training images or not; rare classes are trained with."""
+    counts = (50, 24, 12, 1)
+    write_parquet(tmp_path / place, [n for n, count in enumerate(counts) for _ in range(count)])
+    source = tmp_path if place == "train.parquet" else tmp_path / place
+    labels = [load_images(source, split).labels for split in ("train", "val", "test")]
+    train, val, test = (part.bincount(minlength=4).tolist() for part in labels)
+    assert [sum(part) for part in (train, val, test)] == [63, 7, 17]
+    assert [a + b + c for a, b, c in zip(train, val, test, strict=True)] == list(counts)
+    assert train[3] == 1
+    assert test == pytest.approx([n / 5 for n in counts], abs=1)
+    assert val == pytest.approx([n * 0.08 for n in counts], abs=1)
 
 
 def write_arrow(

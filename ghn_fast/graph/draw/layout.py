@@ -203,7 +203,7 @@ def _increasing(values: np.ndarray) -> np.ndarray:
 
 def _folded(layered: _Layered, num_nodes: int, aspect: float) -> Layout:
     """The columns side by side, and the edges between them around their ends."""
-    spread = [(float(layered.x[n].min()), float(layered.x[n].max())) for n in layered.layers]
+    spread = [(float(np.min(layered.x[n])), float(np.max(layered.x[n]))) for n in layered.layers]
     starts = [0, *_breaks(layered, spread, aspect)]
     column = np.searchsorted(starts, layered.layer, side="right") - 1
     inner = []
