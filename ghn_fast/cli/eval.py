@@ -76,6 +76,7 @@ def evaluate(
     from ghn_fast._system.processes import choose_device, process_group
     from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.images import load_parts
+    from ghn_fast.data import normalised_by
     from ghn_fast.data.load import is_cifar10
     from ghn_fast.evaluation import SGD_BATCH
     from ghn_fast.evaluation import evaluate as run
@@ -88,6 +89,9 @@ def evaluate(
         uses_train = norm == "calibrated" or sgd_steps is not None or sgd_epochs is not None
         wanted = ("test", "train") if uses_train else ("test",)
         parts = load_parts(processes, data, wanted, image_size, download)
+        if network.config.mean:
+            by = network.config.mean, network.config.std
+            parts = [normalised_by(part, *by) for part in parts]
         test, train = parts[0], parts[1] if uses_train else None
         if train is not None and sgd_epochs is not None:
             sgd_steps = max(1, round(sgd_epochs * (len(train) // SGD_BATCH)))

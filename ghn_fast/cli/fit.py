@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ghn_fast.data import ImageSource
     from ghn_fast.finetune import FinetuneConfig, History
-    from ghn_fast.ghn import GHN
+    from ghn_fast.ghn import GHN, GHNConfig
     from ghn_fast.head import HeadReport
 
 LARGEST_SMALL_STEM = 64
@@ -67,8 +67,8 @@ def fit(
     normalise: Annotated[
         str,
         typer.Option(
-            help="By whose means: cifar10, imagenet, or auto, which is cifar10 for a GHN of fewer "
-            "than 1,000 classes. Give what the GHN was trained with, where that is something else."
+            help="By whose means: cifar10, imagenet, or auto, which is as the GHN's own pictures "
+            "were; of a GHN that does not say it, cifar10 for fewer than 1,000 classes."
         ),
     ] = "auto",
     epochs: Annotated[int, typer.Option(min=0, help="Of training after the closed form.")] = 0,
@@ -111,9 +111,9 @@ def fit(
         raise UsageError(f"--normalise takes {', '.join(NORMALISATIONS)}, not {normalise!r}")
     network = from_pretrained(ghn)
     is_small = network.config.num_classes < 1000
-    size = image_size or (32 if is_small else 224)
-    by = normalise if normalise != "auto" else "cifar10" if is_small else "imagenet"
-    task = _Task.load(data, size, by)
+    size = image_size or network.config.image_size or (32 if is_small else 224)
+    by, mean, std = _normalisation(normalise, network.config)
+    task = _Task.load(data, size, by, mean, std)
     has_small_stem = small_images
     if has_small_stem is None:
         has_small_stem = is_small and size <= LARGEST_SMALL_STEM
@@ -130,7 +130,7 @@ def fit(
     fitted: dict[str, _Fitted] = {}
     of = f"{ghn_digest(network)} {images_digest(task.train, task.validation, task.test)}"
     for each in starts:
-        name = f"{model} {each} {of} {size} {by} {has_small_stem} {refine}"
+        name = f"{model} {each} {of} {size} {has_small_stem} {refine}"
         config = FinetuneConfig(epochs, lr, batch_size, seed, name)
         fitted[each] = _fit(job, each, config, _state_file(out, each), place, progress)
     kept = _kept(fitted) if start == BEST else start
@@ -139,6 +139,18 @@ def fit(
         _show_curves({each: one.history for each, one in fitted.items()}, job, out)
     for each in fitted:
         _state_file(out, each).unlink(missing_ok=True)
+
+
+def _normalisation(name: str, ghn: GHNConfig) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """In words, the mean and the deviation that ``--normalise`` asks for."""
+    from ghn_fast.data import images
+
+    if name == "auto" and ghn.mean:
+        return "what the GHN was trained with", ghn.mean, ghn.std
+    if name == "auto":
+        name = "cifar10" if ghn.num_classes < 1000 else "imagenet"
+    whose = name.upper()
+    return name, getattr(images, f"{whose}_MEAN"), getattr(images, f"{whose}_STD")
 
 
 def _check_place(out: Path) -> None:
@@ -173,14 +185,19 @@ class _Task:
     std: tuple[float, ...]
 
     @classmethod
-    def load(cls, data: str, size: int, normalisation: str) -> _Task:
-        from ghn_fast.data import images, load_class_names, load_images, normalised_by
+    def load(
+        cls,
+        data: str,
+        size: int,
+        normalisation: str,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> _Task:
+        from ghn_fast.data import load_class_names, load_images, normalised_by
         from ghn_fast.data.load import is_cifar10
 
         if is_cifar10(data) and size != 32:
             raise UsageError(f"CIFAR-10's images have 32 pixels, not --image-size {size}")
-        name = normalisation.upper()
-        mean, std = getattr(images, f"{name}_MEAN"), getattr(images, f"{name}_STD")
         train, validation, test = (
             normalised_by(load_images(data, part, size), mean, std)
             for part in ("train", "val", "test")

@@ -37,6 +37,7 @@ class ImageSource(Protocol):
         labels: (N,) int64.
         num_classes: of the data set.
         is_large: whether they are for networks with the stems of ImageNet's.
+        mean, std: of the channels, that normalise them.
     """
 
     @property
@@ -45,6 +46,10 @@ class ImageSource(Protocol):
     def num_classes(self) -> int: ...
     @property
     def is_large(self) -> bool: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
     def __len__(self) -> int: ...
 
     def first(self, count: int | None) -> ImageSource:

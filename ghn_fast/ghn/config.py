@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -10,6 +11,8 @@ from ghn_fast.graph import CHANNEL_NODE_TYPES, NODE_TYPES
 
 OWN_SETTINGS = ("flat_kernels", "channel_nodes", "raised_layer_scales")
 """What only GHNs of this package may have; off for the published ones."""
+IMAGE_SETTINGS = ("mean", "std", "image_size")
+"""What only GHNs of this package say: of the images that they were trained with."""
 HYPERNETS = ("gatedgnn", "mlp", "graphormer")
 DECODERS = ("conv", "mlp", "low_rank")
 
@@ -40,6 +43,9 @@ class GHNConfig:
             weights starts from (arXiv 2103.17239, section 2) become 0.1, so that a branch whose
             weights are predicted takes part (:mod:`ghn_fast.ghn.place.follow`). With the published
             GHNs they keep their values.
+        mean, std: by which the channels of the images that it was trained with were normalised;
+            empty where nothing says so.
+        image_size: height and width of those images, or 0.
 
     Raises:
         ValueError: a value that no GHN can have.
@@ -60,6 +66,9 @@ class GHNConfig:
     flat_kernels: bool = False
     channel_nodes: bool = False
     raised_layer_scales: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    image_size: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "max_shape", tuple(int(size) for size in self.max_shape))
@@ -75,6 +84,12 @@ class GHNConfig:
             raise ValueError(f"hid must be a positive multiple of 4, not {self.hid}")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be positive, not {self.num_classes}")
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        if len(self.mean) != len(self.std) or not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be a number for a channel")
+        if not all(0 < value < math.inf for value in self.std) or self.image_size < 0:
+            raise ValueError(f"std {self.std} and image_size {self.image_size} must be positive")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GHNConfig:
@@ -105,9 +120,9 @@ class GHNConfig:
         return False
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields; the published checkpoints and their readers know not :data:`OWN_SETTINGS`."""
+        """The fields; published checkpoints and their readers do not know those of this package."""
         values = asdict(self)
-        for name in OWN_SETTINGS:
+        for name in (*OWN_SETTINGS, *IMAGE_SETTINGS):
             if not values[name]:
                 del values[name]
         return values

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast.checkpoint import files
 from ghn_fast.checkpoint.errors import CheckpointError
-from ghn_fast.ghn.config import GHNConfig
+from ghn_fast.ghn.config import IMAGE_SETTINGS, GHNConfig
 from ghn_fast.ghn.logah import LoGAHConfig
 from ghn_fast.ghn.make import config_class, make_ghn
 from ghn_fast.ghn.model import GHN
@@ -130,11 +130,8 @@ def _config(values: Any, inferred: GHNConfig) -> GHNConfig:
         values.setdefault("language", inferred.language)  # published files do not say
     kind = config_class(values)
     for field in fields(kind):
-        value = values.get(field.name, field.default)
-        sizes = value if field.name == "max_shape" and type(value) in (list, tuple) else ()
-        wrong = sizes == () and type(value) is not type(field.default)
-        if wrong or any(type(size) is not int for size in sizes):
-            raise FileError(f"the configuration's {field.name} is {_stated(value)}")
+        if not _is_like(values.get(field.name, field.default), field.default):
+            raise FileError(f"the configuration's {field.name} is {_stated(values[field.name])}")
     try:
         return kind.from_dict(values)
     except ValueError as error:
@@ -143,11 +140,19 @@ def _config(values: Any, inferred: GHNConfig) -> GHNConfig:
         ) from error
 
 
+def _is_like(value: Any, default: Any) -> bool:
+    """Of the same type; sequences, which JSON has as lists, of sizes or of any numbers."""
+    if type(default) is not tuple:
+        return type(value) is type(default)
+    kinds = (int,) if default else (int, float)
+    return type(value) in (list, tuple) and all(type(number) in kinds for number in value)
+
+
 def _compare(config: GHNConfig, inferred: GHNConfig) -> None:
     """Before the GHN is built: a configuration may ask for any size, tensors have theirs."""
     stated, found = config.to_dict(), inferred.to_dict()
     # These leave no trace in the shapes.
-    silent = {"weight_norm", "flat_kernels", "raised_layer_scales"}
+    silent = {"weight_norm", "flat_kernels", "raised_layer_scales", *IMAGE_SETTINGS}
     if config.hypernet != "gatedgnn":
         silent.add("ve")
     if config.decoder == "low_rank":

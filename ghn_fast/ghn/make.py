@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ghn_fast.ghn.config import OWN_SETTINGS, GHNConfig
+from ghn_fast.ghn.config import IMAGE_SETTINGS, OWN_SETTINGS, GHNConfig
 from ghn_fast.ghn.ghn3 import GHN3, GHN3Config
 from ghn_fast.ghn.logah import LoGAH, LoGAHConfig
 from ghn_fast.ghn.model import GHN
@@ -43,15 +43,16 @@ def make_ghn(config: GHNConfig) -> GHN:
 def adapt(ghn: GHN, config: GHNConfig) -> None:
     """Gives a trained GHN a configuration with further own settings, in place, to train it on.
 
-    ``flat_kernels`` and ``raised_layer_scales`` are how tensors are used, which are the same. With
-    ``channel_nodes`` there are more node types. They start from the mean of the known ones: a node
-    that the GHN takes for nothing in particular, of the size that it is used to, and about which
-    what it predicts changes little.
+    Images of another kind are those it is trained with from then on. ``flat_kernels`` and
+    ``raised_layer_scales`` are how tensors are used, which are the same. With ``channel_nodes``
+    there are more node types. They start from the mean of the known ones: a node that the GHN takes
+    for nothing in particular, of the size that it is used to, and about which what it predicts
+    changes little.
 
     Raises:
         ValueError: another setting differs, or the GHN would lose node types.
     """
-    own = {name: getattr(config, name) for name in OWN_SETTINGS}
+    own = {name: getattr(config, name) for name in (*OWN_SETTINGS, *IMAGE_SETTINGS)}
     own["channel_nodes"] |= ghn.config.channel_nodes
     if replace(ghn.config, **own) != config:
         raise ValueError(f"it is a GHN of {ghn.config}, not of {config}")

@@ -149,7 +149,7 @@ class Trainer:
         self.processes = Processes.current()
         self.device = choose_device(config.device)
         with seeded(config.seed):
-            self.ghn = _make_ghn(config, train.num_classes).to(self.device)
+            self.ghn = _make_ghn(config, train).to(self.device)
         self.average = copy.deepcopy(self.ghn).eval()
         self.optimizer = _make_optimizer(config, self.ghn)
         if config.first_come and self.device.type == "cuda" and isinstance(train, Images):
@@ -560,8 +560,10 @@ _COUNTERS = (
 )
 
 
-def _make_ghn(config: TrainConfig, num_classes: int) -> GHN:
-    settings = make_config({"num_classes": num_classes, **config.ghn})
+def _make_ghn(config: TrainConfig, images: ImageSource) -> GHN:
+    num_classes, size = images.num_classes, images.batch(torch.tensor([0])).shape[-1]
+    of_images = {"mean": images.mean, "std": images.std, "image_size": size}
+    settings = make_config({"num_classes": num_classes, **of_images, **config.ghn})
     if settings.num_classes != num_classes:
         raise ConfigError(
             f"ghn has num_classes {settings.num_classes}, but the images have {num_classes} classes"

@@ -224,6 +224,10 @@ def small_state() -> dict[str, torch.Tensor]:
         ({"ghn_fast.config": '{"hid": [8]}'}, r"configuration's hid is \(8\)"),
         ({"ghn_fast.config": '{"hid": 7}'}, "hid must be a positive multiple of 4"),
         ({"ghn_fast.config": '{"max_shape": [1, "a", 3, 3]}'}, r"max_shape is \(1, 'a', 3, 3\)"),
+        ({"ghn_fast.config": '{"max_shape": [1, 1.5, 3, 3]}'}, r"max_shape is \(1, 1.5, 3, 3\)"),
+        ({"ghn_fast.config": '{"mean": [0.5, "a"]}'}, r"mean is \(0.5, 'a'\)"),
+        ({"ghn_fast.config": '{"mean": [0.5], "std": [0]}'}, "must be positive"),
+        ({"ghn_fast.config": '{"mean": [0.5], "std": [1, 1]}'}, "a number for a channel"),
     ],
 )
 def test_bad_header(tmp_path: Path, header: dict[str, str], message: str) -> None:

@@ -495,6 +495,9 @@ def test_starts_from_a_trained_ghn(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path / "run", config)
     for name, tensor in trainer.ghn.state_dict().items():
         assert torch.equal(tensor, start.state_dict()[name])
+    said, images = trainer.ghn.config, make_images()
+    assert (said.mean, said.std) == (images.mean, images.std)
+    assert said.image_size == images.images.shape[-1]
     with pytest.raises(ConfigError, match="is a GHN of GHNConfig"):
         make_trainer(tmp_path / "other", replace(config, ghn={}))
     flat = replace(config, ghn={**TINY.ghn, "flat_kernels": True})
