@@ -1,4 +1,4 @@
-"""What a start is worth: accuracy at once and after 1, 3 and 10 epochs, from six starts.
+"""What a start is worth: accuracy at once and after 1, 3 and 10 epochs, from five starts.
 
     python bench/starts.py run --signs FOLDER --cifar10 FOLDER --out runs/starts
     python bench/starts.py table runs/starts/starts.jsonl

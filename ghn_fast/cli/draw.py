@@ -25,8 +25,8 @@ def draw(
     out: Annotated[
         Path | None, typer.Option(help="Picture, .svg, .png or .pdf; by default <model>.svg.")
     ] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Of the model.")] = None,
-    seed: Annotated[int, typer.Option(help="Of a network of DeepNets-1M.")] = 0,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of the model.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of a network of DeepNets-1M.")] = 0,
     large_images: Annotated[
         bool, typer.Option("--large-images", help="A network of DeepNets-1M for 224 x 224 images.")
     ] = False,

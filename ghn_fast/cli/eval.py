@@ -25,20 +25,24 @@ def evaluate(
     split: Annotated[
         str,
         typer.Option(
-            help="test, val, wide, deep, dense, bnfree, search, predefined; all of those with "
+            help="test, val, wide, deep, dense, bnfree, search, predefined; all, for those with "
             "published results; zoo (torchvision's and timm's networks); families/val or "
             "families/test."
         ),
     ] = "test",
     num_nets: Annotated[
         int | None,
-        typer.Option(min=1, help="The first so many of each split, instead of all (100 or 500)."),
+        typer.Option(min=1, help="The first so many networks of each split; by default all."),
     ] = None,
     images: options.Images = 1000,
     data: options.DataSource = None,
     image_size: Annotated[
-        int, typer.Option(help="Height and width of images, for other data sets than CIFAR-10.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            help="Height and width of images, for other data sets than CIFAR-10; by default what "
+            "the GHN was trained with."
+        ),
+    ] = None,
     download: options.Download = False,
     batch_size: options.BatchSize = 64,
     norm: Annotated[
@@ -75,7 +79,7 @@ def evaluate(
     """
     from ghn_fast._system.processes import choose_device, process_group
     from ghn_fast.checkpoint import from_pretrained
-    from ghn_fast.cli.images import load_parts
+    from ghn_fast.cli.images import load_parts, normalisation
     from ghn_fast.data import normalised_by
     from ghn_fast.data.load import is_cifar10
     from ghn_fast.evaluation import SGD_BATCH
@@ -88,10 +92,10 @@ def evaluate(
         network = from_pretrained(ghn).to(place)
         uses_train = norm == "calibrated" or sgd_steps is not None or sgd_epochs is not None
         wanted = ("test", "train") if uses_train else ("test",)
-        parts = load_parts(processes, data, wanted, image_size, download)
-        if network.config.mean:
-            by = network.config.mean, network.config.std
-            parts = [normalised_by(part, *by) for part in parts]
+        size = image_size or network.config.image_size or 32
+        _, mean, std = normalisation("auto", network.config)
+        loaded = load_parts(processes, data, wanted, size, download)
+        parts = [normalised_by(part, mean, std) for part in loaded]
         test, train = parts[0], parts[1] if uses_train else None
         if train is not None and sgd_epochs is not None:
             sgd_steps = max(1, round(sgd_epochs * (len(train) // SGD_BATCH)))

@@ -12,6 +12,7 @@ import typer
 from ghn_fast._system.files import replace
 from ghn_fast.cli import options
 from ghn_fast.cli.errors import UsageError
+from ghn_fast.cli.images import NORMALISATIONS, normalisation
 
 if TYPE_CHECKING:
     import torch
@@ -19,14 +20,13 @@ if TYPE_CHECKING:
 
     from ghn_fast.data import ImageSource
     from ghn_fast.finetune import FinetuneConfig, History
-    from ghn_fast.ghn import GHN, GHNConfig
+    from ghn_fast.ghn import GHN
     from ghn_fast.head import HeadReport
 
 LARGEST_SMALL_STEM = 64
 """Pixels up to which stems are fitted to small images by default."""
 REFINE_NOISE, REFINE_FROM = 3e-5, 2 / 3
 """Of ``--refine``, as in arXiv 2207.10049: noise, and the share of layers that are left before."""
-NORMALISATIONS = ("auto", "cifar10", "imagenet")
 STARTS: tuple[str, ...] = ("predicted", "random")
 BEST = "best"
 TRIAL_PICTURES, TRIAL_OF_CLASS = 1024, 20
@@ -61,17 +61,20 @@ def fit(
         bool | None,
         typer.Option(
             help="Fit the model's stem to small images; by default up to 64 pixels, for a GHN of "
-            "few classes."
+            "fewer than 1,000 classes."
         ),
     ] = None,
     normalise: Annotated[
         str,
         typer.Option(
-            help="By whose means: cifar10, imagenet, or auto, which is as the GHN's own pictures "
-            "were; of a GHN that does not say it, cifar10 for fewer than 1,000 classes."
+            help="By whose mean and deviation: cifar10, imagenet, or auto, which is those of the "
+            "GHN's own pictures; of a GHN that does not say them, cifar10 for fewer than 1,000 "
+            "classes."
         ),
     ] = "auto",
-    epochs: Annotated[int, typer.Option(min=0, help="Of training after the closed form.")] = 0,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Of training after the output layer is fitted; 0 for none.")
+    ] = 0,
     lr: Annotated[float, typer.Option(help="Learning rate at the start of the cosine.")] = 0.01,
     batch_size: options.BatchSize = 64,
     refine: Annotated[
@@ -85,9 +88,9 @@ def fit(
         ),
     ] = BEST,
     compare: Annotated[
-        str | None, typer.Option(help="random: the same from random initialisation beside it.")
+        str | None, typer.Option(help="random: also train from random initialisation, to compare.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of initialisation and images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the initial weights and the order of images.")] = 0,
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
     ] = "auto",
@@ -112,7 +115,7 @@ def fit(
     network = from_pretrained(ghn)
     is_small = network.config.num_classes < 1000
     size = image_size or network.config.image_size or (32 if is_small else 224)
-    by, mean, std = _normalisation(normalise, network.config)
+    by, mean, std = normalisation(normalise, network.config)
     task = _Task.load(data, size, by, mean, std)
     has_small_stem = small_images
     if has_small_stem is None:
@@ -139,18 +142,6 @@ def fit(
         _show_curves({each: one.history for each, one in fitted.items()}, job, out)
     for each in fitted:
         _state_file(out, each).unlink(missing_ok=True)
-
-
-def _normalisation(name: str, ghn: GHNConfig) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
-    """In words, the mean and the deviation that ``--normalise`` asks for."""
-    from ghn_fast.data import images
-
-    if name == "auto" and ghn.mean:
-        return "what the GHN was trained with", ghn.mean, ghn.std
-    if name == "auto":
-        name = "cifar10" if ghn.num_classes < 1000 else "imagenet"
-    whose = name.upper()
-    return name, getattr(images, f"{whose}_MEAN"), getattr(images, f"{whose}_STD")
 
 
 def _check_place(out: Path) -> None:
@@ -286,7 +277,7 @@ class _Job:
     def choose(self, device: torch.device) -> str:
         """The start whose features tell held-out pictures apart better, the predicted if alike.
 
-        Both are prepared, so that what this costs beside the better one is one forward pass.
+        Both are prepared, from a part of the pictures where there are many.
         """
         number = max(TRIAL_PICTURES, TRIAL_OF_CLASS * self.task.train.num_classes)
         some = self.task.train.first(number)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ghn_fast._system.processes import Processes
     from ghn_fast.data import ImageSource
+    from ghn_fast.ghn import GHNConfig
+
+NORMALISATIONS = ("auto", "cifar10", "imagenet")
 
 
 def load_parts(
@@ -31,3 +34,15 @@ def load_parts(
     if download and processes.is_first:
         processes.gather(None)
     return images
+
+
+def normalisation(name: str, ghn: GHNConfig) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    """In words, the mean and the deviation of one of :data:`NORMALISATIONS`, for a GHN."""
+    from ghn_fast.data import images
+
+    if name == "auto" and ghn.mean:
+        return "what the GHN was trained with", ghn.mean, ghn.std
+    if name == "auto":
+        name = "cifar10" if ghn.num_classes < 1000 else "imagenet"
+    whose = name.upper()
+    return name, getattr(images, f"{whose}_MEAN"), getattr(images, f"{whose}_STD")

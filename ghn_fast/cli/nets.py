@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ghn_fast.nets.stats import NetsStats
 
 app = typer.Typer(
-    help="Sample, describe and export networks of DeepNets-1M, and sample those of families.",
+    help="Sample, describe, export, measure and rank networks of DeepNets-1M; sample families.",
     no_args_is_help=True,
 )
 

@@ -36,19 +36,21 @@ def predict(
     ],
     ghn: options.Ghn = "ghn2-cifar10",
     num_classes: Annotated[
-        int | None, typer.Option(help="Of the model; by default those the GHN predicts.")
+        int | None, typer.Option(help="Classes of the model; by default those the GHN predicts.")
     ] = None,
     small_images: Annotated[
         bool | None,
         typer.Option(
-            help="Fit the model's stem to 32x32 images; by default for a GHN of few classes."
+            help="Fit the model's stem to 32x32 images; by default for a GHN of fewer than 1,000 "
+            "classes."
         ),
     ] = None,
     input_shape: Annotated[
         str | None,
         typer.Option(
             "--input",
-            help="Of one example, such as 3x64x64, where it cannot be worked out from the model.",
+            help="Shape of one example, such as 3x64x64, where it cannot be worked out from the "
+            "model.",
         ),
     ] = None,
     input_ids: Annotated[

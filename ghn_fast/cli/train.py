@@ -29,9 +29,16 @@ def train(
         str | None, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
     ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option(help="End with a checkpoint after this time.")
+        float | None,
+        typer.Option(
+            help="End with a checkpoint after this time; by default 90, with the papers' presets "
+            "never."
+        ),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="End after so many steps.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="End after so many steps, or after --max-minutes if that is sooner."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, networks and images.")] = None,
     overrides: Annotated[
         list[str] | None,

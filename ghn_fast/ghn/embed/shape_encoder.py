@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ghn_fast.graph import Node
 
-LARGEST_CHANNELS = 8192
-
 
 def channel_vocabulary(num_classes: int) -> list[int]:
     """The numbers of channels that have an embedding of their own."""
