@@ -7,6 +7,7 @@ import itertools
 import signal
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghn_fast._system.device import images_to_device, to_device
 from ghn_fast._system.errors import FileError, failures, shown
@@ -167,6 +168,7 @@ class Trainer:
         )
         self.step = 0
         self.network_position = 0
+        self._ready: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.minutes = 0.0
         self.skipped_steps = 0
         self.left_out_networks = 0
@@ -412,10 +414,16 @@ class Trainer:
         return _Taken(step + steps, network, *image_counts(self.config, [network]))
 
     def _placed(self, network: Drawn) -> Drawn:
-        """A network as it runs fast on the device."""
-        values_to_device(network.model, self.device)
-        if self.device.type == "cuda":
-            use_products(network.model)
+        """A network as it runs fast on the device.
+
+        One that is drawn again, from the cache, may be in the middle of the step before, with
+        predicted parameters in the places of its own: it is as it has to be, and is left alone.
+        """
+        if network.model not in self._ready:
+            values_to_device(network.model, self.device)
+            if self.device.type == "cuda":
+                use_products(network.model)
+            self._ready.add(network.model)
         return network
 
     def _prepare(self, step: int, position: int) -> _Prepared:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ghn_fast.checkpoint import load_ghn, save
 from ghn_fast.data import DataError, Images, ImageStream
@@ -502,6 +503,17 @@ def test_starts_from_a_trained_ghn(tmp_path: Path) -> None:
         make_trainer(tmp_path / "other", replace(config, ghn={}))
     flat = replace(config, ghn={**TINY.ghn, "flat_kernels": True})
     assert make_trainer(tmp_path / "flat", flat).ghn.config.flat_kernels
+
+
+def test_a_network_in_use_is_not_touched_when_it_is_drawn_again(tmp_path: Path) -> None:
+    """The next step is prepared during this one, and networks come from a cache."""
+    trainer = make_trainer(tmp_path)
+    network = trainer._placed(trainer.networks.at(0, 0))
+    module = next(m for m in network.model.modules() if isinstance(m, nn.Conv2d))
+    predicted = torch.zeros(module.weight.shape, requires_grad=True)
+    module._parameters["weight"] = predicted  # type: ignore[assignment]
+    assert trainer._placed(trainer.networks.at(0, 0)).model is network.model
+    assert module._parameters["weight"] is predicted
 
 
 def test_trains_a_ghn3(tmp_path: Path) -> None:
