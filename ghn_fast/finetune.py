@@ -110,7 +110,9 @@ def finetune_(
 
     Args:
         model: on any device; in evaluation mode afterwards.
-        train, validation, test: labelled images; the test images decide nothing.
+        train: labelled images to train with.
+        validation: those that the best epoch is chosen by.
+        test: those that decide nothing.
         config: see :class:`FinetuneConfig`.
         state_file: where to keep what is needed to go on after an interruption: with the same
             configuration and images the result is the same as without one.
