@@ -275,23 +275,30 @@ def test_classes_without_a_picture_to_train_with_are_named(
     assert "never predicted, without a picture: green\n" in text
 
 
+def spoil(
+    monkeypatch: pytest.MonkeyPatch, start: str, how: Callable[[torch.Tensor], object]
+) -> None:
+    """What is done to the first weight of one of the starts."""
+    import ghn_fast.cli.fit
+
+    begin = ghn_fast.cli.fit._Job._begin
+
+    def spoilt(job: ghn_fast.cli.fit._Job, begun: str, device: torch.device) -> nn.Module:
+        model = begin(job, begun, device)
+        if begun == start:
+            how(next(model.parameters()))
+        return model
+
+    monkeypatch.setattr(ghn_fast.cli.fit._Job, "_begin", spoilt)
+
+
 def test_a_prediction_that_cannot_be_used_leaves_the_random_start(
     pictures: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import ghn_fast.cli.fit
-
-    begin = ghn_fast.cli.fit._Job._begin
-
-    def spoilt(job: ghn_fast.cli.fit._Job, start: str, device: torch.device) -> nn.Module:
-        model = begin(job, start, device)
-        if start == "predicted":
-            nn.init.constant_(next(model.parameters()), torch.inf)
-        return model
-
-    monkeypatch.setattr(ghn_fast.cli.fit._Job, "_begin", spoilt)
+    spoil(monkeypatch, "predicted", lambda weight: nn.init.constant_(weight, torch.inf))
     out = tmp_path / "model.safetensors"
     assert run(monkeypatch, SMALL, "--data", pictures, "--out", out) == 0
     assert "predicted cannot be used" in capsys.readouterr().out
@@ -307,18 +314,8 @@ def test_the_better_start_is_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One that is spoilt, so that all its features are nearly the same, is not."""
-    import ghn_fast.cli.fit
-
-    begin = ghn_fast.cli.fit._Job._begin
-
-    def spoilt(job: ghn_fast.cli.fit._Job, start: str, device: torch.device) -> nn.Module:
-        model = begin(job, start, device)
-        if start != better:
-            assert isinstance(model, SmallClassifier)
-            nn.init.zeros_(model.conv.weight[1:])
-        return model
-
-    monkeypatch.setattr(ghn_fast.cli.fit._Job, "_begin", spoilt)
+    worse = "predicted" if better == "random" else "random"
+    spoil(monkeypatch, worse, lambda weight: nn.init.zeros_(weight[1:]))
     monkeypatch.setattr("ghn_fast.cli.fit.TRIAL_PICTURES", 40)
     monkeypatch.setattr("ghn_fast.cli.fit.TRIAL_OF_CLASS", 1)
     out = tmp_path / "model.safetensors"
