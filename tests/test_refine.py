@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -84,6 +87,24 @@ def test_rows_are_correlated_unless_they_are_fewer_than_columns(shape: tuple[int
     torch.testing.assert_close(model[0].weight.detach(), expected)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
+def test_a_long_layer_takes_memory_of_its_own_size() -> None:
+    """A word embedding has as many rows as there are words, and their correlations are squares."""
+    program = """
+import resource, torch, ghn_fast
+from torch import nn
+layer = nn.Linear(8, 20_000)
+model = nn.Sequential(layer, nn.Linear(20_000, 2))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+ghn_fast.refine_(model, orth=False, noise=1.0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert int(done.stdout) < 100_000  # KiB; all correlations of the rows are 1.6 GB
+
+
 def test_repeated_channels_differ_afterwards() -> None:
     block = torch.randn(2, 3, 3, 3, generator=torch.Generator().manual_seed(0))
     conv = nn.Conv2d(3, 8, 3)
@@ -126,9 +147,9 @@ def test_kernels_do_not_count_as_channels() -> None:
 def test_weights_without_correlations_get_no_noise(shape: tuple[int, int]) -> None:
     """Where no value of a row differs from the others, rows vary with nothing."""
     model = nn.Sequential(nn.Linear(*shape), nn.Linear(shape[1], 2))
-    nn.init.ones_(model[0].weight)
+    nn.init.constant_(model[0].weight, 0.1)
     ghn_fast.refine_(model, orth=False, noise=1.0)
-    assert torch.equal(model[0].weight, torch.ones(shape[::-1]))
+    assert torch.equal(model[0].weight, torch.full(shape[::-1], 0.1))
 
 
 @pytest.mark.parametrize("option", ["noise", "first_layer", "min_channels"])
