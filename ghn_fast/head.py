@@ -467,7 +467,9 @@ def _fit(
         # The same share of the variance of all pictures as was best for a part of them.
         choice.ridge = choice.ridge / training.unit * whole.unit if ridge is None else ridge
     elif ridge is None:
-        raise ValueError(f"{pictures} pictures are too few to hold some out; give more, or a ridge")
+        raise ValueError(
+            f"{pictures} pictures are too few to hold some out; give more, or ridge= to fit_head_"
+        )
     weight, bias = whole.solve(choice.ridge)
     weight, bias = choice.scale * weight, choice.scale * bias
     bias[absent] = ABSENT_LOGIT

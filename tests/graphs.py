@@ -40,3 +40,10 @@ class SmallClassifier(torch.nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         features = torch.relu(self.bn(self.conv(images)))
         return self.fc(features.mean(dim=(2, 3)))
+
+
+class NamedOutputs(SmallClassifier):
+    """The same, whose logits have a name."""
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"logits": super().forward(images)}

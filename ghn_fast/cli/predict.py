@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LIKELY_BY_CHANCE = 2.0
 """Standard errors above chance up to which an accuracy is taken for guessing."""
+OTHER_PICTURES = "ghn-fast fit MODEL --data FOLDER takes any pictures"
 
 
 def predict(
@@ -130,7 +131,7 @@ def predict(
     elif data is not None or download:
         typer.echo(
             "accuracy: not measured, as CIFAR-10 is for GHNs of 10 classes and models for small "
-            "images; ghn-fast fit MODEL --data FOLDER takes any pictures"
+            f"images; {OTHER_PICTURES}"
         )
     if test is not None:
         accuracy = _print_accuracy(target, test, batch_size)
@@ -223,7 +224,14 @@ def _test_images(
         typer.echo("accuracy: not measured, no CIFAR-10 found; pass --data FOLDER or --download")
         return None
     test = load_cifar10(data, "test", download).first(num_images)
-    classes = _class_count(model, test.batch(torch.arange(2)))
+    try:
+        classes = _class_count(model, test.batch(torch.arange(2)))
+    except Exception as error:  # of a user's code, which may be for other inputs
+        typer.echo(
+            f"accuracy: not measured, the model does not classify images of 32 pixels ({error}); "
+            f"{OTHER_PICTURES}"
+        )
+        return None
     if classes == test.num_classes:
         return test
     typer.echo(
@@ -254,5 +262,7 @@ def _class_count(model: nn.Module, images: Tensor) -> int:
     """By what it returns, as only that tells it of any model."""
     import torch
 
+    from ghn_fast._system.batches import logits_of, run
+
     with torch.no_grad():
-        return int(model.eval()(images).shape[-1])
+        return int(logits_of(run(model.eval(), images)).shape[-1])

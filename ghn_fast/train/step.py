@@ -234,8 +234,7 @@ def train_step_as_they_come(
 
     Each is predicted, run and differentiated down to the GHN before the next one is asked for, so
     that several processes can take a step's networks from one heap, each as soon as it is free.
-    Every network's gradient is scaled to length 1 (``normalise_networks``). The models are left
-    with predicted tensors for parameters.
+    Every network's gradient is scaled to length 1 (``normalise_networks``).
     """
     objective = _Objective(label_smoothing, predicted_decay, autocast)
     step = _Step(ghn, optimizer, grad_clip, processes)
@@ -244,20 +243,21 @@ def train_step_as_they_come(
     is_whole = True
     for model, graph, images, labels, targets in networks:
         clock.lap("wait")
-        leaves, failure = _predict(ghn, [model], GraphBatch([graph]), range(1))
-        clock.lap("predict")
-        if leaves is None:
-            outcomes.append(_Outcome(float("nan"), error=failure))
-            continue
-        (own,) = leaves.by_model
-        outcome = objective.run(model, own, images, labels, targets)
-        _read([outcome])
-        clock.lap("networks")
-        _normalise_networks([outcome])
-        is_whole &= _backward(ghn, leaves, [outcome])
-        outcome.gradients = []
-        outcomes.append(outcome)
-        clock.lap("backward")
+        with _own_parameters([model]):
+            leaves, failure = _predict(ghn, [model], GraphBatch([graph]), range(1))
+            clock.lap("predict")
+            if leaves is None:
+                outcomes.append(_Outcome(float("nan"), error=failure))
+                continue
+            (own,) = leaves.by_model
+            outcome = objective.run(model, own, images, labels, targets)
+            _read([outcome])
+            clock.lap("networks")
+            _normalise_networks([outcome])
+            is_whole &= _backward(ghn, leaves, [outcome])
+            outcome.gradients = []
+            outcomes.append(outcome)
+            clock.lap("backward")
     clock.lap("wait")
     found = processes.gather(([outcome.summary() for outcome in outcomes], is_whole))
     summaries, whole = zip(*found, strict=True)

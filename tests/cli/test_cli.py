@@ -216,6 +216,30 @@ def test_predict_measures_no_model_of_other_classes(
     assert "top-1" not in printed
 
 
+def test_predict_measures_no_model_of_other_pictures(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ghn_file: Path,
+    cifar10: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = ("--ghn", ghn_file, "--data", cifar10, "--card", tmp_path / "card.html")
+    assert run(monkeypatch, "predict", "vit_b_32", *arguments) == 0
+    assert "the model does not classify images of 32 pixels" in capsys.readouterr().out
+    assert (tmp_path / "card.html").exists()
+
+
+def test_predict_measures_a_model_of_named_outputs(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ghn_file: Path,
+    cifar10: Path,
+) -> None:
+    arguments = ("--ghn", ghn_file, "--data", cifar10, "--images", 8)
+    assert run(monkeypatch, "predict", "tests.graphs:NamedOutputs", *arguments) == 0
+    assert "top-1 on 8 CIFAR-10 test images" in capsys.readouterr().out
+
+
 def test_a_missing_package_is_one_line_that_names_its_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

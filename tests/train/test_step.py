@@ -565,8 +565,7 @@ def test_errors_of_other_kinds_are_raised(
         train_step(ghn, models, graphs, *batch, sgd(ghn))
 
 
-# Networks that come one by one. Their models are left with predicted tensors, so each test has its
-# own.
+# Networks that come one by one.
 
 
 def one_by_one(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> Iterator[Arrival]:
@@ -575,15 +574,10 @@ def one_by_one(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> Iterator[
         yield Arrival(network.model, network.graph, images, labels, labels)
 
 
-@pytest.fixture
-def own_networks() -> list[Drawn]:
-    return NetworkStream(CONFIG, 10).draw(0)[0]
-
-
 def test_one_by_one_is_a_step_of_normalised_networks(
-    own_networks: list[Drawn], batch: tuple[Tensor, Tensor]
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
 ) -> None:
-    spoiled = [own_networks[0], poison(own_networks[1]), own_networks[2]]
+    spoiled = [networks[0], poison(networks[1]), networks[2]]
     together, apart = make_ghn(), make_ghn()
     expected = train_step(together, *parts(spoiled), *batch, sgd(together), normalise_networks=True)
     sum(parameter.sum() for parameter in apart.parameters()).backward()  # of a step before
@@ -597,12 +591,23 @@ def test_one_by_one_is_a_step_of_normalised_networks(
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
 
 
+def test_one_by_one_the_models_have_their_own_parameters_again(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    models = [network.model for network in networks]
+    own = [list(model.parameters()) for model in models]
+    ghn = make_ghn()
+    train_step_as_they_come(ghn, one_by_one(networks, batch), sgd(ghn))
+    for model, expected in zip(models, own, strict=True):
+        assert all(a is b for a, b in zip(model.parameters(), expected, strict=True))
+
+
 def test_one_by_one_a_ghn_that_runs_out_of_memory_leaves_the_network_out(
-    own_networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ghn = make_ghn()
     calls = fail_the_second_time(ghn, monkeypatch)
-    result = train_step_as_they_come(ghn, one_by_one(own_networks, batch), sgd(ghn))
+    result = train_step_as_they_come(ghn, one_by_one(networks, batch), sgd(ghn))
     assert calls == [1, 1, 1]
     assert result.errors == {1: "the GHN ran out of memory: tried to allocate 7 GiB"}
     assert result.images == 2 * len(batch[0])
@@ -610,18 +615,16 @@ def test_one_by_one_a_ghn_that_runs_out_of_memory_leaves_the_network_out(
 
 
 def test_one_by_one_memory_that_runs_out_in_the_backward_pass_skips_the_step(
-    own_networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    networks: list[Drawn], batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ghn = make_ghn()
     monkeypatch.setattr(torch.autograd, "backward", backward_of(ghn, torch.autograd.backward))
-    result = train_step_as_they_come(ghn, one_by_one(own_networks, batch), sgd(ghn))
+    result = train_step_as_they_come(ghn, one_by_one(networks, batch), sgd(ghn))
     assert result.skipped == "memory ran out in the GHN's backward pass"
 
 
-def test_the_time_of_each_part_is_told(
-    own_networks: list[Drawn], batch: tuple[Tensor, Tensor]
-) -> None:
-    ghn, known = make_ghn(), own_networks[:1]
+def test_the_time_of_each_part_is_told(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    ghn, known = make_ghn(), networks[:1]
     always = {"predict", "networks", "backward", "others", "exchange", "update"}
     start = time.perf_counter()
     seconds = train_step(ghn, *parts(known), *batch, sgd(ghn)).seconds
