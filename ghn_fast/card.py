@@ -84,7 +84,7 @@ def card(
         >>> random, graph = copy.deepcopy(model), ghn_fast.Graph.from_model(model)
         >>> _, report = ghn_fast.predict(model, graph=graph, return_report=True)
         >>> page = card("resnet18", random, model, graph, report, noise_for(model))
-        >>> Path("card.html").write_text(page) > 10_000
+        >>> Path("card.html").write_text(page, encoding="utf-8") > 10_000
         True
     """
     parts = [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,28 @@ def test_the_umask_decides_who_may_read(tmp_path: Path) -> None:
     replace(path, write_for_the_owner_alone)
     plain.touch()
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+IN_ASCII = """
+import locale, sys
+from pathlib import Path
+from ghn_fast._system.files import append_line, read_text, write_text
+assert locale.getpreferredencoding(False) != "utf-8"
+path = Path(sys.argv[1])
+write_text(path, "a dot \\u25cf\\n")
+append_line(path, "and \\u25cb")
+assert read_text(path) == "a dot \\u25cf\\nand \\u25cb\\n"
+"""
+
+
+def test_text_is_in_utf8_whatever_the_system_writes(tmp_path: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", IN_ASCII, str(tmp_path / "file")]
+    done = subprocess.run(
+        command, env={**os.environ, **plain}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_bytes() == "a dot \u25cf\nand \u25cb\n".encode()
 
 
 FULL_DISK = """

@@ -11,8 +11,13 @@ from typing import IO, Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file's content at once: readers see the old content or the new."""
-    replace(path, lambda aside: aside.write_text(text))
+    """Replaces a file's content at once, in UTF-8: readers see the old content or the new."""
+    replace(path, lambda aside: aside.write_bytes(text.encode()))
+
+
+def read_text(path: Path) -> str:
+    """What :func:`write_text` and :func:`append_line` wrote, whatever the system's encoding."""
+    return path.read_text(encoding="utf-8")
 
 
 def append_line(path: Path, line: str) -> None:
@@ -49,12 +54,17 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         mode = aside.stat().st_mode
         write(aside)
         aside.chmod(mode)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(aside)
         aside.replace(path)
         _sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Puts a file's content on the disk; Windows does so for files that are open for writing."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 
 from ghn_fast._system.digests import content, state_digest
-from ghn_fast._system.files import append_line, write_text
+from ghn_fast._system.files import append_line, read_text, write_text
 from ghn_fast._system.processes import Processes
 from ghn_fast.data import ImageSource
 from ghn_fast.evaluation.errors import EvaluationError
@@ -65,7 +65,7 @@ class Results(Generic[N]):
             EvaluationError: it is no such file.
         """
         try:
-            text = Path(path).read_text()
+            text = read_text(Path(path))
             first, *rest = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
             networks: dict[Any, Any] = {}
             for line in rest:

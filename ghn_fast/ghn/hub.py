@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ghn_fast._system.errors import failures
+from ghn_fast._system.files import write_text
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.ghn.files import load_ghn, save
 from ghn_fast.ghn.model import GHN
@@ -144,10 +145,10 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     save(ghn, folder / WEIGHTS_FILE)
     values = dict(config or ghn.config.to_dict())
-    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    write_text(folder / "config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
     card = folder / "README.md"
     if not card.exists():
-        card.write_text(_model_card(ghn, model_card_kwargs or {}))
+        write_text(card, _model_card(ghn, model_card_kwargs or {}))
     if not push_to_hub:
         return None
     return push_ghn_to_hub(ghn, repo_id or folder.name, **push_to_hub_kwargs)

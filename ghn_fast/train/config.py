@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ghn_fast._system.errors import FileError, failures, shown
-from ghn_fast._system.files import write_text
+from ghn_fast._system.files import read_text, write_text
 from ghn_fast.ghn.config import OWN_SETTINGS
 
 OPTIMIZERS = ("adamw", "adam", "soap")
@@ -344,7 +344,7 @@ class TrainConfig:
             ConfigError: there is none, it is damaged, or a field is unknown or wrong.
         """
         with failures(path, ConfigError):
-            values = json.loads(Path(path).read_text())
+            values = json.loads(read_text(Path(path)))
             if type(values) is not dict:
                 raise FileError(f"it has {shown(values)}, and settings are a dictionary")
             return cls.from_dict({**values, **changes})

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ghn_fast._system.files import append_line, write_text
+from ghn_fast._system.files import append_line, read_text, write_text
 from ghn_fast.train.step import StepResult
 
 LOG_FILE = "log.jsonl"
@@ -140,7 +140,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is no JSON object; the message names the file and the line.
     """
-    lines = Path(path).read_text().split("\n")[:-1]
+    lines = read_text(Path(path)).split("\n")[:-1]
     return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 

@@ -29,7 +29,7 @@ def named_architectures() -> frozenset[str]:
     As they are, and as :func:`ghn_fast.nets.adjust_net` and :mod:`ghn_fast.nets.zoo` fit them to
     32 x 32 images.
     """
-    text = resources.files(__package__).joinpath(_FILE).read_text()
+    text = resources.files(__package__).joinpath(_FILE).read_text(encoding="utf-8")
     return frozenset(line.split()[0] for line in text.splitlines())
 
 
@@ -69,7 +69,7 @@ def _write() -> None:
     for name, make in _models():
         found.setdefault(_signature(name, make), name)
     lines = (f"{digest} {name}\n" for digest, name in found.items() if digest)
-    Path(__file__).with_name(_FILE).write_text("".join(lines))
+    Path(__file__).with_name(_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from ghn_fast._core import core
-from ghn_fast._system.files import lock, write_text
+from ghn_fast._system.files import lock, read_text, sync, write_text
 from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.generate.sampler import MIN_WIDTH, REFERENCE_FC_DIM, RULES, sample_net_args
 from ghn_fast.nets.published.files import ARGUMENTS, file_of, import_h5py
@@ -214,8 +214,7 @@ class _Exporter:
         lines.write(text)
         lines.flush()
         os.fsync(lines.fileno())
-        with self.partial.open("rb") as data:
-            os.fsync(data.fileno())
+        sync(self.partial)
         return len(text)
 
     def _create(self) -> None:
@@ -256,7 +255,7 @@ class _Exporter:
         if not self.progress.exists():
             self._create()
             self._commit(0, 0)
-        state = json.loads(self.progress.read_text())
+        state = json.loads(read_text(self.progress))
         if {name: state[name] for name in ("seed", "splits")} != self._settings():
             raise PartialExportError(
                 f"{self.progress} belongs to an export of other networks (seed {state['seed']}, "
@@ -277,7 +276,10 @@ class _Exporter:
     def _finish(self) -> None:
         """The HDF5 file gets its name last: where it is, all is complete."""
         aside = self.meta_path.with_name(f".{self.meta_path.name}.tmp")
-        with self.lines.open() as lines, aside.open("w") as meta:
+        with (
+            self.lines.open(encoding="utf-8") as lines,
+            aside.open("w", encoding="utf-8", newline="\n") as meta,
+        ):
             for i, (split, indices) in enumerate(self.splits.items()):
                 meta.write(f'{", " if i else "{"}{json.dumps(split)}: {{"nets": [')
                 for k in range(len(indices)):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ghn_fast._system.files import read_text
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.types import NODE_TYPE_INDEX
@@ -77,7 +78,7 @@ class PublishedNets:
 
     def _read_meta(self) -> None:
         try:
-            content = json.loads(self.meta_path.read_text())
+            content = json.loads(read_text(self.meta_path))
         except ValueError as error:
             raise NetsFileError(f"{self.meta_path} is not JSON: {error}") from None
         if not isinstance(content, dict) or self.split not in content:
