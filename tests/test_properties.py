@@ -155,8 +155,9 @@ def test_commands(labels: Labels, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = run("nets", "search", tmp_path / "labels.jsonl", "--num-nets", 3)
     assert "embedded 3 networks" in result.output
     assert "has the best predicted accuracy" in result.output
-    refused = run("nets", "search", tmp_path / "labels.jsonl", "--by", "beauty").exception
-    assert isinstance(refused, UsageError)
+    for wrong in (("--by", "beauty"), ("--num-nets", 1, "--train", 1)):
+        refused = run("nets", "search", tmp_path / "labels.jsonl", *wrong).exception
+        assert isinstance(refused, UsageError)
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,8 @@ def evaluate(
 
     if sgd_steps is not None and sgd_epochs is not None:
         raise UsageError("give --sgd-steps or --sgd-epochs, not both")
+    if sgd_epochs is not None and not sgd_epochs > 0:
+        raise UsageError(f"--sgd-epochs takes more than 0, not {sgd_epochs:g}")
     place = choose_device(device)
     with process_group(place) as processes:
         network = from_pretrained(ghn).to(place)

@@ -169,6 +169,8 @@ def search(
 
     if by not in LARGER_IS_BETTER:
         raise UsageError(f"--by takes {', '.join(LARGER_IS_BETTER)}, not {by!r}")
+    if train is not None and num_nets < 2:
+        raise UsageError("--train compares with other networks: --num-nets takes 2 or more with it")
     measured = load_labels(labels or ())
     nets = DeepNets1M("search", num_nets=num_nets)
     found = find(measured, from_pretrained(ghn), by, nets)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 from pathlib import Path
@@ -64,12 +63,11 @@ def sample(
         nets = _nets(split, seed, large_images, nets_dir, index + count)
         graphs = [_print_net(nets, number, as_json) for number in numbers]
     if draw is not None:
-        from ghn_fast.graph.draw import draw as draw_graph
+        from ghn_fast._system.files import write_text
+        from ghn_fast.graph.draw import svg
 
-        draw.mkdir(parents=True, exist_ok=True)
         for number, graph in zip(numbers, graphs, strict=True):
-            file = draw / f"{split.replace('/', '-')}-{number}.svg"
-            draw_graph(graph, file, title=f"{split}:{number}")
+            write_text(draw / f"{split.replace('/', '-')}-{number}.svg", svg(graph))
 
 
 def _is_of_families(split: str, large_images: bool, nets_dir: Path | None) -> bool:
@@ -145,15 +143,19 @@ def _plain_arguments(graph: Graph) -> dict[str, Any]:
     return {**graph.net_args, "genotype": plain}
 
 
+def _sizes(nets: DeepNets1M, arguments: dict[str, Any]) -> tuple[int, int]:
+    """Parameters, those that do not reach the output too, and multiply-adds."""
+    from ghn_fast.nets.stats import parameters_and_multiply_adds
+
+    return parameters_and_multiply_adds(arguments, nets.num_classes, nets.large_images)
+
+
 def _print_network(nets: DeepNets1M, index: int, graph: Graph) -> None:
     from rich.console import Console
 
-    from ghn_fast.nets.stats import parameters_and_multiply_adds
-
     console = Console(highlight=False)
     arguments = _plain_arguments(graph)
-    sizes = parameters_and_multiply_adds(arguments, nets.num_classes, nets.large_images)
-    console.print(_heading(nets.split, index, graph, *sizes))
+    console.print(_heading(nets.split, index, graph, *_sizes(nets, arguments)))
     genotype = arguments.pop("genotype")
     console.print("  " + ", ".join(f"{name} {value}" for name, value in arguments.items()))
     if isinstance(genotype, str):
@@ -201,11 +203,7 @@ def _line(nets: DeepNets1M, index: int) -> str:
     graph = nets[index]
     assert graph.net_args is not None
     arguments, genotype = graph.net_args, graph.net_args["genotype"]
-    parameters = sum(
-        math.prod(node.shape or ()) * (1 if node.bias is None else 2)
-        for node in graph.nodes
-        if node.parameter is not None
-    )
+    parameters, _ = _sizes(nets, _plain_arguments(graph))
     sizes = f"{graph.num_nodes} nodes, {_short(parameters)} parameters"
     if not isinstance(genotype, Genotype):
         return f"{nets.split}:{index}  {sizes}: {genotype} of torchvision"

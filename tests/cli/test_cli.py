@@ -311,6 +311,7 @@ def test_published_figures_are_of_cifar10_only(
         (("predict", "resnet18", "--ghn", "ghn2-cifar11"), "ghn2-cifar10"),
         (("train", "--out", "x", "--set", "speed=3"), "unknown settings: speed"),
         (("eval", "--data", "no/such/folder"), "no/such/folder"),
+        (("eval", "--sgd-epochs", "0"), "--sgd-epochs takes more than 0, not 0"),
     ],
 )
 def test_errors_are_one_line(
