@@ -37,8 +37,8 @@ from typing import Any
 
 import torch
 
-from ghn_fast.checkpoint import from_pretrained
 from ghn_fast.ghn import GHN, GHN3Config, GHNConfig, make_ghn
+from ghn_fast.ghn.hub import from_pretrained
 from ghn_fast.ghn.place.keep import MEANINGS as KEPT
 from ghn_fast.ghn.place.keep import is_by_design
 from ghn_fast.graph import Graph

@@ -37,9 +37,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ghn_fast.checkpoint import from_pretrained, save
 from ghn_fast.data import Images, load_images
 from ghn_fast.evaluation import EvaluationResult, evaluate
+from ghn_fast.ghn.files import save
+from ghn_fast.ghn.hub import from_pretrained
 from ghn_fast.train import Processes, TrainConfig, Trainer, choose_device, process_group, read_log
 
 SPLITS = ("train", "test")

@@ -10,8 +10,6 @@ from ghn_fast._version import __version__
 
 if TYPE_CHECKING:
     from ghn_fast.calibration import calibrate_ as calibrate_
-    from ghn_fast.checkpoint import from_pretrained as from_pretrained
-    from ghn_fast.checkpoint import list_models as list_models
     from ghn_fast.embedding import embed as embed
     from ghn_fast.embedding import similar as similar
     from ghn_fast.environment import show_config as show_config
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
     from ghn_fast.ghn import ghn1 as ghn1
     from ghn_fast.ghn import ghn2 as ghn2
     from ghn_fast.ghn.ghn3 import ghn3 as ghn3
+    from ghn_fast.ghn.hub import from_pretrained as from_pretrained
+    from ghn_fast.ghn.hub import list_models as list_models
     from ghn_fast.graph import Graph as Graph
     from ghn_fast.graph import GraphBatch as GraphBatch
     from ghn_fast.head import HeadReport as HeadReport
@@ -56,11 +56,11 @@ _EXPORTS = {
     "embed": "ghn_fast.embedding",
     "evaluate": "ghn_fast.evaluation",
     "fit_head_": "ghn_fast.head",
-    "from_pretrained": "ghn_fast.checkpoint",
+    "from_pretrained": "ghn_fast.ghn.hub",
     "ghn1": "ghn_fast.ghn",
     "ghn2": "ghn_fast.ghn",
     "ghn3": "ghn_fast.ghn",
-    "list_models": "ghn_fast.checkpoint",
+    "list_models": "ghn_fast.ghn.hub",
     "lsuv_": "ghn_fast.initialisation",
     "mimetic_": "ghn_fast.initialisation",
     "predict": "ghn_fast.prediction",

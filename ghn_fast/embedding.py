@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast.ghn import GHN
-from ghn_fast.ghn.hub import DEFAULT, from_pretrained
+from ghn_fast.ghn.hub import resolve
 from ghn_fast.graph import NODE_TYPE_INDEX, Graph, GraphBatch
 from ghn_fast.nets import DeepNets1M
 
@@ -43,7 +43,7 @@ def embed(models_or_graphs: Models, ghn: GHN | str | Path | None = None) -> Tens
         >>> ghn_fast.embed(ghn_fast.DeepNets1M("test", num_nets=3)).shape
         torch.Size([3, 32])
     """
-    network = ghn if isinstance(ghn, GHN) else from_pretrained(ghn or DEFAULT)
+    network = resolve(ghn)
     if isinstance(models_or_graphs, DeepNets1M) and models_or_graphs.is_sampled:
         return _of_sampled(models_or_graphs, network)
     one = isinstance(models_or_graphs, (nn.Module, Graph))

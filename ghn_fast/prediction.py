@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
@@ -17,13 +16,12 @@ import torch
 from torch import nn
 
 from ghn_fast.ghn import GHN, Plan
+from ghn_fast.ghn.hub import resolve
 from ghn_fast.ghn.place.keep import NO_NODE, by_choice
 from ghn_fast.ghn.place.materialise import materialise
 from ghn_fast.ghn.place.plan import head_nodes, misfit
 from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.graph import Graph, GraphBatch
-
-DEFAULT_GHN = "ghn2-cifar10"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -196,7 +194,7 @@ def predict(
     uses = uses.keeping(by_choice(uses, keep, only))
     report = PredictionReport()
     with _timed(report, "load"):
-        network = ghn if isinstance(ghn, GHN) else _load(str(ghn or DEFAULT_GHN))
+        network = resolve(ghn)
     with _timed(report, "graph"):
         if graph is None:
             graph = Graph.from_model(model, example_inputs, network.node_types)
@@ -268,29 +266,6 @@ def _warn_of_head(graph: Graph, ghn: GHN) -> None:
         "loader), or train it; return_report=True tells of such layers without a warning",
         stacklevel=3,
     )
-
-
-def _load(name: str) -> GHN:
-    """Loaded once: a GHN in evaluation mode is never changed by predicting with it.
-
-    A file that was written anew is loaded anew.
-    """
-    from ghn_fast.checkpoint.files import checkpoint_file
-    from ghn_fast.ghn.hub import shipped
-
-    path = Path(name).expanduser()
-    if not path.exists() or name in shipped():
-        return _loaded(name, None)
-    file = checkpoint_file(path).resolve()
-    status = file.stat()
-    return _loaded(str(file), (status.st_mtime_ns, status.st_size, status.st_ino))
-
-
-@lru_cache(maxsize=4)
-def _loaded(name: str, version: tuple[int, ...] | None) -> GHN:
-    from ghn_fast.checkpoint import from_pretrained
-
-    return from_pretrained(name)
 
 
 def _account(report: PredictionReport, parameters: Mapping[str, nn.Parameter], plan: Plan) -> None:

@@ -17,14 +17,12 @@ if TYPE_CHECKING:
     from ghn_fast.ghn.files import load_ghn as load_ghn
     from ghn_fast.ghn.files import save as save
     from ghn_fast.ghn.hub import from_pretrained as from_pretrained
-    from ghn_fast.ghn.hub import known_names as known_names
     from ghn_fast.ghn.hub import list_models as list_models
     from ghn_fast.ghn.hub import push_ghn_to_hub as push_ghn_to_hub
     from ghn_fast.ghn.hub import save_pretrained as save_pretrained
 
 _OF_GHNS = {
     "from_pretrained": "ghn_fast.ghn.hub",
-    "known_names": "ghn_fast.ghn.hub",
     "list_models": "ghn_fast.ghn.hub",
     "load": "ghn_fast.ghn.files",
     "load_ghn": "ghn_fast.ghn.files",

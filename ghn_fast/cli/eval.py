@@ -21,7 +21,7 @@ EVALUATED = ("test", "wide", "deep", "dense", "bnfree", "predefined")
 
 
 def evaluate(
-    ghn: options.Ghn = "ghn2-cifar10",
+    ghn: options.Ghn = options.DEFAULT_GHN,
     split: Annotated[
         str,
         typer.Option(
@@ -78,12 +78,12 @@ def evaluate(
     In several processes: torchrun --nproc-per-node N -m ghn_fast eval ...
     """
     from ghn_fast._system.processes import choose_device, process_group
-    from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.images import load_parts, normalisation
     from ghn_fast.data import normalised_by
     from ghn_fast.data.load import is_cifar10
     from ghn_fast.evaluation import SGD_BATCH
     from ghn_fast.evaluation import evaluate as run
+    from ghn_fast.ghn.hub import from_pretrained
 
     if sgd_steps is not None and sgd_epochs is not None:
         raise UsageError("give --sgd-steps or --sgd-epochs, not both")

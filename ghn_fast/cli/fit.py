@@ -52,7 +52,7 @@ def fit(
     out: Annotated[Path, typer.Option(help="The trained model, as safetensors.")] = Path(
         "model.safetensors"
     ),
-    ghn: options.Ghn = "ghn2-cifar10",
+    ghn: options.Ghn = options.DEFAULT_GHN,
     image_size: Annotated[
         int | None,
         typer.Option(min=8, help="Height and width; by default what the GHN was trained with."),
@@ -101,9 +101,9 @@ def fit(
     Interrupted, the same command goes on after the last whole epoch.
     """
     from ghn_fast._system.processes import choose_device
-    from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.evaluation.results import ghn_digest, images_digest
     from ghn_fast.finetune import FinetuneConfig
+    from ghn_fast.ghn.hub import from_pretrained
 
     _check_place(out)
     if compare not in (None, "random"):

@@ -30,7 +30,7 @@ def measure(
     out: Annotated[
         Path, typer.Option(help="JSON lines, one a network; what is there is not measured again.")
     ],
-    ghn: options.Ghn = "ghn2-cifar10",
+    ghn: options.Ghn = options.DEFAULT_GHN,
     split: Annotated[
         list[str] | None, typer.Option(help="May be repeated, taken in turn; by default val, test.")
     ] = None,
@@ -61,10 +61,10 @@ def measure(
     torchrun --nproc-per-node 16 -m ghn_fast nets measure --out labels.jsonl --minutes 1
     """
     from ghn_fast._system.processes import choose_device, process_group
-    from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.images import load_parts
     from ghn_fast.data import EncodedImages
     from ghn_fast.evaluation import load_labels, measure_labels
+    from ghn_fast.ghn.hub import from_pretrained
 
     place = choose_device(device)
     with process_group(place) as processes:
@@ -96,13 +96,13 @@ def _print_network(network: NetworkLabels) -> None:
     )
 
 
-def properties(labels: LabelFiles = None, ghn: options.Ghn = "ghn2-cifar10") -> None:
+def properties(labels: LabelFiles = None, ghn: options.Ghn = options.DEFAULT_GHN) -> None:
     """Predict properties of networks from their embeddings: Kendall's tau on networks of test.
 
     Fitted on networks of val, beside figures that cost little. Needs scikit-learn.
     """
-    from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.evaluation import load_labels
+    from ghn_fast.ghn.hub import from_pretrained
     from ghn_fast.properties import correlations
 
     measured = load_labels(labels or ())
@@ -140,7 +140,7 @@ def _print_correlations(labels: Labels, ghn: str, found: list[Correlations]) -> 
 
 def search(
     labels: LabelFiles = None,
-    ghn: options.Ghn = "ghn2-cifar10",
+    ghn: options.Ghn = options.DEFAULT_GHN,
     by: Annotated[
         str, typer.Option(help="accuracy, accuracy with noise, inference time or steps to learn.")
     ] = "accuracy",
@@ -161,8 +161,8 @@ def search(
 
     Fitted on all labels. Needs scikit-learn.
     """
-    from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.evaluation import load_labels
+    from ghn_fast.ghn.hub import from_pretrained
     from ghn_fast.nets import DeepNets1M
     from ghn_fast.properties import LARGER_IS_BETTER
     from ghn_fast.properties import search as find

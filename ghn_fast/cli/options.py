@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+DEFAULT_GHN = "ghn2-cifar10"
+"""That of :func:`ghn_fast.ghn.hub.resolve`, which --help does not wait for."""
 Ghn = Annotated[str, typer.Option(help="Which GHN: a name, a file, or a Hugging Face repository.")]
 Images = Annotated[int, typer.Option(min=1, help="How many test images to classify.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]

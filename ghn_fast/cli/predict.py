@@ -35,7 +35,7 @@ def predict(
             "network of DeepNets-1M (val:3)."
         ),
     ],
-    ghn: options.Ghn = "ghn2-cifar10",
+    ghn: options.Ghn = options.DEFAULT_GHN,
     num_classes: Annotated[
         int | None, typer.Option(help="Classes of the model; by default those the GHN predicts.")
     ] = None,
@@ -91,10 +91,10 @@ def predict(
     """Predict a model's parameters; tell what was decoded, how fast, and how good it is."""
     from ghn_fast.card import card as make_card
     from ghn_fast.card import noise_for
-    from ghn_fast.checkpoint import from_pretrained
     from ghn_fast.cli.inputs import make_inputs
     from ghn_fast.cli.models import build_model, network_of, takes_any_size
     from ghn_fast.evaluation import batches_in_order
+    from ghn_fast.ghn.hub import from_pretrained
     from ghn_fast.graph import Graph
     from ghn_fast.nets import adjust_net
     from ghn_fast.prediction import predict as predict_parameters

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from ghn_fast._system.errors import failures
 from ghn_fast._system.files import write_text
 from ghn_fast.checkpoint.errors import CheckpointError
+from ghn_fast.checkpoint.files import checkpoint_file
 from ghn_fast.ghn.files import load_ghn, save
 from ghn_fast.ghn.model import GHN
 
@@ -117,7 +119,26 @@ def list_models() -> list[str]:
     return [*shipped(), *_GHN3_FILES]
 
 
-known_names = list_models
+def resolve(ghn: GHN | str | Path | None = None) -> GHN:
+    """A GHN itself, or that of a name or file, by default the shipped one, loaded once.
+
+    It is in evaluation mode, and predicting with it does not change it. A file that was written
+    anew is loaded anew.
+    """
+    if isinstance(ghn, GHN):
+        return ghn
+    name = str(ghn or DEFAULT)
+    path = Path(name).expanduser()
+    if not path.exists() or name in shipped():
+        return _loaded(name, None)
+    file = checkpoint_file(path).resolve()
+    status = file.stat()
+    return _loaded(str(file), (status.st_mtime_ns, status.st_size, status.st_ino))
+
+
+@lru_cache(maxsize=4)
+def _loaded(name: str, version: tuple[int, ...] | None) -> GHN:
+    return from_pretrained(name)
 
 
 def save_pretrained(
@@ -197,9 +218,9 @@ def _unknown(name: str) -> str:
     if path.suffix in _FILE_ENDINGS and path.parent.is_dir():
         candidates = [str(entry) for entry in path.parent.iterdir() if entry.is_file()]
     else:
-        candidates = [*known_names(), *_GHN3_ALIASES]
+        candidates = [*list_models(), *_GHN3_ALIASES]
     near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known_names())}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(list_models())}"
     return f"there is no GHN {name!r}, neither by name nor as a path; {hint}"
 
 

@@ -23,11 +23,13 @@ from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.files import lock, remove_leftovers, replace, writing
 from ghn_fast._system.processes import Processes, Tickets, choose_device
 from ghn_fast._system.random import seeded
-from ghn_fast.checkpoint import CheckpointError, from_pretrained, save
+from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
 from ghn_fast.data import DataError, Images, ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.ghn import GHN, make_config, make_ghn
+from ghn_fast.ghn.files import save
+from ghn_fast.ghn.hub import from_pretrained
 from ghn_fast.ghn.make import adapt
 from ghn_fast.graph import GraphBatch
 from ghn_fast.train.config import ConfigError, TrainConfig

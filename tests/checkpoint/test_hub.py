@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ghn_fast.checkpoint import CheckpointError, from_pretrained, known_names, save
+from ghn_fast.checkpoint import CheckpointError, from_pretrained, list_models, save
 from ghn_fast.ghn import GHN, GHN3, ghn2, ghn3, hub
 from tests.graphs import SmallClassifier, small_classifier
 
@@ -53,7 +53,7 @@ def test_shipped_name(weights: Path, ghn: GHN) -> None:
     (weights / "ghn2-cifar10.md").write_text("a card")
     assert_same(from_pretrained(), ghn)
     assert_same(from_pretrained("ghn2-cifar10", device="cpu"), ghn)
-    assert "ghn2-cifar10" in known_names()
+    assert "ghn2-cifar10" in list_models()
 
 
 def test_a_shipped_name_wins_over_a_path(
@@ -95,7 +95,7 @@ def test_the_loaded_ghn_predicts_and_trains(tmp_path: Path, ghn: GHN) -> None:
         ("", "no GHN ''|no checkpoint"),
     ],
 )
-def test_unknown_names(weights: Path, ghn: GHN, name: str, message: str) -> None:
+def test_unlist_models(weights: Path, ghn: GHN, name: str, message: str) -> None:
     save(ghn, weights / "ghn2-cifar10.safetensors")
     with pytest.raises(CheckpointError, match=message):
         from_pretrained(name)

@@ -13,7 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 from ghn_fast.checkpoint import save
 from ghn_fast.cli import main
+from ghn_fast.cli.options import DEFAULT_GHN
 from ghn_fast.ghn import ghn2
+from ghn_fast.ghn.hub import DEFAULT
 from tests.graphs import SmallClassifier
 
 
@@ -302,6 +304,10 @@ def test_published_figures_are_of_cifar10_only(
     printed = capsys.readouterr().out
     assert "top-1 in % on 10 test images" in printed
     assert "published" not in printed
+
+
+def test_the_default_ghn_is_that_of_the_library() -> None:
+    assert DEFAULT_GHN == DEFAULT
 
 
 @pytest.mark.parametrize(

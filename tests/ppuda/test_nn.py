@@ -93,7 +93,7 @@ def test_variable_can_name_a_repository(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_shipped_ghn_takes_the_place_of_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "known_names", lambda: ["ghn2-cifar10"])
+    monkeypatch.setattr(published, "list_models", lambda: ["ghn2-cifar10"])
     monkeypatch.setattr(published, "from_pretrained", lambda name: CoreGHN(GHNConfig(**CONFIG)))
     with pytest.warns(UserWarning, match=r"ghn2_cifar10\.pt .*ghn2-cifar10"):
         assert GHN2("cifar10").num_classes == 6

@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.checkpoint import CheckpointError, from_pretrained, known_names
+from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.ghn import GHN as CoreGHN
 from ghn_fast.ghn import GHN3, GHNConfig
+from ghn_fast.ghn.hub import from_pretrained, list_models
 from ghn_fast.ghn.place.plan import Target, class_rules, decoded_nodes, make_plan
 from ghn_fast.graph import Graph as CoreGraph
 from ghn_fast.graph import GraphBatch as CoreBatch
@@ -288,7 +289,7 @@ def _published(name: str) -> GHN:
         return GHN.load(f"{place}:{file}")
     looked = ", ".join(str(folder / file) for folder in folders)
     own = name.replace("_", "-")
-    if own not in known_names():
+    if own not in list_models():
         raise CheckpointError(
             f"the published {file} is not here; looked for {looked}. Put the file from the "
             "folder 'checkpoints' of github.com/facebookresearch/ppuda there, or name its folder "
