@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast._system.batches import logits_of
 from ghn_fast._system.random import seeded
 from ghn_fast._system.restored import restored
-from ghn_fast.evaluation import use_batch_statistics
 from ghn_fast.evaluation.published import CIFAR10
 from ghn_fast.graph import Graph, Node
 from ghn_fast.graph.draw import svg

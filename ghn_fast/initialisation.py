@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast._system.batches import run
 from ghn_fast._system.restored import restored
-from ghn_fast.calibration import use_batch_statistics
 
 Model = TypeVar("Model", bound=nn.Module)
 

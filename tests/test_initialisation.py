@@ -11,6 +11,7 @@ from torch import nn
 from torchvision import models
 
 import ghn_fast
+from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast.nets import VIT, build_net
 
 
@@ -28,7 +29,7 @@ def _variances(model: nn.Module, inputs: torch.Tensor) -> dict[str, float]:
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             layer.register_forward_hook(keep(name))
     with torch.no_grad():
-        ghn_fast.calibration.use_batch_statistics(model.eval())(inputs)
+        use_batch_statistics(model.eval())(inputs)
     return found
 
 

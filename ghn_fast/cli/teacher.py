@@ -65,7 +65,7 @@ def _own_name(file: Path, said: dict[str, str]) -> str:
 
 
 def _build(name: str, classes: int, size: int, said: dict[str, str]) -> nn.Module:
-    from ghn_fast.calibration import track_statistics
+    from ghn_fast._system.batch_norm import track_statistics
     from ghn_fast.nets import adjust_net
 
     model = track_statistics(build_model(name, classes, size))

@@ -5,7 +5,7 @@ Knows GHNs, networks and images; nothing of training a GHN.
 
 from __future__ import annotations
 
-from ghn_fast.calibration import use_batch_statistics
+from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast.evaluation.accuracy import (
     BATCH_SIZE,
     batches_in_order,

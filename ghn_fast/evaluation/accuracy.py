@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast._system.batches import device_of, logits_of, run
 from ghn_fast._system.device import to_device
 from ghn_fast._system.restored import restored
-from ghn_fast.calibration import calibrate_, use_batch_statistics
+from ghn_fast.calibration import calibrate_
 from ghn_fast.data import ImageSource
 
 BATCH_SIZE = 64

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast._system.device import images_to_device, to_device
-from ghn_fast.calibration import use_batch_statistics
 from ghn_fast.data import ImageSource, ImageStream
 
 SGD_LR, SGD_MOMENTUM, SGD_WEIGHT_DECAY, SGD_GRAD_CLIP = 0.025, 0.9, 3e-4, 5.0

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _DRAWN = {torch.Tensor.normal_, torch.Tensor.uniform_}
@@ -45,15 +44,3 @@ class Ghosts(TorchFunctionMode):
 def _is_in_place(func: Callable[..., Any]) -> bool:
     name = func.__name__
     return name.endswith("_") and not name.endswith("__")
-
-
-def without_running_statistics(model: nn.Module) -> nn.Module:
-    """Batch normalisation uses the statistics of each batch; in place.
-
-    Predicted parameters have no running ones.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-    return model

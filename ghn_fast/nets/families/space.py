@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast._system.collection import uncollected
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.types import NODE_TYPES
@@ -16,7 +17,7 @@ from ghn_fast.nets.families.dense import dense
 from ghn_fast.nets.families.draw import Draw
 from ghn_fast.nets.families.fire import fire
 from ghn_fast.nets.families.ghostnet import ghostnet
-from ghn_fast.nets.families.ghosts import Ghosts, without_running_statistics
+from ghn_fast.nets.families.ghosts import Ghosts
 from ghn_fast.nets.families.hybrid import hybrid
 from ghn_fast.nets.families.inception import inception
 from ghn_fast.nets.families.inverted import efficientnet, mnasnet, mobilenet2, mobilenet3
@@ -166,7 +167,7 @@ def _build(family: str, draw: Draw, index: int, num_classes: int, with_values: b
     with uncollected():
         with nullcontext() if with_values else Ghosts(index % 2**63):
             model = FAMILIES[family][1](draw, num_classes)
-        model = without_running_statistics(model).eval()
+        model = use_batch_statistics(model).eval()
     model.expected_input_sz = IMAGE_SIZE  # type: ignore[assignment]
     return model
 

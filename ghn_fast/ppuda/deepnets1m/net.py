@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ghn_fast._system.batch_norm import track_statistics
 from ghn_fast._system.collection import uncollected
 from ghn_fast.nets import Genotype
 from ghn_fast.nets import Network as CoreNetwork
@@ -77,7 +77,7 @@ class Network(CoreNetwork):
         if is_vit is not None and is_vit != self._is_vit:
             raise ValueError(f"is_vit is {is_vit}, but the genotype says {self._is_vit}")
         if norm is not None and "track" in norm and not light:
-            _keep_statistics(self)
+            track_statistics(self)
         self._n_cells = n_cells
 
     @property
@@ -93,12 +93,3 @@ class Network(CoreNetwork):
     def forward(self, input: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         """The (B, num_classes) logits of (B, 3, H, W) images, and None for auxiliary ones."""
         return super().forward(input), None
-
-
-def _keep_statistics(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.track_running_stats = True
-            module.running_mean = torch.zeros(module.num_features)
-            module.running_var = torch.ones(module.num_features)
-            module.num_batches_tracked = torch.tensor(0)
