@@ -17,7 +17,7 @@ from torch import Tensor
 from ghn_fast.ghn.config import GHNConfig
 from ghn_fast.ghn.embed.shape_encoder import shape_as_4d
 from ghn_fast.ghn.place.plan import Group, Plan, Target
-from ghn_fast.ghn.place.tiling import channel_axis, weight_scale
+from ghn_fast.ghn.place.tiling import channel_axis, normalisation
 from ghn_fast.ops.tile import MAX_DIMS, Tile, TileTable
 
 VECTOR_RULES = ("norm_weight", "norm_bias", "bias")
@@ -141,14 +141,11 @@ def _vector_view(source: Source, shape: Sequence[int]) -> View:
 
 
 def _normalisation(group: Group, config: GHNConfig) -> tuple[str, float]:
-    """The tiles' rule and scale; see :func:`ghn_fast.ghn.place.tiling.normalise`."""
+    """The tiles' rule and scale."""
     shape, times = group.shape, 1
     if group.rule == "video_weight":
         times, shape = shape[2], (*shape[:2], *shape[3:])
     if not config.weight_norm:
         return "scale", 1.0 / times
-    if group.rule == "norm_weight":
-        return "norm_weight", 1.0
-    if group.rule in ("bias", "norm_bias", "class_bias"):
-        return "bias", 1.0
-    return "scale", weight_scale(shape, group.fan_in) / times
+    rule, scale = normalisation(group.rule, shape, group.fan_in)
+    return rule, scale / times

@@ -8,20 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ghn_fast.ops.tile.reference import normalised, repeated
+
 # The standard deviation of rows of a position table that stand for no position.
 EXTRA_ROW_STD = 0.02
 
 
 def repeat(blocks: Tensor, shape: Sequence[int]) -> Tensor:
     """Repeats blocks (n, *block) along every dimension and cuts them to (n, *shape)."""
-    for dim, size in enumerate(shape, start=1):
-        have = blocks.shape[dim]
-        if size > have:
-            repeats = [1] * blocks.dim()
-            repeats[dim] = math.ceil(size / have)
-            blocks = blocks.repeat(repeats)
-        blocks = blocks.narrow(dim, 0, size)
-    return blocks
+    return repeated(blocks, (len(blocks), *shape))
 
 
 def position_rows(blocks: Tensor, rows: int) -> Tensor:
@@ -61,24 +56,30 @@ def over_time(kernels: Tensor, times: int) -> Tensor:
     return (kernels / times).unsqueeze(3).expand(*kernels.shape[:3], times, *kernels.shape[3:])
 
 
-def normalise(values: Tensor, rule: str, fan_in: float | None = None) -> Tensor:
-    """Normalises parameters (n, *shape) by their rule.
+def normalisation(
+    rule: str, shape: Sequence[int], fan_in: float | None = None
+) -> tuple[str, float]:
+    """The rule and the scale of :mod:`ghn_fast.ops.tile` for parameters of a shape.
 
     Weights are scaled to the variance of fan-in initialisation, sqrt(beta / fan_in), with beta 2
     where a ReLU is assumed to follow and 1 elsewhere (depthwise kernels and the first of a pair of
     one-dimensional ones). Weights of normalisation layers are 2 sigmoid(p/2), in (0, 2); biases
-    are tanh(p/5), in (-1, 1). Tables of positions stay as they are.
+    are tanh(p/5), in (-1, 1).
 
     Args:
+        rule: of decoding, see :class:`ghn_fast.ghn.place.plan.Group`.
         fan_in: of weights, where it is not the product of all dimensions but the first.
     """
-    if rule == "pos_enc":
-        return values
     if rule == "norm_weight":
-        return 2 * torch.sigmoid(0.5 * values)
+        return "norm_weight", 1.0
     if rule in ("bias", "norm_bias", "class_bias"):
-        return torch.tanh(0.2 * values)
-    return values * weight_scale(values.shape[1:], fan_in)
+        return "bias", 1.0
+    return "scale", weight_scale(shape, fan_in)
+
+
+def normalise(values: Tensor, rule: str, fan_in: float | None = None) -> Tensor:
+    """Parameters (n, *shape) by :func:`normalisation`."""
+    return normalised(values, *normalisation(rule, values.shape[1:], fan_in))
 
 
 def weight_scale(shape: Sequence[int], fan_in: float | None = None) -> float:

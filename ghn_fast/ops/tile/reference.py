@@ -16,18 +16,20 @@ def tile_reference(
 ) -> list[Tensor]:
     """:func:`tile` in PyTorch, on any device."""
     return [
-        _normalise(_repeat(blocks[t.block][t.row], t.shape), t.rule, t.scale).to(dtype=dtype)
+        normalised(repeated(blocks[t.block][t.row], t.shape), t.rule, t.scale).to(dtype=dtype)
         for t in table.tiles
     ]
 
 
-def _repeat(block: Tensor, shape: Sequence[int]) -> Tensor:
+def repeated(block: Tensor, shape: Sequence[int]) -> Tensor:
+    """A block repeated along every dimension and cut to a shape."""
     repeats = [math.ceil(size / have) for size, have in zip(shape, block.shape, strict=True)]
     whole = block.repeat(repeats) if max(repeats, default=1) > 1 else block
     return whole[tuple(slice(size) for size in shape)]
 
 
-def _normalise(values: Tensor, rule: str, scale: float) -> Tensor:
+def normalised(values: Tensor, rule: str, scale: float) -> Tensor:
+    """Values by a rule of :data:`ghn_fast.ops.tile.RULES`."""
     if rule == "norm_weight":
         return 2 * torch.sigmoid(0.5 * values)
     if rule == "bias":
