@@ -1,9 +1,8 @@
 """DeepNets-1M: architectures a second, as arguments, graphs with distances, modules and files.
 
-Every benchmark notes how many architectures it makes in a round (`architectures`), so that
-architectures a second are that over the time. `written_bytes` are the bytes of the result, and
-`bench_copy_of_the_output` copies as many: the time that writing the same output takes at memory
-speed.
+Every benchmark notes `architectures/s`, and where it writes arrays `bytes/architecture` and `GB/s`;
+`bench_copy_of_the_output` copies as many bytes: the time that writing the same output takes at the
+speed of memory.
 """
 
 from __future__ import annotations

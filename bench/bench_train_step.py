@@ -6,13 +6,13 @@ of the step (batching, prediction, backward through the GHN, optimiser) is the G
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
 import pytest
 import torch
 
+from ghn_fast._system.workers import one_core_workers
 from ghn_fast.ghn import ghn2
 from ghn_fast.graph import GraphBatch
 from ghn_fast.train import NetworkStream, TrainConfig, train_step
@@ -47,7 +47,7 @@ def bench_train_step(benchmark: Any, networks: int, images: int) -> None:
         drawn, position = stream.draw(position)
         return (drawn,), {}
 
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=_use_one_core) as workers:
+    with one_core_workers(torch.get_num_threads()) as workers:
 
         def step(drawn: Any) -> None:
             graphs = GraphBatch([network.graph for network in drawn])
@@ -67,7 +67,3 @@ def bench_train_step(benchmark: Any, networks: int, images: int) -> None:
         benchmark.extra_info.update(
             mean_nodes=mean, **shares, ghn=f"{own:.1f} %", limit="10 % of 8 x 64"
         )
-
-
-def _use_one_core() -> None:
-    torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 // DeepNets-1M (arXiv 2110.13100): sampling networks, and their graphs, from a few integers.
 //
 // Everything here equals the Python modules of ghn_fast/nets (sampler, count, liveness, products,
-// direct), which explain the rules.
+// graphs), which explain the rules.
 #pragma once
 
 #include <array>

@@ -4,7 +4,6 @@ section 5.2)."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghn_fast._system.workers import one_core_workers
 from ghn_fast.ghn import GHN
 from ghn_fast.ghn.hub import resolve
 from ghn_fast.graph import NODE_TYPE_INDEX, Graph, GraphBatch
@@ -113,8 +113,7 @@ def _of_sampled(nets: DeepNets1M, ghn: GHN) -> Tensor:
             means[place] = _means(ghn, GraphBatch([nets[indices[place]]]))[0]
         return means
 
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+    with one_core_workers(torch.get_num_threads()) as workers:
         means = list(workers.map(torch.no_grad()(run), parts))
     return torch.cat(means) if means else torch.empty(0, ghn.config.hid)
 

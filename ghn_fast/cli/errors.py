@@ -8,8 +8,7 @@ class UsageError(ValueError):
 
 
 def expected_errors() -> tuple[type[Exception], ...]:
-    """Those of the library too; an ImportError names the extra that is to be installed."""
-    from ghn_fast.checkpoint import CheckpointError
+    """What the library raises of them; an ImportError names the extra that is to be installed."""
     from ghn_fast.graph import TraceError
 
-    return (UsageError, CheckpointError, TraceError, ValueError, OSError, ImportError)
+    return (ValueError, TraceError, OSError, ImportError)

@@ -18,7 +18,7 @@ from ghn_fast._system.plain_pickle import Instructions, PlainUnpickler, Source
 from ghn_fast.data.encoded import Row, opened, pictures
 from ghn_fast.data.errors import DataError
 from ghn_fast.data.images import Images, held_out
-from ghn_fast.data.parquet import read_parquet
+from ghn_fast.data.parquet import parquet_files, read_parquet
 
 CLASSES = (
     "airplane",
@@ -82,15 +82,9 @@ def _candidates(root: str | Path | None) -> list[Path]:
 
 
 def _layout(folder: Path) -> str | None:
-    if _parquet_files(folder, "train") or _parquet_files(folder, "test"):
+    if parquet_files(folder, "train") or parquet_files(folder, "test"):
         return "parquet"
     return "torchvision" if _torchvision_folder(folder).is_dir() else None
-
-
-def _parquet_files(folder: Path, stored: str) -> list[Path]:
-    return sorted(folder.glob(f"{stored}-*.parquet")) or sorted(
-        folder.glob(f"*/{stored}-*.parquet")
-    )
 
 
 def _torchvision_folder(folder: Path) -> Path:
@@ -135,7 +129,7 @@ def _download(folder: Path) -> None:
 
 def _read_parquet(folder: Path, split: str) -> Images:
     """Decodes those of the split alone, which is what takes time."""
-    files = _parquet_files(folder, _stored(split))
+    files = parquet_files(folder, _stored(split))
     if not files:
         raise DataError(f"{folder} has no {_stored(split)}-*.parquet; copy it there")
     parts = [_read_parquet_file(path) for path in files]

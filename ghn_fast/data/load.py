@@ -16,7 +16,7 @@ from ghn_fast.data.encoded import Encoded, EncodedImages, pictures
 from ghn_fast.data.errors import DataError
 from ghn_fast.data.images import ImageSource, held_out
 from ghn_fast.data.mapped import MappedItems, as_arrow
-from ghn_fast.data.parquet import read_parquet
+from ghn_fast.data.parquet import parquet_files, read_parquet
 
 MEMORY = 2 * 2**30
 """Bytes up to which a data set is decoded at once and kept."""
@@ -113,7 +113,7 @@ def _shuffled(images: EncodedImages) -> EncodedImages:
 def _is_cifar10(folder: Path) -> bool:
     if find_cifar10(folder) is None:
         return False
-    files = _parquet_files(folder, "train") or _parquet_files(folder, "test")
+    files = parquet_files(folder, "train") or parquet_files(folder, "test")
     return not files or set(_schema(files[0]).names) >= CIFAR10_COLUMNS
 
 
@@ -155,7 +155,7 @@ class _Parts:
 
     def _find_files(self, split: str) -> list[Path]:
         found = (
-            _parquet_files(self.folder, name) or arrow_files(self.folder / name)
+            parquet_files(self.folder, name) or arrow_files(self.folder / name)
             for name in _STORED[split]
         )
         return next((files for files in found if files), [])
@@ -276,11 +276,6 @@ def _read_folder(folder: Path, classes: Sequence[str], image_size: int) -> Encod
 def _some(names: Sequence[object], limit: int = 5) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(str, names[:limit])) + more
-
-
-def _parquet_files(folder: Path, stored: str) -> list[Path]:
-    patterns = (f"{stored}-*.parquet", f"*/{stored}-*.parquet", f"{stored}.parquet")
-    return next((sorted(files) for p in patterns if (files := list(folder.glob(p)))), [])
 
 
 def _schema(path: Path) -> Any:

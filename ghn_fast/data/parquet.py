@@ -18,6 +18,12 @@ _MOST_ROWS = 256
 """That are in memory at once where they need not be."""
 
 
+def parquet_files(folder: Path, stored: str) -> list[Path]:
+    """A split's files under one of its names, as the Hugging Face hub calls them."""
+    patterns = (f"{stored}-*.parquet", f"*/{stored}-*.parquet", f"{stored}.parquet")
+    return next((sorted(files) for p in patterns if (files := list(folder.glob(p)))), [])
+
+
 def read_parquet(path: Path, columns: Sequence[str]) -> Any:
     """A table of some columns.
 

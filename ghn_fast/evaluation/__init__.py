@@ -16,7 +16,7 @@ from ghn_fast.evaluation.baselines import SGD_BATCH, train_network
 from ghn_fast.evaluation.errors import EvaluationError
 from ghn_fast.evaluation.labels import Labels, NetworkLabels, load_labels, measure_labels
 from ghn_fast.evaluation.results import EvaluationResult, NetworkResult
-from ghn_fast.evaluation.run import evaluate, evaluate_resnet50
+from ghn_fast.evaluation.run import evaluate
 
 __all__ = [
     "BATCH_SIZE",
@@ -29,7 +29,6 @@ __all__ = [
     "batches_in_order",
     "calibrate",
     "evaluate",
-    "evaluate_resnet50",
     "load_labels",
     "measure_labels",
     "top1",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 from ghn_fast._system.processes import Processes
 from ghn_fast._system.random import seeded
 from ghn_fast._system.restored import restored
+from ghn_fast._system.workers import one_core_workers
 from ghn_fast.data import ImageSource
 from ghn_fast.evaluation.accuracy import BATCH_SIZE, calibrate, top1
 from ghn_fast.evaluation.baselines import train_network
@@ -30,7 +30,6 @@ from ghn_fast.evaluation.results import (
 from ghn_fast.ghn import GHN
 from ghn_fast.graph import NODE_TYPES, Graph
 from ghn_fast.nets import (
-    adjust_net,
     build_ghost,
     build_net,
     check_image_size,
@@ -149,33 +148,6 @@ def evaluate(
                 on_network(network)
     result.networks = [network for network in log.merged() if network.index < count]
     return result
-
-
-def evaluate_resnet50(
-    ghn: GHN | None,
-    images: ImageSource | None = None,
-    *,
-    num_images: int | None = None,
-    batch_size: int = BATCH_SIZE,
-    seed: int = 0,
-) -> float:
-    """Top-1 in percent of torchvision's ResNet-50 with its stem fitted to small images.
-
-    With its parameters as the GHN predicts them, or as PyTorch initialises them if it is None.
-
-    Raises:
-        EvaluationError: the GHN is for another number of classes.
-    """
-    from torchvision.models import resnet50
-
-    chosen = _images(images, num_images)
-    check_classes(ghn, chosen)
-    with seeded(seed):
-        model = adjust_net(resnet50(num_classes=chosen.num_classes))
-    if ghn is not None:
-        with evaluating(ghn):
-            _predict(ghn, model)
-    return top1(model, chosen, batch_size)
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
@@ -338,7 +310,7 @@ def _threads(
     if count == 1 or device.type != "cpu":
         yield lambda run, indices: map(run, indices)
         return
-    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+    with one_core_workers(count) as workers:
         yield workers.map
 
 

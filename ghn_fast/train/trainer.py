@@ -23,6 +23,7 @@ from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.files import lock, remove_leftovers, replace, writing
 from ghn_fast._system.processes import Processes, Tickets, choose_device
 from ghn_fast._system.random import seeded
+from ghn_fast._system.workers import one_core_workers
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
 from ghn_fast.data import DataError, Images, ImageSource, ImageStream
@@ -681,12 +682,8 @@ def _network_workers(
         yield None
         return
     count = config.threads or torch.get_num_threads()
-    with ThreadPoolExecutor(count, "ghn-fast-net", initializer=_use_one_core) as workers:
+    with one_core_workers(count, "ghn-fast-net") as workers:
         yield workers
-
-
-def _use_one_core() -> None:
-    torch.set_num_threads(1)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ghn_fast._system.workers import one_core_workers
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.graph import GraphBatch
 from ghn_fast.train import NetworkStream, Processes, TrainConfig, train_step
@@ -148,7 +149,7 @@ def test_threads_change_nothing(networks: list[Drawn], batch: tuple[Tensor, Tens
     alone, shared = make_ghn(), make_ghn()
     for count, ghn in ((1, alone), (3, shared)):
         # One core each: sums over several may be rounded otherwise from one run to the next.
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as workers:
+        with one_core_workers(count) as workers:
             train_step(ghn, models, graphs, *batch, sgd(ghn), workers=workers)
     for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
         assert torch.equal(one, other)

@@ -31,7 +31,7 @@ from ghn_fast.graph.trace.recorder import Kind, NeedsValues, Parameter, Recorder
 from ghn_fast.graph.trace.rules import MODULES, ROLES, function_rules
 from ghn_fast.graph.trace.search import Search, describe_failures, innermost
 from ghn_fast.graph.trace.unused import FROZEN, GUESSED, TRAINING_ONLY, reason, whole_parts
-from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPE_INDEX, NODE_TYPES
+from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPES
 
 UNDECODED = ("embedding", "norm_offset")
 """Roles of parameters that have a node but are not what the published definition means by it."""
@@ -556,10 +556,3 @@ def _set_frozen_aside(parameters: Any, result: Trace) -> None:
     for name in frozen:
         result.other.pop(name, None)
         result.unused.setdefault(name, FROZEN)
-
-
-def count_types(nodes: Sequence[Node]) -> list[int]:
-    """How many nodes there are of each type, in the order of ``NODE_TYPES``."""
-    return np.bincount(
-        [NODE_TYPE_INDEX[node.type] for node in nodes], minlength=len(NODE_TYPE_INDEX)
-    ).tolist()

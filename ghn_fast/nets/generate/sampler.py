@@ -138,7 +138,7 @@ def reference_net_args(
     else:
         net_args["C"] = evaluation_width(net_args)
         if split == "wide":
-            net_args["C"] *= 2 if large_images else 4
+            net_args["C"] *= wide_factor(large_images)
     return net_args
 
 
@@ -258,6 +258,11 @@ def _draw_widths(stream: Stream, net_args: dict[str, Any], large_images: bool) -
     if widths == 7 and width <= 64:
         hidden = stream.below(8)
     return width, 64 * (1 + hidden)
+
+
+def wide_factor(large_images: bool) -> int:
+    """Of the widths of the split "wide"."""
+    return 2 if large_images else 4
 
 
 def evaluation_width(net_args: dict[str, Any]) -> int:

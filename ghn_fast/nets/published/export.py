@@ -27,7 +27,13 @@ import numpy as np
 from ghn_fast._core import core
 from ghn_fast._system.files import lock, read_text, sync, write_text
 from ghn_fast.graph.types import NODE_TYPES
-from ghn_fast.nets.generate.sampler import MIN_WIDTH, REFERENCE_FC_DIM, RULES, sample_net_args
+from ghn_fast.nets.generate.sampler import (
+    MIN_WIDTH,
+    REFERENCE_FC_DIM,
+    RULES,
+    sample_net_args,
+    wide_factor,
+)
 from ghn_fast.nets.published.files import ARGUMENTS, file_of, import_h5py
 from ghn_fast.nets.space.genotypes import to_dict
 
@@ -38,8 +44,6 @@ CHUNK_PAIRS = 1 << 26
 CHUNK_NETWORKS = 2000
 COMPRESSION = 1
 """Level of zlib: higher ones save a fifth of the room and take twice as long."""
-WIDE_FACTOR = 4
-"""Readers multiply the widths of "wide" for small images by it."""
 
 
 class PartialExportError(ValueError):
@@ -194,7 +198,8 @@ class _Exporter:
         entry = {name: reference[name] for name in ARGUMENTS}
         entry["genotype"] = to_dict(net_args["genotype"])
         if split != "train":
-            entry["C"] = net_args["C"] // (WIDE_FACTOR if split == "wide" else 1)
+            # Readers multiply the widths of "wide".
+            entry["C"] = net_args["C"] // (wide_factor(False) if split == "wide" else 1)
         entry["num_nodes"] = num_nodes
         entry["num_params"] = {
             data: core.deepnets_count_parameters(reference, 10, data == "imagenet")

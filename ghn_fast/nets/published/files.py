@@ -17,7 +17,7 @@ from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.types import NODE_TYPE_INDEX
 from ghn_fast.nets.generate.graphs import with_flat_head
-from ghn_fast.nets.generate.sampler import evaluation_width, training_widths
+from ghn_fast.nets.generate.sampler import evaluation_width, training_widths, wide_factor
 from ghn_fast.nets.space.genotypes import from_dict
 from ghn_fast.nets.space.network import build_ghost
 
@@ -118,7 +118,7 @@ class PublishedNets:
         else:
             net_args["C"] = stored.get("C") or evaluation_width(net_args)
             if self.split == "wide":
-                net_args["C"] *= 2 if large_images else 4
+                net_args["C"] *= wide_factor(large_images)
         return net_args
 
     def graph(self, index: int, seed: int, large_images: bool, num_classes: int) -> Graph:

@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ghn_fast.nets import DeepNets1M as CoreNets
 from ghn_fast.nets.deepnets1m import SIZES
+from ghn_fast.nets.stream import MAX_NODES
 from ghn_fast.ppuda.deepnets1m.graph import Graph, GraphBatch
 
 __all__ = ["MAX_NODES_BATCH", "DeepNets1M"]
 
-MAX_NODES_BATCH = 2200
+MAX_NODES_BATCH = MAX_NODES
 """Training batches with more nodes are passed over."""
 _MOST_REFUSALS = 1000
 

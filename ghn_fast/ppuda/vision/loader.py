@@ -12,14 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ghn_fast.data import DataError, Images, augment, load_cifar10
 from ghn_fast.data.cifar10 import CLASSES, find_cifar10
-from ghn_fast.data.images import standardise
+from ghn_fast.data.images import IMAGENET_MEAN, IMAGENET_STD, standardise
 
 __all__ = ["image_loader"]
 
 _CIFAR10_NOISE = 0.08
 _IMAGENET_NOISE = 0.18
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def image_loader(
@@ -146,7 +144,7 @@ def _imagenet(
     steps = [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()]
     if noise:
         steps.append(transforms.Lambda(_with_noise))
-    steps.append(transforms.Normalize(_IMAGENET_MEAN, _IMAGENET_STD))
+    steps.append(transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD))
     # In the order of the folders each batch would be of one class, and so its statistics.
     return DataLoader(
         datasets.ImageFolder(str(folder), transforms.Compose(steps)),
