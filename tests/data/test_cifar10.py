@@ -39,6 +39,14 @@ def parquet_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def whole_files_folder(tmp_path: Path) -> Path:
+    images = [encoded(pixels) for pixels in PIXELS]
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", images, LABELS)
+    return tmp_path
+
+
 def write_batch(path: Path, rows: slice) -> None:
     data = PIXELS[rows].transpose(0, 3, 1, 2).reshape(-1, 3072)
     path.write_bytes(pickle.dumps({"data": data, "labels": LABELS[rows]}, protocol=2))
@@ -54,8 +62,8 @@ def torchvision_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("layout", ["parquet_folder", "torchvision_folder"])
-def test_both_layouts_hold_the_same(layout: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("layout", ["parquet_folder", "whole_files_folder", "torchvision_folder"])
+def test_all_layouts_hold_the_same(layout: str, request: pytest.FixtureRequest) -> None:
     images = load_cifar10(request.getfixturevalue(layout), "test")
     assert torch.equal(images.images, torch.from_numpy(PIXELS).permute(0, 3, 1, 2))
     assert images.labels.tolist() == LABELS
