@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -59,7 +60,9 @@ FAMILIES: dict[str, tuple[int, Callable[[Draw, int], nn.Module]]] = {
 """Each family's share and how its networks are drawn."""
 SPLITS = {"families/train": 300, "families/val": 301, "families/test": 302}
 """The splits and the numbers of their random streams."""
-_ATTEMPTS = 20
+_PARTS, _VAL, _TEST = 16, 0, 1
+"""Of all networks two sixteenths are for evaluation."""
+_ATTEMPTS, _DRAWS = 20, 400
 _CHOICES = [name for name, (share, _) in FAMILIES.items() for _ in range(share)]
 
 
@@ -119,7 +122,8 @@ def sample_member(
 
     A network that is beyond the limits is drawn again, of the same family; so is one that
     torchvision or timm has a name for (:mod:`ghn_fast.nets.families.named`), as those are what is
-    evaluated on.
+    evaluated on, and one that is of another split: what a network is decides that, so that no
+    split has a network of another.
 
     Args:
         split: one of ``SPLITS``.
@@ -141,7 +145,7 @@ def sample_member(
     if own not in FAMILIES:
         raise ValueError(f"unknown family {own!r}; there are {', '.join(FAMILIES)}")
     for _ in range(_ATTEMPTS):
-        model = _build(own, draw, index, num_classes, with_values)
+        model = _of_split(split, own, draw, index, num_classes, with_values)
         if max_parameters is not None and _parameters(model) > max_parameters:
             continue
         member = _traced(own, model, index, types)
@@ -153,6 +157,23 @@ def sample_member(
         f"{_ATTEMPTS} networks of the family {own} in turn were beyond max_work={max_work} or "
         f"max_parameters={max_parameters}"
     )
+
+
+def _of_split(
+    split: str, family: str, draw: Draw, index: int, num_classes: int, with_values: bool
+) -> nn.Module:
+    for _ in range(_DRAWS):
+        model = _build(family, draw, index, num_classes, with_values)
+        if split_of(model) == split:
+            return model
+    raise BeyondLimitsError(f"{_DRAWS} networks of the family {family} in turn are not of {split}")
+
+
+def split_of(model: nn.Module) -> str:
+    """The only split that a network can be of, by the shapes of its parameters."""
+    shapes = sorted(tuple(parameter.shape) for parameter in model.parameters())
+    part = zlib.crc32(repr(shapes).encode()) % _PARTS
+    return {_VAL: "families/val", _TEST: "families/test"}.get(part, "families/train")
 
 
 def _is_named(member: Member) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import pytest
 import torch
@@ -97,6 +98,19 @@ def test_limits_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(space, "_ATTEMPTS", 3)
     with pytest.raises(ValueError, match=r"beyond max_work=0\.001"):
         sample_member("families/train", 0, 0, family="plain", max_work=0.001)
+
+
+def test_no_network_is_of_two_splits() -> None:
+    """Of a family so small that a long run meets all of its networks."""
+    counts = {"families/train": 150, "families/val": 12, "families/test": 12}
+    seen = {
+        split: {
+            sample_member(split, 0, n, family="conv_mixer").graph.digest() for n in range(count)
+        }
+        for split, count in counts.items()
+    }
+    for split, other in combinations(seen, 2):
+        assert not seen[split] & seen[other]
 
 
 def test_unknown_names_are_told() -> None:
