@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghn_fast._system.batches import device_of, logits_of, run
 from ghn_fast._system.device import bfloat16_is_faster, to_device
+from ghn_fast._system.errors import FileError
 from ghn_fast._system.files import replace
+from ghn_fast.checkpoint.training import fitted, load_optimizer
 from ghn_fast.data import ImageSource, ImageStream
 from ghn_fast.data.images import edges_repeated
 from ghn_fast.evaluation import calibrate, top1
@@ -120,7 +123,8 @@ def finetune_(
         on_epoch: called with the epoch and the history so far.
 
     Raises:
-        ValueError: the state file is of another configuration or model.
+        ValueError: the state file is of another configuration or model, or damaged; the model is
+            as it was.
         DivergedError: losses or activations are no longer finite; the model has its best
             parameters.
     """
@@ -247,28 +251,44 @@ class _Tuning:
     def _load(self, path: Path) -> None:
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            fits = content["version"] == STATE_VERSION and content["config"] == asdict(self.config)
+            if (content["version"], content["config"]) != (STATE_VERSION, asdict(self.config)):
+                raise FileError("its settings are others")
+            self._go_on(content)
         except Exception as error:
-            raise ValueError(f"{path} holds no unfinished training ({error}); remove it") from None
-        same = {name: value.shape for name, value in self.model.state_dict().items()} == {
-            name: value.shape for name, value in content["model"].items()
-        }
-        if not fits or not same:
-            raise ValueError(
-                f"{path} is of a training with other settings or of another model: remove it to "
-                "start anew, or choose another place for this one"
-            )
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        _set_random_states(content["random"], device_of(self.model))
-        self.history = History(**content["history"])
-        if not math.isnan(self.history.lr):
-            self.lr = self.history.lr
-        self.best = content["best"]
+            raise FileError(
+                f"{path} is damaged, or of a training with other settings or of another model "
+                f"({error}): remove it to start anew, or choose another place for this one"
+            ) from None
+
+    def _go_on(self, content: dict[str, Any]) -> None:
+        history = _history(content["history"])
+        device = device_of(self.model)
+        likely = zip(content["random"], _random_states(device), strict=False)
+        random = [fitted(value, like, "its random state") for value, like in likely]
+        model = fitted(content["model"], self.model.state_dict(), "its model")
+        self.best = fitted(content["best"], content["model"], "its best model")
+        load_optimizer(self.optimizer, content["optimizer"])
+        self.model.load_state_dict(model)
+        _set_random_states(random, device)
+        self.history = history
+        if not math.isnan(history.lr):
+            self.lr = history.lr
 
     def take_best(self) -> None:
         self.model.load_state_dict(copy.deepcopy(self.best))
         self.model.eval()
+
+
+def _history(values: Any) -> History:
+    """What was kept of one after an epoch."""
+    history = History(**values)
+    lists = (history.validation, history.test, history.loss)
+    lengths = [len(numbers) for numbers in lists if type(numbers) is list]
+    epochs = len(history.loss)
+    numbers = (*itertools.chain(*lists), history.lr)
+    if lengths != [epochs + 1, epochs + 1, epochs] or any(type(n) is not float for n in numbers):
+        raise FileError("its history is none")
+    return history
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -190,6 +191,33 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path, what: str) -> None
     model = SmallClassifier(num_classes=3) if what == "model" else _model()
     with pytest.raises(ValueError, match=r"run\.unfinished"):
         finetune_(model, TRAIN, VALIDATION, TEST, config, state_file=path)
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("optimizer", "state", {0: {"momentum_buffer": torch.zeros(3)}}),
+        ("optimizer", "state", {10**6: {"momentum_buffer": torch.zeros(3)}}),
+        ("best", "2.bias", torch.zeros(4)),
+        ("model", "2.bias", torch.zeros(3, dtype=torch.float64)),
+        ("history", "validation", []),
+        ("history", "loss", ["x", 1.0, 1.0]),
+        ("history", "lr", "x"),
+    ],
+)
+def test_a_state_that_no_training_keeps_is_refused(
+    tmp_path: Path, part: str, key: str, value: Any
+) -> None:
+    path = tmp_path / "run.unfinished"
+    finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, state_file=path)
+    content = torch.load(path, weights_only=True)
+    content[part][key] = value
+    torch.save(content, path)
+    model = _model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"run\.unfinished is damaged, or of .*: remove it"):
+        finetune_(model, TRAIN, VALIDATION, TEST, CONFIG, state_file=path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_loss_that_is_not_finite_ends_with_the_best_so_far() -> None:

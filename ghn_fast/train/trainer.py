@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast._system.device import images_to_device, to_device
-from ghn_fast._system.errors import FileError, failures, shown
+from ghn_fast._system.errors import failures
 from ghn_fast._system.files import lock, remove_leftovers, replace, writing
 from ghn_fast._system.processes import Processes, Tickets, choose_device
 from ghn_fast._system.random import seeded
 from ghn_fast._system.workers import one_core_workers
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
+from ghn_fast.checkpoint.training import check_finite, fitted, load_optimizer
 from ghn_fast.data import DataError, Images, ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.ghn import GHN, make_config, make_ghn
@@ -529,14 +530,13 @@ class Trainer:
             _check_same_run(self.config, self.processes.size, saved, state.get("processes", 1))
             if state.get("teacher") != self.teacher_digest:
                 raise ConfigError("its teacher is another one, or one of the two has none")
-            self.ghn.load_state_dict(state["ghn"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for name, ghn in (("ghn", self.ghn), ("average", self.average)):
+                ghn.load_state_dict(fitted(state[name], ghn.state_dict(), f"its {name}"))
+                check_finite(ghn.state_dict(), f"its {name}")
+            load_optimizer(self.optimizer, state["optimizer"])
             for name in _COUNTERS:
-                value = state.get(name, getattr(self, name))
-                if type(value) is not type(getattr(self, name)):
-                    raise FileError(f"its {name} is {shown(value)}")
-                setattr(self, name, value)
+                own = getattr(self, name)
+                setattr(self, name, fitted(state.get(name, own), own, f"its {name}"))
 
     def _report(self, meter: Meter) -> dict[str, Any]:
         return {

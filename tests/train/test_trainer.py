@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -460,7 +461,12 @@ def test_a_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
         ({"config": [1]}, "truncated or damaged"),
         ({"config": {"lr": "fast"}}, "lr must be float"),
         ({"step": "6"}, "its step is '6'"),
-        ({"ghn": {}}, "Missing key"),
+        ({"step": -5}, "its step is -5"),
+        ({"network_position": 2**70}, "its network_position is 11805"),
+        ({"minutes": float("nan")}, "its minutes is nan"),
+        ({"longest": {}}, "its longest has no save, step, validate"),
+        ({"longest": {"step": "x", "save": 0.0, "validate": 0.0}}, "its longest step is 'x'"),
+        ({"ghn": {}}, "its ghn has no "),
         ({"optimizer": [1]}, "truncated or damaged"),
     ],
 )
@@ -474,6 +480,70 @@ def test_a_checkpoint_of_other_content_is_named(
         make_trainer(tmp_path)
     assert str(caught.value).startswith(str(path))
     assert str(caught.value).isprintable()
+
+
+def infinite(values: dict[str, Any]) -> None:
+    next(v for v in values.values() if isinstance(v, torch.Tensor)).fill_(float("inf"))
+
+
+def shorter(values: dict[str, Any]) -> None:
+    name = max(values, key=lambda name: torch.as_tensor(values[name]).numel())
+    values[name] = torch.zeros(3)
+
+
+def unknown(values: dict[str, Any]) -> None:
+    values["more"] = torch.zeros(3)
+
+
+def moved(values: dict[str, Any]) -> None:
+    """Every element in the last place of its storage, behind which a kernel would write."""
+    for name, value in values.items():
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            end = torch.full((value.numel(),), 0.5)[-1:]
+            values[name] = end.as_strided(value.shape, (0,) * value.dim())
+
+
+SOAP_RUN = replace(TINY, steps=2, optimizer="soap")
+
+
+@pytest.fixture(scope="module")
+def soap_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("soap")
+    make_trainer(folder, SOAP_RUN).fit()
+    return folder
+
+
+@pytest.mark.parametrize("change", [infinite, shorter, unknown])
+@pytest.mark.parametrize("part", ["ghn", "average", "adamw", "soap"])
+def test_what_no_such_run_would_have_kept_is_refused(
+    uninterrupted: Path,
+    soap_run: Path,
+    tmp_path: Path,
+    part: str,
+    change: Callable[[dict[str, Any]], None],
+) -> None:
+    folder, config = (soap_run, SOAP_RUN) if part == "soap" else (uninterrupted, TINY)
+    state = state_of(folder)
+    states = state["optimizer"]["state"]
+    change(state[part] if part in state else states[max(states)])
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ConfigError, match=r"checkpoint\.pt: its (ghn|average|optimizer)") as caught:
+        make_trainer(tmp_path, config)
+    assert str(caught.value).isprintable()
+
+
+def test_the_state_of_an_optimiser_is_laid_out_as_its_own(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    state = state_of(uninterrupted)
+    for values in state["optimizer"]["state"].values():
+        moved(values)
+    state["optimizer"]["param_groups"] = [{"betas": (5, 5), "lr": "fast", "params": [0]}]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    optimizer = make_trainer(tmp_path).optimizer
+    assert optimizer.param_groups[0]["betas"] == TINY.betas
+    for parameter, values in optimizer.state.items():
+        assert values["exp_avg"].stride() == parameter.stride()
 
 
 def test_a_flipped_bit_of_a_checkpoint_is_found(uninterrupted: Path, tmp_path: Path) -> None:
