@@ -266,6 +266,18 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a size that is a float": (lambda: safetensors(config='{"hid": 8.0}'), "hid is 8.0"),
     "a size that is a bool": (lambda: safetensors(config='{"hid": true}'), "hid is True"),
     "a size that leaves no trace": (low_rank, "larger max_shape or num_classes than any GHN"),
+    "images of 30,000 pixels": (
+        lambda: safetensors(config='{"image_size": 30000}'),
+        "image_size must be from 0 to 1024, not 30000",
+    ),
+    "means of five channels": (
+        lambda: safetensors(config='{"mean": [0, 0, 0, 0, 0], "std": [1, 1, 1, 1, 1]}'),
+        "for each of three channels",
+    ),
+    "a deviation that divides by nothing": (
+        lambda: safetensors(config='{"mean": [0, 0, 0], "std": [1e-320, 1, 1]}'),
+        "std must be a number from",
+    ),
     "1,001 layers": (lambda: of_layers(1001), "it has 1001 layers"),
     "an unknown setting of 9,000 letters": (
         lambda: safetensors(config='{"%s": 1}' % ("a" * 9000)),

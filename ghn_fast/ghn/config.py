@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -13,6 +12,10 @@ OWN_SETTINGS = ("flat_kernels", "channel_nodes", "raised_layer_scales")
 """What only GHNs of this package may have; off for the published ones."""
 IMAGE_SETTINGS = ("mean", "std", "image_size")
 """What only GHNs of this package say: of the images that they were trained with."""
+MOST_SHIFTED = 1000
+"""What pixels from 0 to 1 are shifted by, or multiplied or divided by, at most."""
+LARGEST_IMAGE_SIZE = 1024
+"""A file says at which size pictures are decoded, so that it must not be any."""
 HYPERNETS = ("gatedgnn", "mlp", "graphormer")
 DECODERS = ("conv", "mlp", "low_rank")
 
@@ -45,7 +48,7 @@ class GHNConfig:
             GHNs they keep their values.
         mean, std: by which the channels of the images that it was trained with were normalised;
             empty where nothing says so.
-        image_size: height and width of those images, or 0.
+        image_size: height and width of those images, at most 1024, or 0.
 
     Raises:
         ValueError: a value that no GHN can have.
@@ -84,12 +87,21 @@ class GHNConfig:
             raise ValueError(f"hid must be a positive multiple of 4, not {self.hid}")
         if self.num_classes < 1:
             raise ValueError(f"num_classes must be positive, not {self.num_classes}")
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        if len(self.mean) != len(self.std) or not all(map(math.isfinite, self.mean)):
-            raise ValueError(f"mean {self.mean} and std {self.std} must be a number for a channel")
-        if not all(0 < value < math.inf for value in self.std) or self.image_size < 0:
-            raise ValueError(f"std {self.std} and image_size {self.image_size} must be positive")
+        for name, smallest in (("mean", -MOST_SHIFTED), ("std", 1 / MOST_SHIFTED)):
+            values = tuple(map(float, getattr(self, name)))
+            object.__setattr__(self, name, values)
+            in_range = all(smallest <= value <= MOST_SHIFTED for value in values)
+            if len(values) not in (0, 3) or not in_range:
+                raise ValueError(
+                    f"{name} must be a number from {smallest:g} to {MOST_SHIFTED} for each of "
+                    f"three channels, not {values}"
+                )
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be given together")
+        if not 0 <= self.image_size <= LARGEST_IMAGE_SIZE:
+            raise ValueError(
+                f"image_size must be from 0 to {LARGEST_IMAGE_SIZE}, not {self.image_size}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GHNConfig:

@@ -226,8 +226,8 @@ def small_state() -> dict[str, torch.Tensor]:
         ({"ghn_fast.config": '{"max_shape": [1, "a", 3, 3]}'}, r"max_shape is \(1, 'a', 3, 3\)"),
         ({"ghn_fast.config": '{"max_shape": [1, 1.5, 3, 3]}'}, r"max_shape is \(1, 1.5, 3, 3\)"),
         ({"ghn_fast.config": '{"mean": [0.5, "a"]}'}, r"mean is \(0.5, 'a'\)"),
-        ({"ghn_fast.config": '{"mean": [0.5], "std": [0]}'}, "must be positive"),
-        ({"ghn_fast.config": '{"mean": [0.5], "std": [1, 1]}'}, "a number for a channel"),
+        ({"ghn_fast.config": '{"mean": [0.5, 0.5, 0.5]}'}, "must be given together"),
+        ({"ghn_fast.config": '{"image_size": 30000}'}, "image_size must be from 0 to 1024, not 3"),
     ],
 )
 def test_bad_header(tmp_path: Path, header: dict[str, str], message: str) -> None:

@@ -21,6 +21,17 @@ def test_dictionary_round_trip() -> None:
         ({"max_shape": (64, 64, 11)}, "four positive sizes"),
         ({"max_shape": (64, 64, 11, 9)}, "square in space"),
         ({"num_classes": 0}, "num_classes must be positive"),
+        (
+            {"mean": (0.5,) * 5},
+            "mean must be a number from -1000 to 1000 for each of",
+        ),
+        ({"mean": (0.5, float("nan"), 0.5)}, "mean must be"),
+        ({"mean": (0.5, 1e38, 0.5)}, "mean must be"),
+        ({"std": (1, 1e-320, 1)}, r"std must be a number from 0\.001 to 1000 for each of three"),
+        ({"std": (1, 1, float("inf"))}, "std must be"),
+        ({"std": (1, 1, 1)}, "must be given together"),
+        ({"image_size": -1}, "image_size must be from 0 to 1024, not -1"),
+        ({"image_size": 10**9}, "image_size must be from 0 to 1024, not 1000000000"),
         ({"width": 3}, "unknown settings of a GHN: width"),
     ],
 )
