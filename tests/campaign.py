@@ -39,7 +39,7 @@ import torch
 
 from ghn_fast.checkpoint import CheckpointError, load, load_ghn
 from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
-from ghn_fast.data import DataError, load_images
+from ghn_fast.data import DataError, ImageSource, load_images
 from ghn_fast.data.cifar10 import _read_batch
 from tests import bad_data, bad_files
 
@@ -308,8 +308,12 @@ def table() -> list[tuple[str, str]]:
             folder = Path(top) / f"data{number}"
             folder.mkdir()
             write(folder)
-            rows.append((name, _message(load_images, folder, "bad")))
+            rows.append((name, _message(_of_any_split, folder, "bad")))
     return rows
+
+
+def _of_any_split(folder: Path) -> list[ImageSource]:
+    return [load_images(folder, split) for split in ("train", "val", "test")]
 
 
 def _message(read: Callable[[Path], object], path: Path, shown: str) -> str:

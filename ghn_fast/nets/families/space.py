@@ -102,7 +102,7 @@ def family_of(split: str, seed: int, index: int) -> str:
     """The family of network ``index``, without building it.
 
     Raises:
-        ValueError: an unknown split.
+        ValueError: an unknown split, a seed or an index out of range.
     """
     return _stream(split, seed, index).pick(_CHOICES)
 
@@ -137,7 +137,7 @@ def sample_member(
         types: of the nodes of its graph; the network is the same whichever.
 
     Raises:
-        ValueError: an unknown split or family.
+        ValueError: an unknown split or family, a seed or an index out of range.
         BeyondLimitsError: many networks in turn are beyond the limits.
     """
     draw = _stream(split, seed, index)

@@ -24,6 +24,17 @@ def philox4x32(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tupl
     return c0, c1, c2, c3
 
 
+def check_item(seed: int, index: int) -> None:
+    """Refuses what has no random stream of its own.
+
+    Raises:
+        ValueError: a seed or an index that is not from 0 to 2**64 - 1.
+    """
+    for name, value in (("seed", seed), ("index", index)):
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"{name} must be from 0 to 2**64 - 1, got {value}")
+
+
 class Stream:
     """The random integers of item `index` of stream `stream`: a pure function of the arguments.
 
@@ -34,9 +45,13 @@ class Stream:
     Args:
         seed, index: from 0 to 2**64 - 1.
         stream: from 0 to 2**32 - 1.
+
+    Raises:
+        ValueError: a seed or an index out of range.
     """
 
     def __init__(self, seed: int, stream: int, index: int) -> None:
+        check_item(seed, index)
         self._key = (seed & _WORD, seed >> 32)
         self._item = (stream, index & _WORD, index >> 32)
         self._block = 0

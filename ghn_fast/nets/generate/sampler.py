@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ghn_fast._core import core
-from ghn_fast.nets.generate.philox import Stream
+from ghn_fast.nets.generate.philox import Stream, check_item
 from ghn_fast.nets.measure.count import count_parameters
 from ghn_fast.nets.space.genotypes import OPERATIONS, VIT, Genotype
 from ghn_fast.nets.space.liveness import plan_network
@@ -145,9 +145,7 @@ def reference_net_args(
 def _check(split: str, seed: int, index: int) -> None:
     if split not in RULES:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    for name, value in (("seed", seed), ("index", index)):
-        if not 0 <= value < 1 << 64:
-            raise ValueError(f"{name} must be from 0 to 2**64 - 1, got {value}")
+    check_item(seed, index)
 
 
 def _attempt(stream: Stream, rules: SplitRules) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 
 import pytest
@@ -35,6 +36,23 @@ def test_a_network_is_a_function_of_seed_split_and_index() -> None:
     others = [("families/val", 3, 17), ("families/train", 4, 17), ("families/train", 3, 18)]
     for split, seed, index in others:
         assert sample_member(split, seed, index).graph.digest() != first.graph.digest()
+
+
+@pytest.mark.parametrize("draw", [family_of, sample_member])
+@pytest.mark.parametrize(
+    ("seed", "index", "message"),
+    [
+        (-1, 0, "seed must be from 0 to"),
+        (1 << 64, 0, "seed must be from 0 to"),
+        (0, -1, "index must be from 0 to"),
+        (0, 1 << 64, "index must be from 0 to"),
+    ],
+)
+def test_only_seeds_and_indices_in_range_have_networks(
+    draw: Callable[[str, int, int], object], seed: int, index: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw("families/val", seed, index)
 
 
 def test_all_families_are_drawn_by_their_shares() -> None:
