@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.files import read_text, write_text
-from ghn_fast.ghn.config import OWN_SETTINGS
+from ghn_fast.ghn.config import LARGEST_IMAGE_SIZE, OWN_SETTINGS
 
 OPTIMIZERS = ("adamw", "adam", "soap")
 SCHEDULES = ("cosine", "step", "constant")
@@ -23,6 +25,21 @@ DEEPNETS_PARTS = (DEEPNETS, ATTENTION, BNFREE)
 """The train split of DeepNets-1M: all of it, its networks with attention, and without norms."""
 
 
+class Range(NamedTuple):
+    """Which numbers a setting has, each of them where it has several, and that in words."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+POSITIVE = Range("positive", lambda number: number > 0)
+NOT_NEGATIVE = Range("at least 0", lambda number: number >= 0)
+SHARE = Range("from 0 to 1", lambda number: 0 <= number <= 1)
+BELOW_1 = Range("at least 0 and below 1", lambda number: 0 <= number < 1)
+SEED = Range("from 0 to 2**64 - 1", lambda number: 0 <= number < 2**64)
+IMAGE_SIZE = Range(
+    f"from 1 to {LARGEST_IMAGE_SIZE}", lambda number: 1 <= number <= LARGEST_IMAGE_SIZE
+)
 _OWN = dict.fromkeys(OWN_SETTINGS, True)
 """What the graphs and the decoding of new GHNs have, and the published ones have not."""
 _CIFAR10_EPOCH = 703
@@ -191,53 +208,53 @@ class TrainConfig:
 
     ghn: dict[str, Any] = field(default_factory=lambda: dict(_OWN))
     data: str | None = None
-    image_size: int = 32
+    image_size: Annotated[int, IMAGE_SIZE] = 32
     device: str = "auto"
     init: str | None = None
     teacher: str | None = None
-    teacher_share: float = 0.5
-    teacher_temperature: float = 2.0
-    seed: int = 0
-    steps: int | None = None
-    max_minutes: float | None = 90.0
-    meta_batch: int = 8
-    accumulate: int = 1
-    max_nodes: int | None = None
-    image_batch: int = 32
+    teacher_share: Annotated[float, SHARE] = 0.5
+    teacher_temperature: Annotated[float, POSITIVE] = 2.0
+    seed: Annotated[int, SEED] = 0
+    steps: Annotated[int | None, POSITIVE] = None
+    max_minutes: Annotated[float | None, POSITIVE] = 90.0
+    meta_batch: Annotated[int, POSITIVE] = 8
+    accumulate: Annotated[int, POSITIVE] = 1
+    max_nodes: Annotated[int | None, POSITIVE] = None
+    image_batch: Annotated[int, POSITIVE] = 32
     own_images: bool = True
-    crop_share: float = 1.0
-    network_work: float | None = None
-    min_images: int = 8
+    crop_share: Annotated[float, SHARE] = 1.0
+    network_work: Annotated[float | None, POSITIVE] = None
+    min_images: Annotated[int, POSITIVE] = 8
     mixture: dict[str, float] = field(default_factory=lambda: {DEEPNETS: 1.0})
     first_come: bool = False
-    num_networks: int | None = 4000
-    cached_networks: int = 4000
+    num_networks: Annotated[int | None, POSITIVE] = 4000
+    cached_networks: Annotated[int, NOT_NEGATIVE] = 4000
     widths: tuple[int, ...] | None = (16, 24, 32, 48, 64)
-    max_work: float | None = 25.0
-    max_cells: int | None = None
-    max_parameters: int | None = 3_000_000
+    max_work: Annotated[float | None, POSITIVE] = 25.0
+    max_cells: Annotated[int | None, POSITIVE] = None
+    max_parameters: Annotated[int | None, POSITIVE] = 3_000_000
     optimizer: str = "adamw"
-    lr: float = 2e-3
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.99)
-    warmup_steps: int = 200
+    lr: Annotated[float, POSITIVE] = 2e-3
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 1e-2
+    betas: Annotated[tuple[float, float], BELOW_1] = (0.9, 0.99)
+    warmup_steps: Annotated[int, NOT_NEGATIVE] = 200
     schedule: str = "cosine"
-    final_lr: float = 0.01
-    milestones: tuple[float, ...] = (0.67, 0.83)
-    decay: float = 0.1
-    grad_clip: float = 1.0
-    network_clip: float = 2.0
+    final_lr: Annotated[float, SHARE] = 0.01
+    milestones: Annotated[tuple[float, ...], SHARE] = (0.67, 0.83)
+    decay: Annotated[float, NOT_NEGATIVE] = 0.1
+    grad_clip: Annotated[float, NOT_NEGATIVE] = 1.0
+    network_clip: Annotated[float, NOT_NEGATIVE] = 2.0
     normalise_networks: bool = False
-    label_smoothing: float = 0.0
-    predicted_decay: float = 0.0
-    ema_decay: float = 0.998
+    label_smoothing: Annotated[float, SHARE] = 0.0
+    predicted_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    ema_decay: Annotated[float, BELOW_1] = 0.998
     precision: str = "float32"
-    threads: int = 0
-    log_every: int = 10
-    validate_every: int = 2000
-    checkpoint_every: int = 250
-    validation_networks: int = 6
-    validation_images: int = 256
+    threads: Annotated[int, NOT_NEGATIVE] = 0
+    log_every: Annotated[int, NOT_NEGATIVE] = 10
+    validate_every: Annotated[int, NOT_NEGATIVE] = 2000
+    checkpoint_every: Annotated[int, NOT_NEGATIVE] = 250
+    validation_networks: Annotated[int, POSITIVE] = 6
+    validation_images: Annotated[int, POSITIVE] = 256
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -248,12 +265,12 @@ class TrainConfig:
             object.__setattr__(self, "widths", tuple(sorted(self.widths)))
         self._check_choices()
         self._check_numbers()
+        self._check_together()
 
     def _check_types(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
             if not _is_of(getattr(self, name), hint):
-                wanted = type(self).__annotations__[name]
-                raise ConfigError(f"{name} must be {wanted}, not {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be {_text(hint)}, not {getattr(self, name)!r}")
 
     def _check_choices(self) -> None:
         choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
@@ -264,31 +281,29 @@ class TrainConfig:
                 )
 
     def _check_numbers(self) -> None:
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            numbers = list(_numbers(value))
+            for range_ in getattr(hint, "__metadata__", ()):
+                if not all(map(range_.holds, numbers)):
+                    raise ConfigError(f"{name} must be {range_.words}, not {value}")
+            if not all(abs(number) <= sys.float_info.max for number in numbers):
+                raise ConfigError(f"{name} must be finite, not {value}")
+
+    def _check_together(self) -> None:
         if self.steps is None and self.max_minutes is None:
             raise ConfigError("a run needs an end: give steps, max_minutes or both")
-        names = ("steps", "max_minutes", "num_networks", "max_work", "meta_batch", "lr")
-        sizes = ("accumulate", "max_nodes", "image_batch", "image_size")
-        validation = ("validation_networks", "validation_images")
-        more = ("network_work", "min_images", "teacher_temperature")
-        for name in (*names, *sizes, *validation, *more):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be positive, not {value}")
         widths = self.widths
         if widths is not None and (not widths or any(w < 8 or w % 8 for w in widths)):
             raise ConfigError(f"widths must be multiples of 8, not {widths}")
         _check_mixture(self.mixture)
+        _check_ghn(self.ghn)
         if self.first_come and not (self.own_images and self.normalise_networks):
             raise ConfigError("first_come needs own_images and normalise_networks")
         if self.first_come and (self.accumulate > 1 or self.max_nodes is not None):
             raise ConfigError("first_come goes with neither accumulate nor max_nodes")
-        for name in ("crop_share", "teacher_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
         if self.teacher is not None:
             self.check_crops_for_teacher()
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"ema_decay must be at least 0 and below 1, not {self.ema_decay}")
 
     def check_crops_for_teacher(self) -> None:
         """Raises a ConfigError where images are cropped: of crops there are no logits."""
@@ -357,8 +372,34 @@ def _check_mixture(mixture: Mapping[str, float]) -> None:
     unknown = sorted(set(mixture) - set(known))
     if unknown:
         raise ConfigError(f"mixture has no part {', '.join(unknown)}; there are {', '.join(known)}")
-    if not mixture or any(not isinstance(w, int | float) or not w > 0 for w in mixture.values()):
+    weights = mixture.values()
+    if not all(_is_of(w, float) and w > 0 for w in weights) or not 0 < sum(weights) < math.inf:
         raise ConfigError(f"mixture needs parts with positive weights, not {mixture}")
+
+
+def _check_ghn(settings: Mapping[str, Any]) -> None:
+    from ghn_fast.ghn.make import config_class, make_config
+
+    for name, hint in get_type_hints(config_class(settings)).items():
+        if name in settings and not _is_of(settings[name], hint):
+            raise ConfigError(f"ghn's {name} must be {_text(hint)}, not {settings[name]!r}")
+    try:
+        make_config(settings)
+    except ValueError as error:
+        raise ConfigError(f"ghn: {error}") from None
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All that are in a setting."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
+
+
+def _text(hint: Any) -> str:
+    return hint.__name__ if type(hint) is type else str(hint)
 
 
 def _is_of(value: Any, hint: Any) -> bool:
