@@ -174,9 +174,9 @@ def predict(
 
     Raises:
         ValueError: a model without parameters, or with some that cannot be written to: on the meta
-            device, not yet initialised, expanded, sharded, quantised; a graph of another network; a
-            name in ``keep`` or ``only`` that no parameter has; a buffer that ``fill`` cannot make.
-            Nothing has been written then.
+            device, not yet initialised, expanded, sparse, sharded, quantised; a graph of another
+            network; a name in ``keep`` or ``only`` that no parameter has; a buffer that ``fill``
+            cannot make. Nothing has been written then.
         ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         ghn_fast.checkpoint.CheckpointError: the GHN could not be loaded.
 
@@ -233,6 +233,11 @@ def _check(model: nn.Module, uses: Uses) -> None:
             raise ValueError(
                 f"parameter {name!r} is {parameter.dtype}; only floating-point parameters can be "
                 "predicted: predict before quantising the model"
+            )
+        if parameter.layout != torch.strided:
+            raise ValueError(
+                f"parameter {name!r} has the layout {parameter.layout}; only dense parameters can "
+                "be predicted: to_dense() makes it one"
             )
         if parameter.numel() > 0 and parameter.data_ptr() == 0:
             raise ValueError(

@@ -310,6 +310,22 @@ def test_results_of_other_training_images_are_refused(images: Images, tmp_path: 
         evaluate(None, "test", images, train=images.first(9), **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", "x"), ("top1", "x"), ("index", None), ("name", 3), ("left", True)],
+)
+def test_results_of_other_types_are_refused(tmp_path: Path, name: str, value: Any) -> None:
+    path = tmp_path / "results.jsonl"
+    result = EvaluationResult("test", 0, "ghn", 8, 4, [NetworkResult(0, 50.0, 1000, 0.1)])
+    result.save(path)
+    assert EvaluationResult.load(path) == result
+    settings, network = map(json.loads, path.read_text().splitlines())
+    (settings if name == "seed" else network)[name] = value
+    path.write_text(f"{json.dumps(settings)}\n{json.dumps(network)}\n")
+    with pytest.raises(EvaluationError, match=rf"holds no evaluation results \({name} is"):
+        EvaluationResult.load(path)
+
+
 def test_results_without_digests_are_refused(images: Images, tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     options: dict[str, Any] = {"baseline": "random", "num_nets": 1, "results_file": path}

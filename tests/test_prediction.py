@@ -216,6 +216,13 @@ def test_parameters_without_memory_of_their_own(ghn: GHN, kind: str) -> None:
     assert torch.equal(model[0].weight, before)
 
 
+def test_sparse_parameters_are_refused_by_name(ghn: GHN) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
+    model[0].weight = nn.Parameter(torch.eye(8).to_sparse())
+    with pytest.raises(ValueError, match=r"'0\.weight' has the layout torch\.sparse_coo"):
+        ghn_fast.predict(model, ghn, torch.zeros(2, 8))
+
+
 @pytest.mark.parametrize("made", [lambda w: w[:, :1].expand(8, 8), lambda w: w[0].expand(8, 8)])
 def test_expanded_parameters_are_refused_by_name(
     ghn: GHN, made: Callable[[torch.Tensor], torch.Tensor]

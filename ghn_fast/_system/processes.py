@@ -173,7 +173,7 @@ def choose_device(device: str = "auto") -> torch.device:
     processes than GPUs they share them, as small networks leave most of a GPU idle.
 
     Raises:
-        ValueError: a device that is not there.
+        ValueError: a device that is not there, or none.
     """
     available = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -182,7 +182,10 @@ def choose_device(device: str = "auto") -> torch.device:
     count = torch.cuda.device_count() if available else 0
     if device == "cuda":
         device = f"cuda:{local % max(count, 1)}"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}") from None
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise ValueError(f"device {device} is not there: {count} CUDA devices were found")
     return chosen

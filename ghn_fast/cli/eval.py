@@ -39,8 +39,9 @@ def evaluate(
     image_size: Annotated[
         int | None,
         typer.Option(
+            min=8,
             help="Height and width of images, for other data sets than CIFAR-10; by default what "
-            "the GHN was trained with."
+            "the GHN was trained with.",
         ),
     ] = None,
     download: options.Download = False,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 
 from torch import Tensor, nn
 
 from ghn_fast.cli.errors import UsageError
+
+_LARGEST_EXAMPLE = 2**28
+"""Numbers in it, of which a gigabyte is taken."""
 
 
 def make_inputs(
@@ -21,7 +25,7 @@ def make_inputs(
         token_ids: how many.
 
     Raises:
-        UsageError: a shape that is none.
+        UsageError: a shape that is none, or an example that is too large.
     """
     from ghn_fast.graph.trace.guess import Maker
 
@@ -30,10 +34,18 @@ def make_inputs(
     if shape is not None:
         if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
             raise UsageError(f"--input is the shape of one example, such as 3x64x64, not {shape!r}")
-        inputs["pixel_values"] = maker.zeros(*map(int, shape.split("x")))
+        sizes = [int(size) for size in shape.split("x")]
+        _check_size(math.prod(sizes), f"--input {shape}")
+        inputs["pixel_values"] = maker.zeros(*sizes)
     if token_ids is not None:
+        _check_size(token_ids, f"--input-ids {token_ids}")
         inputs["input_ids"] = maker.ids(maker.vocabulary, token_ids)
     if not inputs:
         return None
     named = inputs.keys() <= inspect.signature(model.forward).parameters.keys()
     return inputs if named else tuple(inputs.values())
+
+
+def _check_size(numbers: int, option: str) -> None:
+    if numbers > _LARGEST_EXAMPLE:
+        raise UsageError(f"{option}: an example has at most {_LARGEST_EXAMPLE:,} numbers")

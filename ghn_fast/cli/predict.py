@@ -37,7 +37,8 @@ def predict(
     ],
     ghn: options.Ghn = options.DEFAULT_GHN,
     num_classes: Annotated[
-        int | None, typer.Option(help="Classes of the model; by default those the GHN predicts.")
+        int | None,
+        typer.Option(min=1, help="Classes of the model; by default those the GHN predicts."),
     ] = None,
     small_images: Annotated[
         bool | None,

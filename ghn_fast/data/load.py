@@ -69,10 +69,12 @@ def load_images(
     Raises:
         DataError: nothing was found, what was found is damaged, or a part has classes that the
             training images lack.
-        ValueError: an unknown split.
+        ValueError: an unknown split, or an impossible size.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+    if image_size < 1:
+        raise ValueError(f"image_size must be positive, not {image_size}")
     if source is None or (download and _existing(source) is None):
         return load_cifar10(source, split, download)
     folder = _folder(source)

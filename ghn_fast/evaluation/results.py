@@ -6,16 +6,18 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
 
 import torch
 
 from ghn_fast._system.digests import content, state_digest
+from ghn_fast._system.errors import shown
 from ghn_fast._system.files import append_line, read_text, write_text
 from ghn_fast._system.processes import Processes
+from ghn_fast._system.typed import is_of
 from ghn_fast.data import ImageSource
 from ghn_fast.evaluation.errors import EvaluationError
 from ghn_fast.ghn import GHN
@@ -33,6 +35,7 @@ class Keyed(Protocol):
 
 
 N = TypeVar("N", bound=Keyed)
+T = TypeVar("T")
 R = TypeVar("R", bound="Results[Any]")
 
 
@@ -69,9 +72,9 @@ class Results(Generic[N]):
             first, *rest = [line for line in text.splitlines(keepends=True) if line[-1] == "\n"]
             networks: dict[Any, Any] = {}
             for line in rest:
-                network = cls.network_type(**json.loads(line))
+                network = _typed(cls.network_type, line)
                 networks.setdefault(network.key, network)
-            return cls(**json.loads(first)).with_networks([*networks.values()])
+            return _typed(cls, first).with_networks([*networks.values()])
         except (OSError, ValueError, TypeError) as error:
             raise EvaluationError(f"{path} holds no evaluation results ({error})") from None
 
@@ -247,8 +250,8 @@ class ResultsLog(Generic[N]):
         return [network for path in files for network in self._checked(path).networks]
 
     def _checked(self, path: Path) -> Results[N]:
-        _drop_incomplete_line(path)
         found = type(self.result).load(path)
+        _drop_incomplete_line(path)
         if not found.settings()["images_digest"]:
             raise EvaluationError(
                 f"{path} does not say of which GHN and images its results are, as an earlier "
@@ -261,6 +264,15 @@ class ResultsLog(Generic[N]):
                     "it away or pass another results_file"
                 )
         return found
+
+
+def _typed(kind: Callable[..., T], line: str) -> T:
+    """A dataclass out of a line of JSON."""
+    made, hints = kind(**json.loads(line)), get_type_hints(kind)
+    for name, value in vars(made).items():
+        if not is_of(value, hints[name]):
+            raise TypeError(f"{name} is {shown(value)}")
+    return made
 
 
 def _drop_incomplete_line(path: Path) -> None:

@@ -167,9 +167,9 @@ class DeepNets1M(Dataset[Graph]):
         return content.hexdigest()
 
     def _checked(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"network {index} of {len(self)} in split {self.split!r}")
-        return index % len(self)
+        if not -self._size <= index < self._size:  # len() has no number of 64 bits
+            raise IndexError(f"network {index} of {self._size} in split {self.split!r}")
+        return index % self._size
 
 
 class LazyGraphs(Sequence[Graph]):

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.files import read_text, write_text
+from ghn_fast._system.typed import is_of
 from ghn_fast.ghn.config import LARGEST_IMAGE_SIZE, OWN_SETTINGS
 
 OPTIMIZERS = ("adamw", "adam", "soap")
@@ -269,7 +269,7 @@ class TrainConfig:
 
     def _check_types(self) -> None:
         for name, hint in get_type_hints(type(self)).items():
-            if not _is_of(getattr(self, name), hint):
+            if not is_of(getattr(self, name), hint):
                 raise ConfigError(f"{name} must be {_text(hint)}, not {getattr(self, name)!r}")
 
     def _check_choices(self) -> None:
@@ -373,7 +373,7 @@ def _check_mixture(mixture: Mapping[str, float]) -> None:
     if unknown:
         raise ConfigError(f"mixture has no part {', '.join(unknown)}; there are {', '.join(known)}")
     weights = mixture.values()
-    if not all(_is_of(w, float) and w > 0 for w in weights) or not 0 < sum(weights) < math.inf:
+    if not all(is_of(w, float) and w > 0 for w in weights) or not 0 < sum(weights) < math.inf:
         raise ConfigError(f"mixture needs parts with positive weights, not {mixture}")
 
 
@@ -381,7 +381,7 @@ def _check_ghn(settings: Mapping[str, Any]) -> None:
     from ghn_fast.ghn.make import config_class, make_config
 
     for name, hint in get_type_hints(config_class(settings)).items():
-        if name in settings and not _is_of(settings[name], hint):
+        if name in settings and not is_of(settings[name], hint):
             raise ConfigError(f"ghn's {name} must be {_text(hint)}, not {settings[name]!r}")
     try:
         make_config(settings)
@@ -400,17 +400,3 @@ def _numbers(value: Any) -> Iterator[float]:
 
 def _text(hint: Any) -> str:
     return hint.__name__ if type(hint) is type else str(hint)
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type. JSON has lists for tuples, and writes 1.0 as 1."""
-    kind, parts = get_origin(hint) or hint, get_args(hint)
-    if kind is UnionType:
-        return any(_is_of(value, part) for part in parts)
-    if kind is tuple:
-        is_list = isinstance(value, list | tuple)
-        has_length = is_list and (parts[-1] is Ellipsis or len(value) == len(parts))
-        return has_length and all(_is_of(item, parts[0]) for item in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)

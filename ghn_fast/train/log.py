@@ -138,9 +138,13 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a log; an incomplete last one, of a run that was killed, is left out.
 
     Raises:
-        ValueError: a line is no JSON object; the message names the file and the line.
+        ValueError: a line is no JSON object, or it is no text; the message names the file and the
+            line.
     """
-    lines = read_text(Path(path)).split("\n")[:-1]
+    try:
+        lines = read_text(Path(path)).split("\n")[:-1]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a log ({error}); remove it") from None
     return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
 
 

@@ -63,6 +63,20 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return 0
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "resnet18", "--num-classes", -3),
+        ("eval", "--image-size", -5),
+        ("eval", "--image-size", 0),
+    ],
+)
+def test_impossible_sizes_are_wrong_usage(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...]
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+
+
 def test_predict_prints_and_writes(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

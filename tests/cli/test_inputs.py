@@ -44,6 +44,14 @@ def test_by_name_where_the_model_has_such() -> None:
     TwoTowers()(**inputs)
 
 
+@pytest.mark.parametrize(
+    ("shape", "token_ids"), [("99999999999x9999x9999", None), (f"{10**30}", None), (None, 10**30)]
+)
+def test_an_example_that_is_too_large(shape: str | None, token_ids: int | None) -> None:
+    with pytest.raises(UsageError, match="an example has at most"):
+        make_inputs(TwoTowers(), shape, token_ids)
+
+
 @pytest.mark.parametrize("shape", ["3,64,64", "3x", "0x4", "", "3x-1"])
 def test_a_shape_that_is_none(shape: str) -> None:
     with pytest.raises(UsageError, match="such as 3x64x64"):

@@ -28,6 +28,13 @@ def test_sample() -> None:
     assert "reduce: 2 = " in result.output
 
 
+def test_the_last_network_of_all_can_be_sampled() -> None:
+    last = 2**64 - 1
+    assert f"train:{last} " in run("nets", "sample", "--index", last).output
+    with pytest.raises(ValueError, match=r"index must be from 0 to 2\*\*64 - 1"):
+        DeepNets1M("val", num_nets=last + 2)[last + 1]
+
+
 def test_sample_as_json_beyond_the_published_size() -> None:
     result = run("nets", "sample", "--index", 1_000_000, "--json", "--seed", 4)
     read = json.loads(result.output)

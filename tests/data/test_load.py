@@ -185,6 +185,8 @@ def test_what_is_no_data_set_is_named(tmp_path: Path) -> None:
         load_images(tmp_path)
     with pytest.raises(DataError, match="neither a folder nor a data set of the hub"):
         load_images(tmp_path / "missing")
+    with pytest.raises(ValueError, match="image_size must be positive, not -5"):
+        load_images(tmp_path, image_size=-5)
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         load_images(tmp_path, "dev")
     pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "train-0.parquet")

@@ -162,6 +162,7 @@ def test_refusals(tmp_path: Path, small_chunks: None) -> None:
         ({"predefined": range(2)}, "cannot export predefined"),
         ({"train": range(2), "val": range(2)}, "do not belong into one file"),
         ({"train": range(0)}, "no networks to export"),
+        ({"train": range(2**64 - 1, 2**64 + 1)}, "index must be from 0 to"),
     ):
         with pytest.raises(ValueError, match=message):
             export_nets(tmp_path, splits)

@@ -17,6 +17,13 @@ def test_a_damaged_line_is_named(tmp_path: Path, damaged: str) -> None:
         read_log(path)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ValueError, match=re.escape(f"{path} is not a log")):
+        read_log(path)
+
+
 def test_an_incomplete_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0}\n{"st')

@@ -280,6 +280,8 @@ def test_devices_are_chosen_by_name() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="cuda:99 is not there"):
         choose_device("cuda:99")
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, not 'banana'"):
+        choose_device("banana")
 
 
 @pytest.mark.parametrize(

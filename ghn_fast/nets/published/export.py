@@ -27,6 +27,7 @@ import numpy as np
 from ghn_fast._core import core
 from ghn_fast._system.files import lock, read_text, sync, write_text
 from ghn_fast.graph.types import NODE_TYPES
+from ghn_fast.nets.generate.philox import check_item
 from ghn_fast.nets.generate.sampler import (
     MIN_WIDTH,
     REFERENCE_FC_DIM,
@@ -87,7 +88,8 @@ def export_nets(
         The paths of the HDF5 and the JSON file.
 
     Raises:
-        ValueError: splits that do not exist, do not belong into one file, or are empty.
+        ValueError: splits that do not exist, do not belong into one file, or are empty; a seed or
+            a number of a network out of range.
         FileExistsError: the file exists already.
         PartialExportError: an unfinished export of other networks lies there, or it is damaged.
     """
@@ -97,7 +99,7 @@ def export_nets(
 
 class _Exporter:
     def __init__(self, out: Path, splits: Mapping[str, range], seed: int, workers: int) -> None:
-        _check(splits)
+        _check(splits, seed)
         self.splits = splits
         self.seed = seed
         self.workers = workers
@@ -299,7 +301,7 @@ class _Exporter:
             path.unlink()
 
 
-def _check(splits: Mapping[str, range]) -> None:
+def _check(splits: Mapping[str, range], seed: int) -> None:
     unknown = [split for split in splits if split not in RULES]
     if unknown or not splits:
         raise ValueError(
@@ -310,8 +312,9 @@ def _check(splits: Mapping[str, range]) -> None:
             f"{', '.join(splits)} do not belong into one file: 'train' and 'search' have their own"
         )
     for split, indices in splits.items():
-        if len(indices) == 0 or indices.step != 1 or indices.start < 0:
+        if not 0 <= indices.start < indices.stop or indices.step != 1:
             raise ValueError(f"no networks to export in {indices} of split {split!r}")
+        check_item(seed, indices.stop - 1)
 
 
 def _numbers(split: str) -> dict[str, dict[int, str]]:
