@@ -142,10 +142,10 @@ def predict(
     are marked ``_no_reinit``, an output layer of another number of outputs than the GHN's (a
     warning says so, unless a report is returned; :func:`ghn_fast.fit_head_` fits it to data).
 
-    What a predicted weight needs to be effective follows it: the magnitude of a weight that is kept
-    as direction and magnitude and, with GHNs that were trained so
-    (:attr:`GHNConfig.raised_layer_scales`), a layer scale of a small constant such as ConvNeXt's
-    1e-6, which becomes 0.1.
+    What a predicted weight needs to be effective follows it, unless it is frozen, marked or kept as
+    asked: the magnitude of a weight that is stored as direction and magnitude and, with GHNs that
+    were trained so (:attr:`GHNConfig.raised_layer_scales`), a layer scale of a small constant such
+    as ConvNeXt's 1e-6, which becomes 0.1.
 
     Buffers do not change, but for the vectors by which spectral normalisation estimates a predicted
     weight's norm. Batch-norm statistics are not parameters: evaluate the model with batch

@@ -356,6 +356,42 @@ def test_a_magnitude_whose_direction_is_kept_stays(ghn: GHN) -> None:
     assert report.unpredicted["2.parametrizations.weight.original0"].startswith("kept: as asked")
 
 
+@pytest.mark.parametrize("how", ["keep", "only", "marked", "frozen"])
+def test_a_magnitude_that_is_kept_stays(ghn: GHN, how: str) -> None:
+    model = body().append(nn.Linear(16, 10))
+    nn.utils.parametrizations.weight_norm(model[2])
+    options: dict[str, str] = {}
+    if how == "keep":
+        options["keep"] = "*.original0"
+    elif how == "only":
+        options["only"] = "*.original1"
+    elif how == "marked":
+        model[2].parametrizations.weight.original0._no_reinit = True  # type: ignore[union-attr]
+    else:
+        model[2].parametrizations.weight.original0.requires_grad_(False)  # type: ignore[union-attr]
+    report = predicted(model, ghn, X, **options)
+    assert "2.parametrizations.weight.original1" in report.predicted
+    assert report.unpredicted["2.parametrizations.weight.original0"] != FOLLOWS
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize("parametrised", [True, False])
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_all_layers_of_a_tied_weight_know_its_norm(ghn: GHN, norm: str, parametrised: bool) -> None:
+    make = getattr(nn.utils.parametrizations if parametrised else nn.utils, norm)
+    one, two = make(nn.Linear(8, 8)), make(nn.Linear(8, 8))
+    names = {"weight_norm": ("original1", "weight_v"), "spectral_norm": ("original", "weight_orig")}
+    name = names[norm][0 if parametrised else 1]
+    owner, other = (m.parametrizations.weight if parametrised else m for m in (one, two))
+    setattr(other, name, getattr(owner, name))
+    model = nn.Sequential(one, nn.ReLU(), two, nn.ReLU(), nn.Linear(8, 10)).eval()
+    ghn_fast.predict(model, ghn, X)
+    model(X)
+    torch.testing.assert_close(one.weight, two.weight, atol=0.02, rtol=0)
+    if norm == "spectral_norm":
+        assert torch.linalg.matrix_norm(two.weight, 2).item() == pytest.approx(1, abs=0.05)
+
+
 # --- a report that can be read ------------------------------------------------------------------
 
 

@@ -64,7 +64,15 @@ def _settle(
     kept, kinds, stacks = plan.kept[index], plan.kinds[index], plan.stacks[index]
     identities = {id(uses.parameters[name]) for name in decoded}
     others = [names[0] for identity, names in uses.names.items() if identity not in identities]
-    values = magnitudes(uses, others, decoded)
+
+    def lacks(name: str) -> bool:
+        """Whether a parameter has no value worth keeping."""
+        if how == "attach":
+            return uses.parameters[name].is_meta
+        return how == "fill" and name not in uses.kept
+
+    free = [name for name in others if kept.get(name, NO_NODE) == NO_NODE or lacks(name)]
+    values = magnitudes(uses, free, decoded)
     done = dict.fromkeys(values, FOLLOWS)
     raised = {
         name
@@ -75,12 +83,11 @@ def _settle(
         parameter = uses.parameters[name]
         if name in values or parameter.numel() == 0:
             continue
-        lacks = parameter.is_meta if how == "attach" else how == "fill" and name not in uses.kept
-        if lacks or (name in raised and has_small_scale(parameter)):
+        if lacks(name) or (name in raised and has_small_scale(parameter)):
             loose = Loose(name, parameter.shape, uses.owners[name][0], stacks.get(name))
             rule, value = value_of(loose, kinds.get(name))
             values[name] = value.to(device, parameter.dtype)
-            done[name] = filled(rule, kept.get(name, NO_NODE)) if lacks else RAISED
+            done[name] = filled(rule, kept.get(name, NO_NODE)) if lacks(name) else RAISED
     for name, value in values.items():
         if how == "attach":
             _attach(uses, name, value)

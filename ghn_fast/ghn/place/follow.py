@@ -14,7 +14,7 @@ from ghn_fast.ghn.place.fill import LAYER_SCALE
 from ghn_fast.ghn.place.uses import Uses
 
 _DIRECTIONS = {"weight_g": "weight_v", "original0": "original1"}
-_SPECTRAL = ("_orig", ".original")
+_SPECTRAL = ("_orig", "original")
 _POWER_ITERATIONS = 15
 """As many as PyTorch does for a weight that is drawn at random."""
 
@@ -24,21 +24,21 @@ def magnitudes(uses: Uses, names: Iterable[str], decoded: Sequence[str]) -> dict
 
     Args:
         uses: of the model, which has its predicted tensors already.
-        names: of parameters that are not decoded.
+        names: of parameters that are not decoded and may change.
         decoded: names of those that are.
 
     Returns:
         {parameter name: the norm of the direction that was predicted}; differentiable.
     """
+    owners = (uses.owners[name] for name in decoded)
+    predicted = {id(module._parameters[own]) for module, own in owners}
     found = {}
     for name in names:
-        path, _, last = name.rpartition(".")
-        if last not in _DIRECTIONS:
-            continue
-        direction = f"{path}.{_DIRECTIONS[last]}".removeprefix(".")
-        if direction in decoded:
-            module, own = uses.owners[direction]
-            value = _norm(module._parameters[own], uses.parameters[name].shape)
+        for module, own in uses.places(name):
+            direction = module._parameters.get(_DIRECTIONS.get(own, ""))
+            if direction is None or id(direction) not in predicted:
+                continue
+            value = _norm(direction, uses.parameters[name].shape)
             if value is not None:
                 found[name] = value
     return found
@@ -57,9 +57,9 @@ def has_small_scale(scale: Tensor) -> bool:
     return bool((values == values[0]).all() & (values[0] > 0) & (values[0] < LAYER_SCALE))
 
 
-def _norm(direction: Tensor | None, shape: torch.Size) -> Tensor | None:
+def _norm(direction: Tensor, shape: torch.Size) -> Tensor | None:
     """Of a direction, over the dimensions that a magnitude of this shape does not have."""
-    if direction is None or direction.shape == shape or len(shape) not in (0, direction.dim()):
+    if direction.shape == shape or len(shape) not in (0, direction.dim()):
         return None
     if any(size not in (1, other) for size, other in zip(shape, direction.shape, strict=False)):
         return None
@@ -79,8 +79,9 @@ def settle_spectral_norms(uses: Uses, decoded: Iterable[str]) -> None:
         decoded: names of the parameters that were predicted.
     """
     for name in decoded:
-        if name.endswith(_SPECTRAL):
-            module, own = uses.owners[name]
+        for module, own in uses.places(name):
+            if not own.endswith(_SPECTRAL):
+                continue
             for weight, u, v, eps in _spectral(module, own, uses.parameters[name]):
                 for _ in range(_POWER_ITERATIONS):
                     nn.functional.normalize(weight @ v, dim=0, eps=eps, out=u)
