@@ -108,7 +108,7 @@ def predict(
     *,
     graph: Graph | None = ...,
     keep: str | Sequence[str] = ...,
-    only: str | Sequence[str] = ...,
+    only: str | Sequence[str] | None = ...,
     fill: bool = ...,
 ) -> Model: ...
 @overload
@@ -120,7 +120,7 @@ def predict(
     return_report: Literal[True],
     graph: Graph | None = ...,
     keep: str | Sequence[str] = ...,
-    only: str | Sequence[str] = ...,
+    only: str | Sequence[str] | None = ...,
     fill: bool = ...,
 ) -> tuple[Model, PredictionReport]: ...
 def predict(
@@ -131,7 +131,7 @@ def predict(
     *,
     graph: Graph | None = None,
     keep: str | Sequence[str] = (),
-    only: str | Sequence[str] = (),
+    only: str | Sequence[str] | None = None,
     fill: bool = False,
 ) -> Model | tuple[Model, PredictionReport]:
     """Predicts the parameters of a model, in place, in one forward pass of a GHN.
@@ -164,7 +164,7 @@ def predict(
             architecture at another width will do.
         keep: names of parameters or modules that keep their values, or patterns as of
             :mod:`fnmatch` (``"layer4.*"``).
-        only: the same; all others keep theirs.
+        only: the same; all others keep theirs. None: no limit.
         fill: the model was made without initialisation (on the meta device, or by ``to_empty``) and
             has no value worth keeping: what is not decoded gets the value that its kind normally
             starts from. A model on the meta device is materialised on the default device.
@@ -173,6 +173,7 @@ def predict(
         The model, or the model and the report.
 
     Raises:
+        TypeError: a model that is no module; anything but strings in ``keep`` or ``only``.
         ValueError: a model without parameters, or with some that cannot be written to: on the meta
             device, not yet initialised, expanded, sparse, sharded, quantised; a graph of another
             network; a name in ``keep`` or ``only`` that no parameter has; a buffer that ``fill``

@@ -119,7 +119,7 @@ def predict(
         *(target, network, inputs),
         return_report=True,
         keep=keep or (),
-        only=only or (),
+        only=only or None,
         fill=fill,
     )
     report.stages["load"] = loaded

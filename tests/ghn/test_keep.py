@@ -285,6 +285,19 @@ def test_only(ghn: GHN) -> None:
     assert report.unpredicted["4.weight"] == "kept: as asked (keep='4')"
 
 
+def test_only_of_nothing_predicts_nothing(ghn: GHN) -> None:
+    assert not predicted(body(), ghn, X, only=[]).predicted
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [({"keep": None}, "NoneType"), ({"keep": [nn.ReLU()]}, "ReLU"), ({"only": [3]}, "int")],
+)
+def test_what_is_no_name(ghn: GHN, options: dict[str, object], kind: str) -> None:
+    with pytest.raises(TypeError, match=rf"takes names of parameters .*'layer4\.\*', not {kind}"):
+        predicted(body(), ghn, X, **options)
+
+
 @pytest.mark.parametrize("option", ["keep", "only"])
 def test_names_that_no_parameter_has(ghn: GHN, option: str) -> None:
     model = body()

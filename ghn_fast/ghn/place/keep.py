@@ -10,8 +10,9 @@ that reports give.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,32 +90,43 @@ def filled(rule: str, reason: str = NO_NODE) -> str:
     return f"filled: {rule}" if is_by_design(reason) else f"filled: {rule}; {reason}"
 
 
-def by_choice(uses: Uses, keep: str | Sequence[str], only: str | Sequence[str]) -> dict[str, str]:
+def by_choice(
+    uses: Uses, keep: str | Sequence[str], only: str | Sequence[str] | None
+) -> dict[str, str]:
     """Parameters that their author marked, or that the user asks to keep.
 
     Args:
         uses: of the model.
         keep: names of parameters or modules, or patterns as of :mod:`fnmatch`.
-        only: the same; everything else is kept. Empty: no limit.
+        only: the same; everything else is kept. None: no limit.
 
     Returns:
         {parameter name: reason}.
 
     Raises:
+        TypeError: anything but names.
         ValueError: a name or pattern that no parameter has.
     """
     reasons = {n: MARKED for n, p in uses.parameters.items() if getattr(p, "_no_reinit", False)}
-    for pattern in _patterns(keep):
+    for pattern in _patterns("keep", keep):
         reasons.update((n, f"kept: as asked (keep={pattern!r})") for n in _matching(uses, pattern))
-    if only:
-        wanted = {name for pattern in _patterns(only) for name in _matching(uses, pattern)}
+    if only is not None:
+        wanted = {name for pattern in _patterns("only", only) for name in _matching(uses, pattern)}
         for name in uses.parameters.keys() - wanted:
             reasons.setdefault(name, "kept: as asked (not among only=...)")
     return reasons
 
 
-def _patterns(value: str | Sequence[str]) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def _patterns(option: str, value: Any) -> list[str]:
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    patterns: list[Any] = list(value) if several else [value]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"{option} takes names of parameters or modules, or patterns such as 'layer4.*', "
+                f"not {type(pattern).__name__}"
+            )
+    return patterns
 
 
 def _matching(uses: Uses, pattern: str) -> list[str]:
