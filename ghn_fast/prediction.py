@@ -6,7 +6,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 from ghn_fast.ghn import GHN, Plan
 from ghn_fast.ghn.hub import resolve
 from ghn_fast.ghn.place.keep import NO_NODE, by_choice
-from ghn_fast.ghn.place.materialise import materialise
+from ghn_fast.ghn.place.materialise import materialised
 from ghn_fast.ghn.place.plan import head_nodes, misfit
 from ghn_fast.ghn.place.uses import Uses
 from ghn_fast.graph import Graph, GraphBatch
@@ -161,13 +161,14 @@ def predict(
             was predicted and every one that was not.
         graph: of the model, as ``Graph.from_model`` made it with the ``types`` of the GHN
             (:attr:`GHN.node_types`), to predict again without tracing again; that of the same
-            architecture at another width will do.
+            architecture at another width will do, where no weight is scaled by it at run time.
         keep: names of parameters or modules that keep their values, or patterns as of
             :mod:`fnmatch` (``"layer4.*"``).
         only: the same; all others keep theirs. None: no limit.
         fill: the model was made without initialisation (on the meta device, or by ``to_empty``) and
             has no value worth keeping: what is not decoded gets the value that its kind normally
-            starts from. A model on the meta device is materialised on the default device.
+            starts from. A model on the meta device is materialised on the default device; what is
+            kept gets such a value too where it had none there.
 
     Returns:
         The model, or the model and the report.
@@ -177,7 +178,8 @@ def predict(
         ValueError: a model without parameters, or with some that cannot be written to: on the meta
             device, not yet initialised, expanded, sparse, sharded, quantised; a graph of another
             network; a name in ``keep`` or ``only`` that no parameter has; a buffer that ``fill``
-            cannot make. Nothing has been written then.
+            cannot make. Nothing has been written then, and what was on the meta device is there
+            still.
         ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         ghn_fast.checkpoint.CheckpointError: the GHN could not be loaded.
 
@@ -188,21 +190,21 @@ def predict(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if fill:
-        materialise(model)
     uses = Uses.of(model)
-    _check(model, uses)
-    uses = uses.keeping(by_choice(uses, keep, only))
+    _check(model, uses, fill)
+    reasons = by_choice(uses, keep, only)
     report = PredictionReport()
     with _timed(report, "load"):
         network = resolve(ghn)
-    with _timed(report, "graph"):
-        if graph is None:
-            graph = Graph.from_model(model, example_inputs, network.node_types)
-        else:
-            graph = graph.with_shapes(uses.parameters)
-    with _timed(report, "predict"):
-        plan = network.write(GraphBatch([graph]), [uses], fill)
+    with materialised(model) if fill else nullcontext(frozenset[str]()) as empty:
+        uses = (Uses.of(model, empty) if fill else uses).keeping(reasons)
+        with _timed(report, "graph"):
+            if graph is None:
+                graph = Graph.from_model(model, example_inputs, network.node_types)
+            else:
+                graph = graph.with_shapes(uses.parameters)
+        with _timed(report, "predict"):
+            plan = network.write(GraphBatch([graph]), [uses], fill)
     if not return_report:
         _warn_of_head(graph, network)
         return model
@@ -210,7 +212,7 @@ def predict(
     return model, report
 
 
-def _check(model: nn.Module, uses: Uses) -> None:
+def _check(model: nn.Module, uses: Uses, fill: bool) -> None:
     for name in uses.packed:
         raise ValueError(
             f"module {name!r} holds quantised weights that are no parameters and cannot be "
@@ -224,7 +226,7 @@ def _check(model: nn.Module, uses: Uses) -> None:
                 f"parameter {name!r} has no shape yet: call the model once on an example input "
                 "to initialise its lazy modules, then predict"
             )
-        if parameter.is_meta:
+        if parameter.is_meta and not fill:
             raise ValueError(
                 f"parameter {name!r} is on the meta device and has no memory to write to: build "
                 "the model on a real device (to_empty() would leave constants and buffers unset), "
@@ -240,6 +242,8 @@ def _check(model: nn.Module, uses: Uses) -> None:
                 f"parameter {name!r} has the layout {parameter.layout}; only dense parameters can "
                 "be predicted: to_dense() makes it one"
             )
+        if parameter.is_meta:
+            continue
         if parameter.numel() > 0 and parameter.data_ptr() == 0:
             raise ValueError(
                 f"parameter {name!r} ({type(parameter.data).__name__}) has no memory of its own to "

@@ -148,14 +148,14 @@ def predict(
 
 def _random_start(model: nn.Module, fill: bool) -> nn.Module:
     """A copy of a model that is about to be predicted; initialised if the model is not."""
-    from ghn_fast.ghn.place.materialise import materialise
+    from ghn_fast.ghn.place.materialise import materialised
 
     start = copy.deepcopy(model)
     if fill:
-        materialise(start)
-        for module in start.modules():
-            if isinstance(reset := getattr(module, "reset_parameters", None), MethodType):
-                reset()
+        with materialised(start):
+            for module in start.modules():
+                if isinstance(reset := getattr(module, "reset_parameters", None), MethodType):
+                    reset()
     return start
 
 

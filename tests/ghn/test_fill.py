@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import ghn_fast
+import ghn_fast.checkpoint
+import ghn_fast.graph
 from ghn_fast.ghn.place.fill import LAYER_SCALE, RULES, TABLE_STD, Loose, value_of
+from ghn_fast.graph import Graph
 
 
 def filled(shape: tuple[int, ...], kind: str, name: str = "value") -> tuple[str, Tensor]:
@@ -208,6 +212,62 @@ def test_what_the_user_keeps_is_not_filled() -> None:
     _, report = ghn_fast.predict(model, None, IDS, return_report=True, fill=True, keep="token")
     assert torch.equal(model.token, before)
     assert report.unpredicted["token"] == "kept: as asked (keep='token')"
+
+
+def test_what_has_no_value_to_keep_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        model = Tokens()
+    model.fc.bias._no_reinit = True  # type: ignore[union-attr]
+    full = torch.full_like
+    monkeypatch.setattr(torch, "empty_like", lambda x, **where: full(x, float("nan"), **where))
+    _, report = ghn_fast.predict(
+        model, None, IDS, return_report=True, fill=True, keep=["token", "tied.bias"]
+    )
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert report.unpredicted["token"] == "filled: token"
+    assert report.unpredicted["tied.bias"] == "filled: zero_bias"
+    assert report.unpredicted["fc.bias"] == "filled: zero_bias"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"ghn": "typo.pt"}, ghn_fast.checkpoint.CheckpointError),
+        ({"keep": "layer9"}, ValueError),
+        ({"graph": Graph.from_model(nn.Linear(8, 10))}, ValueError),
+        ({"example_inputs": (IDS, IDS)}, ghn_fast.graph.TraceError),
+    ],
+)
+def test_after_an_error_a_model_is_on_the_meta_device_still(
+    arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    with torch.device("meta"):
+        model = Tokens()
+    before = dict(model.named_parameters())
+    with pytest.raises(error):
+        ghn_fast.predict(model, **{"example_inputs": IDS, "fill": True, **arguments})
+    assert all(p is before[name] for name, p in model.named_parameters())
+    assert all(b.is_meta for b in model.buffers())
+
+
+def test_making_buffers_does_not_reset_what_has_values() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    nn.init.constant_(model[1].weight, 7)
+    model[1].running_mean.fill_(3)
+    model[1].running_var = model[1].running_var.to("meta")
+    options = {"fill": True, "keep": "1", "return_report": True}
+    _, report = ghn_fast.predict(model, None, torch.zeros(2, 4), **options)
+    assert report.unpredicted["1.weight"] == "kept: as asked (keep='1')"
+    assert torch.equal(model[1].weight, torch.full((16,), 7.0))
+    assert torch.equal(model[1].running_mean, torch.full((16,), 3.0))
+    assert torch.equal(model[1].running_var, torch.ones(16))
+
+
+def test_lazy_parameters_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.LazyLinear(10), nn.LazyBatchNorm1d())
+    with pytest.raises(ValueError, match="has no shape yet"):
+        ghn_fast.predict(model, None, torch.zeros(2, 4), fill=True)
 
 
 class Rotary(nn.Module):

@@ -69,7 +69,7 @@ def _settle(
         """Whether a parameter has no value worth keeping."""
         if how == "attach":
             return uses.parameters[name].is_meta
-        return how == "fill" and name not in uses.kept
+        return how == "fill" and (name not in uses.kept or name in uses.empty)
 
     free = [name for name in others if kept.get(name, NO_NODE) == NO_NODE or lacks(name)]
     values = magnitudes(uses, free, decoded)

@@ -29,6 +29,7 @@ class Uses:
         initializer_range: the standard deviation of weights that a transformers ``config`` asks
             for; 0.02, as there, without one.
         packed: modules whose quantised weights are no parameters.
+        empty: names of parameters whose memory has no values yet, kept or not.
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -38,11 +39,13 @@ class Uses:
     kept: dict[str, str] = field(default_factory=dict)
     initializer_range: float = 0.02
     packed: list[str] = field(default_factory=list)
+    empty: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, model: nn.Module) -> Uses:
+    def of(cls, model: nn.Module, empty: frozenset[str] = frozenset()) -> Uses:
         config = getattr(model, "config", None)
-        uses = cls(initializer_range=float(getattr(config, "initializer_range", 0.02) or 0.02))
+        deviation = float(getattr(config, "initializer_range", 0.02) or 0.02)
+        uses = cls(initializer_range=deviation, empty=empty)
         for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
             for name, parameter in module._parameters.items():
