@@ -128,7 +128,8 @@ class LoGAH(GHN3):
         for group, tensors in super()._decode_groups(embeddings, groups):
             if group.std is not None and group.rule in ("weight", "transposed_weight"):
                 spread = tensors.flatten(1).std(dim=1) + 1e-7
-                tensors = tensors * (group.std / spread).view(-1, *(1,) * (tensors.dim() - 1))
+                scale = group.std / (group.factor * spread)
+                tensors = tensors * scale.view(-1, *(1,) * (tensors.dim() - 1))
             yield group, tensors
 
     def _column(self, x: Tensor, channels: int) -> Tensor:

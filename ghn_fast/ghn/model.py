@@ -250,7 +250,8 @@ class GHN(Pretrained, nn.Module):
         for group in groups:
             nodes = to_device(torch.tensor(group.nodes, device="cpu"), embeddings.device)
             x = embeddings[nodes]
-            yield group, self.decode(x, group.rule, group.shape, slices, group.fan_in)
+            values = self.decode(x, group.rule, group.shape, slices, group.fan_in)
+            yield group, values if group.factor == 1 else values / group.factor
 
     def node_embeddings(self, batch: GraphBatch, sizes: Tensor | None = None) -> Tensor:
         """(sum N, hid): the embeddings that parameters are decoded from.

@@ -125,7 +125,8 @@ class Graph:
     def matched(self, model: nn.Module) -> Graph:
         """This graph with the shapes of a model's parameters, or itself if they are its own.
 
-        The same architecture at another width has the same graph but for its shapes.
+        The same architecture at another width has the same graph but for its shapes, and factors
+        (:attr:`Node.factor`) that follow from the width.
 
         Raises:
             ValueError: the model lacks a parameter of the graph.

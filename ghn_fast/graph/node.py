@@ -25,6 +25,8 @@ class Node:
             such weights.
         origins: behind a shuffle of channels, which channels the parameter is for (and ``bias``
             too), in graphs of :data:`ghn_fast.graph.types.CHANNEL_NODE_TYPES`.
+        factor: of a weight that its layer multiplies by a constant before it computes with it, as
+            with equalised learning rates (arXiv 1710.10196, section 4.1).
     """
 
     type: str
@@ -35,11 +37,12 @@ class Node:
     kernel: Layout | None = None
     storage: Storage | None = None
     origins: Origins | None = None
+    factor: float = 1.0
 
     @property
-    def is_viewed(self) -> bool:
-        """Whether the parameter may be decoded in another shape than it is stored in."""
-        return (self.kernel or self.storage or self.origins) is not None
+    def way(self) -> tuple[object, ...]:
+        """All that lies between the parameter as it is stored and the layer's weight."""
+        return self.kernel, self.storage, self.origins, self.factor
 
     def over_map(self) -> Node:
         """The node of the convolution that a linear layer over flattened maps is; others as

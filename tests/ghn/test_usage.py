@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -84,6 +85,95 @@ def test_in_training(ghn: GHN, how: str) -> None:
     assert len(gradients[0]) == len(gradients[1]) > 0
     for a, b in zip(*gradients, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+SCALED: dict[str, tuple[tuple[int, ...], Callable[[Tensor, Tensor], Tensor]]] = {
+    "product": ((96, 72), lambda x, w: F.linear(x, w * 0.25)),
+    "number first": ((96, 72), lambda x, w: F.linear(x, 0.25 * w)),
+    "quotient": ((96, 72), lambda x, w: F.linear(x, w / 4)),
+    "constant tensor": ((96, 72), lambda x, w: F.linear(x, w * torch.tensor(0.25))),
+    "twice": ((96, 72), lambda x, w: F.linear(x, w * 0.5 / 2)),
+    "converted": ((96, 72), lambda x, w: F.linear(x, (w.double() * 0.25).float())),
+    "viewed": ((96, 72), lambda x, w: F.linear(x, (w.view(-1) * 0.25).view(96, 72))),
+    "transposed": ((72, 96), lambda x, w: x @ (w * 0.25)),
+    "copied": ((72, 96), lambda x, w: F.linear(x, w.T.contiguous() * 0.25)),
+}
+
+
+@pytest.mark.parametrize("how", SCALED)
+def test_a_weight_that_is_scaled_by_a_constant(ghn: GHN, how: str) -> None:
+    """Equalised learning rates: the layer computes with what the plain one has."""
+    (rows, *_), _ = SCALED[how]
+    model = ghn_fast.predict(Net(*SCALED[how]), ghn, X)
+    plain = ghn_fast.predict(Net((96, 72), F.linear), ghn, X)
+    weight = model.weight if rows == 96 else model.weight.T
+    torch.testing.assert_close(weight / 4, plain.weight)
+
+
+@pytest.mark.parametrize("decoder", ["tiles", "groups"])
+def test_a_scaled_weight_in_training(ghn: GHN, decoder: str) -> None:
+    model = Net(*SCALED["product"])
+    graph = Graph.from_model(model, X)
+    written = ghn_fast.predict(Net(*SCALED["product"]), ghn, X, graph=graph)
+    if decoder == "tiles":
+        ghn.train()(model, graph)
+        ghn.eval()
+        found = model.weight
+    else:
+        plan = make_plan(GraphBatch([graph]), ghn.config, [model])
+        groups = ghn.predict_groups(GraphBatch([graph]), plan)
+        found = next(values[0] for group, values in groups if group.factor != 1)
+    torch.testing.assert_close(found, written.weight)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda x, w: F.linear(x, (w - w.mean()) * 0.25),  # standardised: its size is its own
+        lambda x, w: F.linear(x, (w * 0.25).round()),
+        lambda x, w: F.linear(x, w * torch.ones(96, 1)),  # a mask
+    ],
+)
+def test_what_is_no_multiple_of_the_weight(
+    ghn: GHN, run: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    model = ghn_fast.predict(Net((96, 72), run), ghn, X)
+    plain = ghn_fast.predict(Net((96, 72), F.linear), ghn, X)
+    assert torch.equal(model.weight, plain.weight)
+
+
+def test_graphs_that_differ_in_a_factor_have_plans_of_their_own(ghn: GHN) -> None:
+    plain = ghn_fast.predict(Net((96, 72), F.linear), ghn, X).weight
+    for factor in (0.5, 2.0):
+        model = Net((96, 72), lambda x, w, factor=factor: F.linear(x, w * factor))
+        torch.testing.assert_close(ghn_fast.predict(model, ghn, X).weight * factor, plain)
+
+
+class Sixteenth(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 16
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight * 16
+
+
+def test_a_scaling_parametrization(ghn: GHN) -> None:
+    layers = nn.Linear(20, 72), nn.ReLU(), nn.Linear(72, 10)
+    plain = ghn_fast.predict(nn.Sequential(*copy.deepcopy(layers)), ghn, X)
+    nn.utils.parametrize.register_parametrization(layers[0], "weight", Sixteenth())
+    model = ghn_fast.predict(nn.Sequential(*layers), ghn, X)
+    torch.testing.assert_close(model[0].weight, plain[0].weight)
+
+
+@pytest.mark.parametrize("how", ["householder", "matrix_exp", "cayley"])
+@pytest.mark.parametrize("trivial", [True, False])
+def test_orthogonal_weights_stay(ghn: GHN, how: str, trivial: bool) -> None:
+    model = nn.Sequential(nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 10))
+    nn.utils.parametrizations.orthogonal(model[0], orthogonal_map=how, use_trivialization=trivial)
+    before = model[0].weight.detach().clone()
+    _, report = ghn_fast.predict(model, ghn, X, return_report=True)
+    assert torch.equal(model[0].weight, before)
+    assert list(report.unpredicted) == ["0.parametrizations.weight.original"]
 
 
 def test_kernels_as_keras_has_them(ghn: GHN) -> None:

@@ -146,6 +146,6 @@ def _normalisation(group: Group, config: GHNConfig) -> tuple[str, float]:
     if group.rule == "video_weight":
         times, shape = shape[2], (*shape[:2], *shape[3:])
     if not config.weight_norm:
-        return "scale", 1.0 / times
+        return "scale", 1.0 / (times * group.factor)
     rule, scale = normalisation(group.rule, shape, group.fan_in)
-    return rule, scale / times
+    return rule, scale / (times * group.factor)

@@ -52,5 +52,5 @@ class PlanCache:
 def _key(graph: Graph, uses: Uses) -> tuple[object, ...]:
     """All that a plan follows from, but the GHN's configuration."""
     others = (tuple(names.items()) for names in (graph.other, graph.unused))
-    stored = tuple((n.kernel, n.storage, n.origins) for n in graph.nodes if n.is_viewed)
-    return graph.digest(), graph.heads, stored, *others, *uses.key()
+    ways = tuple(node.way for node in graph.nodes)
+    return graph.digest(), graph.heads, ways, *others, *uses.key()

@@ -86,6 +86,8 @@ class Group:
         shape: of each parameter, as it is decoded.
         fan_in: of a weight, where it does not follow from the shape.
         std: of a language model's weights, as its configuration says, whatever is decoded.
+        factor: by which the layers multiply their weights, so that what is decoded is divided by
+            it (:attr:`ghn_fast.graph.Node.factor`).
         targets: where the predicted tensors go; ``node`` counts through the whole batch.
     """
 
@@ -93,6 +95,7 @@ class Group:
     shape: tuple[int, ...]
     fan_in: float | None = None
     std: float | None = None
+    factor: float = 1.0
     targets: Sequence[Target] = ()
 
     @property
@@ -151,16 +154,16 @@ def plan_for(batch: GraphBatch, config: GHNConfig, uses: Sequence[Uses]) -> Plan
         config: of the GHN.
         uses: how the graphs' models use their parameters.
     """
-    groups: dict[tuple[str, tuple[int, ...], float | None, float | None], list[Target]] = {}
+    groups: dict[tuple[str, tuple[int, ...], float | None, float | None, float], list[Target]] = {}
     kept = []
     offsets = batch.offsets.tolist()
     for index, graph in enumerate(batch):
         decoded, reasons = _sort(graph, config, uses[index])
         kept.append(MappingProxyType(reasons))
-        for position, rule, shape, parameter, storage in decoded:
+        for position, rule, shape, parameter, storage, factor in decoded:
             fan_in = uses[index].fan_in.get(parameter)
             std = uses[index].initializer_range if config.is_of_language else None
-            targets = groups.setdefault((rule, shape, fan_in, std), [])
+            targets = groups.setdefault((rule, shape, fan_in, std, factor), [])
             targets.append(Target(index, offsets[index] + position, parameter, storage))
     made = tuple(Group(*kind, tuple(targets)) for kind, targets in groups.items())
     kinds = tuple(MappingProxyType(dict(graph.other)) for graph in batch)
@@ -176,8 +179,8 @@ def _stacks(graph: Graph) -> dict[str, int]:
 # Of parameters that have a node.
 _REASONS = {"embedding": EMBEDDING, "norm_offset": NORM_OFFSET}
 
-_Decoded = list[tuple[int, str, tuple[int, ...], str, Storage | None]]
-"""(node, rule, shape, parameter name, storage) of parameters that are decoded."""
+_Decoded = list[tuple[int, str, tuple[int, ...], str, Storage | None, float]]
+"""(node, rule, shape, parameter name, storage, factor) of parameters that are decoded."""
 
 
 def _sort(graph: Graph, config: GHNConfig, uses: Uses) -> tuple[_Decoded, dict[str, str]]:
@@ -204,7 +207,8 @@ def _sort(graph: Graph, config: GHNConfig, uses: Uses) -> tuple[_Decoded, dict[s
         elif node.parameter is not None and node.parameter not in kept:
             looked_up = graph.other.get(node.parameter) == "embedding" and node.type == "pos_enc"
             rule = "embedding" if looked_up else rules.get(position) or _rule(node, uses)
-            decoded.append((position, rule, node.shape, node.parameter, node.storage))
+            factor = node.factor if rule.endswith("weight") and rule != "norm_weight" else 1.0
+            decoded.append((position, rule, node.shape, node.parameter, node.storage, factor))
         if node.bias is None or node.bias in kept:
             continue
         if uses.shape(node.bias) not in (None, node.shape):
@@ -212,7 +216,7 @@ def _sort(graph: Graph, config: GHNConfig, uses: Uses) -> tuple[_Decoded, dict[s
         if reason is not None:
             kept[node.bias] = reason
         else:
-            decoded.append((position, "norm_bias", node.shape, node.bias, node.storage))
+            decoded.append((position, "norm_bias", node.shape, node.bias, node.storage, 1.0))
     return decoded, kept
 
 

@@ -64,7 +64,8 @@ def weight_record(
     shape = tuple(main.tensor.shape) if storage is None else storage.used_shape()
     if kernel is not None and (len(shape) != 2 or weight.numel() != main.tensor.numel()):
         kernel = None
-    node = Node(node_type, main.name, shape, main.name, kernel=kernel, storage=storage)
+    way = kernel, storage, None, rec.factor_of(weight)
+    node = Node(node_type, main.name, shape, main.name, None, *way)
     main.node = rec.add(Kind.KEEP, [*parents, *_sources(rec, others)], node)
     return main.node
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -82,11 +83,33 @@ def binary(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     a, b = bind(("input", "other"), args, kwargs)
     parents = rec.records_in(a, b)
     if parents:
-        return binary_result(rec, func, args, kwargs, a, b, rec.merge(parents))
+        result = binary_result(rec, func, args, kwargs, a, b, rec.merge(parents))
+        if len(parents) == 1 and rec.is_static(parents[0]):
+            _note_product(rec, name_of(func), a, b, result)
+        return result
     made = isinstance(a, Tensor) and isinstance(b, Tensor) and not in_place(func)
     if made and not rec.execute and math.prod(shapes.broadcast(a.shape, b.shape)) > LARGE:
         return rec.large_constant(func, args, kwargs)
     return rec.generic(func, args, kwargs)
+
+
+_PRODUCTS = ("mul", "multiply", "__rmul__", "div", "true_divide")
+
+
+def _note_product(rec: Recorder, name: str, a: Any, b: Any, result: Tensor) -> None:
+    """Notes a product or quotient of what is made of a parameter and a constant number."""
+    if name not in _PRODUCTS:
+        return
+    x, other = (a, b) if isinstance(a, Tensor) and rec.record_of(a) is not None else (b, a)
+    if isinstance(other, Tensor):
+        known = other.numel() == 1 and not rec.shape_only(other)
+        other = other.item() if known else None
+    if not isinstance(other, Real) or not math.isfinite(other) or other == 0:
+        return
+    if "div" not in name:
+        rec.note_factor(x, result, float(other))
+    elif x is a:
+        rec.note_factor(x, result, 1 / float(other))
 
 
 def binary_result(

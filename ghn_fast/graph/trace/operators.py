@@ -294,6 +294,15 @@ def product_record(
     return rec.merge(parents)
 
 
+def matrix_function(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """What gives a matrix of a matrix, as orthogonal weights are made: as a product of matrices,
+    it has no parameter that is the weight."""
+    parents = rec.records_in(args, kwargs)
+    if not parents or not all(rec.is_static(number) for number in parents):
+        return rec.generic(func, args, kwargs)
+    return rec.tag(rec.run(func, args, kwargs), rec.flag(parents, "factors"))
+
+
 def _comes_from(rec: Recorder, start: int, mark: str, stop: int) -> int | None:
     """The nearest record with a mark that a value depends on, made after record ``stop``.
 

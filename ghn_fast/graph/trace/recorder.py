@@ -178,6 +178,7 @@ class Recorder(TorchFunctionMode):
         self._converted: dict[int, tuple[Tensor, Parameter]] = {}
         self._owned: dict[int, int | None] = {}
         self._parts: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self._factors: dict[int, tuple[Tensor, float]] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._originals: dict[int, Tensor] = {}
         self._register(modules)
@@ -310,8 +311,30 @@ class Recorder(TorchFunctionMode):
         """Notes that a tensor may have a parameter's values in another type."""
         if self.is_static(self.record_of(source)) and result is not source:
             parameter = self.parameter_viewed(source)
+            if self._factors:
+                self.note_factor(source, result, 1.0)
             if parameter is not None:
                 self._converted[result.untyped_storage()._cdata] = result, parameter
+
+    def note_factor(self, source: Tensor, result: Tensor, factor: float) -> None:
+        """Notes that a tensor may be a parameter's values times a constant."""
+        known = self._factor(source)
+        if known is not None:
+            self._factors[result.untyped_storage()._cdata] = result, known * factor
+            self.note_copy(source, result)
+
+    def factor_of(self, weight: Tensor) -> float:
+        """The constant by which a parameter was multiplied to make a weight."""
+        return (self._factor(weight) or 1.0) if self._factors else 1.0
+
+    def _factor(self, tensor: Tensor) -> float | None:
+        """The same; None for what is not known to be a parameter's values times a constant."""
+        memory = tensor.untyped_storage()._cdata
+        if memory in self._factors:
+            return self._factors[memory][1]
+        if memory in self._copies:
+            return self._factor(self._copies[memory][1])
+        return None if self.parameter_viewed(tensor) is None else 1.0
 
     def is_static(self, number: int | None) -> bool:
         """Whether a record depends on parameters only."""

@@ -93,6 +93,14 @@ OPERATIONS: tuple[Row, ...] = (
     (operators.grouped("msa"), _tensor("grouped_mm", "_grouped_mm")),
     (operators.tensordot("msa"), [torch.tensordot]),
     (operators.einsum("msa"), [torch.einsum]),
+    (
+        operators.matrix_function,
+        [
+            *_tensor("matrix_exp", "inverse", "qr", "cholesky", "matrix_power", "orgqr"),
+            *(torch.linalg.householder_product, torch.linalg.matrix_exp, torch.linalg.solve),
+            *(torch.linalg.inv, torch.linalg.qr, torch.linalg.cholesky, torch.linalg.matrix_power),
+        ],
+    ),
     (operators.fused_attention("msa"), [F.scaled_dot_product_attention]),
     (layers.multi_head_attention("msa"), [F.multi_head_attention_forward]),
     # cse: the product of a tensor with a gate that is computed from its own global average
