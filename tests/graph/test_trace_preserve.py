@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghn_fast.graph.trace.tracer import trace
+from ghn_fast.graph.trace.written import Values
 
 
 class Busy(nn.Module):
@@ -254,6 +257,148 @@ def test_tensors_that_are_attributes_keep_their_values_in_a_real_run() -> None:
     model = Smoothed()
     trace(model, torch.zeros(1, 3))
     assert torch.equal(model.state, torch.zeros(2))
+
+
+class Writing(nn.Module):
+    """Its forward does what it is told to, on shapes or for real."""
+
+    def __init__(self, write: Callable[[Any, Tensor], Any], real: bool) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("count", torch.zeros(4))
+        self.write, self.real = write, real
+        self.held: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.real and x.sum() > 1e9:
+            return x
+        x = self.layer(x)
+        self.write(self, x)
+        return self.head(x)
+
+
+def set_data(tensor: Tensor) -> None:
+    tensor.data = tensor.data + 1
+
+
+def add_without_gradient(tensor: Tensor) -> None:
+    with torch.no_grad():
+        tensor.add_(1)
+
+
+def write_and_fail(tensor: Tensor) -> None:
+    add_without_gradient(tensor)
+    raise ValueError
+
+
+WRITES: dict[str, Callable[[Tensor], Any]] = {
+    "data": lambda t: t.data.add_(1),
+    "set data": set_data,
+    "detached": lambda t: t.detach().view(2, -1).__setitem__(0, 5),
+    "no_grad": add_without_gradient,
+    "foreach": lambda t: torch._foreach_add_([t.data], 1.0),
+    "out": lambda t: torch.frexp(t.data + 1, out=(t.data, torch.zeros_like(t, dtype=torch.int32))),
+    "array": lambda t: t.detach().numpy().fill(3),
+    "error": write_and_fail,
+}
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("name", ["layer.weight", "count"])
+@pytest.mark.parametrize("kind", WRITES)
+def test_tensors_that_are_written_to_keep_their_values(kind: str, name: str, real: bool) -> None:
+    model = Writing(lambda model, _: WRITES[kind](tensor), real)
+    tensor = dict((*model.named_parameters(), *model.named_buffers()))[name]
+    before, place = snapshot(model), tensor.data_ptr()
+    if kind == "error":
+        with pytest.raises(RuntimeError, match="ValueError"):
+            trace(model, torch.zeros(2, 4))
+    else:
+        trace(model, torch.zeros(2, 4))
+    assert_same(before, snapshot(model))
+    assert tensor.data_ptr() == place
+
+
+def test_large_parameters_are_copied_only_if_they_are_written_to() -> None:
+    model = Writing(lambda model, _: model.layer.weight.data.add_(1), real=True)
+    values = Values(list(model.parameters()))
+    with values:
+        model.head(model.layer(torch.zeros(2, 4)))
+        assert not values._copies
+        model.layer.weight.data.add_(1)
+        model.layer.weight.data.add_(1)
+        assert len(values._copies) == 1
+
+
+def test_frozen_part_and_gradients_stay_in_a_real_run() -> None:
+    def write(model: Any, x: Tensor) -> None:
+        for parameter in model.layer.parameters():
+            parameter.requires_grad_(True)
+            parameter.grad.zero_()
+            parameter.grad = None
+
+    model = Writing(write, real=True)
+    gradients = [torch.ones_like(parameter) for parameter in model.layer.parameters()]
+    for parameter, gradient in zip(model.layer.parameters(), gradients, strict=True):
+        parameter.requires_grad, parameter.grad = False, gradient
+    before = snapshot(model)
+    trace(model, torch.zeros(2, 4))
+    assert_same(before, snapshot(model))
+    assert all(gradient.all() for gradient in gradients)
+
+
+class Slots:
+    __slots__ = ("__log", "last", "total")
+
+    def __init__(self) -> None:
+        self.total, self.__log = torch.zeros(2), [1]
+
+    def update(self) -> None:
+        self.total += 1
+        self.last = 1
+        self.__log.append(2)
+
+    def __repr__(self) -> str:
+        return f"{self.total} {self.__log} {hasattr(self, 'last')}"
+
+
+HELD: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Any]]] = {
+    "deque": (lambda: deque([torch.zeros(1)], maxlen=1), lambda held, x: held.append(x)),
+    "empty deque": (deque, lambda held, x: held.append(x)),
+    "tensor in a list": (lambda: [torch.zeros(1)], lambda held, x: held[0].add_(1)),
+    "activation in a list": (lambda: [torch.zeros(2, 4)], lambda held, x: held[0].copy_(x)),
+    "list in a tuple": (lambda: ([],), lambda held, x: held[0].append(x)),
+    "deep": (lambda: {1: {2: {3: {4: [0]}}}}, lambda held, x: held[1][2][3][4].append(x)),
+    "slots": (Slots, lambda held, x: held.update()),
+    "array": (lambda: np.zeros(2), lambda held, x: held.fill(1)),
+    "generator of torch": (torch.Generator, lambda held, x: torch.rand(1, generator=held)),
+    "generator of numpy": (np.random.default_rng, lambda held, x: held.random()),
+    "random state": (np.random.RandomState, lambda held, x: held.rand()),
+    "generator of Python": (random.Random, lambda held, x: held.gauss(0, 1)),
+    "hidden module": (lambda: [nn.Sequential(nn.BatchNorm1d(4))], lambda held, x: held[0](x)),
+}
+
+
+def state(held: Any) -> str:
+    if isinstance(held, torch.Generator):
+        return str(held.get_state().tolist())
+    for name in ("get_state", "getstate", "bit_generator"):
+        if hasattr(held, name):
+            found = getattr(held, name)
+            return str(found() if callable(found) else found.state)
+    hidden = isinstance(held, list) and isinstance(held[0], nn.Module)
+    return str([(t, t.__dict__) for t in held[0].state_dict().values()] if hidden else held)
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize("kind", HELD)
+def test_what_attributes_hold_stays(kind: str, real: bool) -> None:
+    make, write = HELD[kind]
+    model = Writing(lambda model, x: write(model.held, x), real)
+    model.held = make()
+    before = state(model.held)
+    assert not trace(model, torch.zeros(2, 4)).unused
+    assert state(model.held) == before
 
 
 class Assembling(nn.Module):

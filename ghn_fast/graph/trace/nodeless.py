@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -256,7 +257,9 @@ def values(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
         rec.taken += parents if name_of(func) in _ARRAYS else ()
     elif any(rec.shape_only(tensor) for tensor in rec.tensors_in(args)):
         raise AsksValues(f"the model asks for the value of an activation ({name_of(func)})")
-    return func(*args, **kwargs)
+    result = func(*args, **kwargs)
+    # What the model writes to an array would be written to the tensor.
+    return result.copy() if isinstance(result, np.ndarray) and rec.owns(args[0]) else result
 
 
 _ARRAYS = frozenset(("numpy", "__array__", "tolist"))

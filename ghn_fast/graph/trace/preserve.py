@@ -3,94 +3,163 @@
 from __future__ import annotations
 
 import random
-import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from inspect import ismemberdescriptor
 from itertools import chain, filterfalse
 from operator import is_
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-Container = dict[Any, Any] | list[Any] | set[Any]
+from ghn_fast.graph.trace.written import Values
+
+Container = Any
+"""A dict, list, set, deque or tuple."""
 Attributes = dict[str, Any]
 
-_CONTAINERS = (dict, list, set)
-_LEVELS = 3
-_PLAIN = frozenset((bool, int, float, str, tuple, type(None), nn.Parameter, torch.Tensor))
-"""What most attributes are: a look at the class tells that they are no containers."""
+_CONTAINERS = (dict, list, set, deque, tuple)
+_OBJECTS = 3
+"""How many objects, each an attribute of the one before, are followed from a module."""
+_PLAIN = frozenset((bool, int, float, str, type, type(None)))
+"""What most attributes are: a look at the class tells that they hold nothing that changes."""
+_UNSET = object()
+_Generator = tuple[Callable[..., Any], Callable[..., Any]]
+"""How the state of a random number generator is read and set."""
+
+
+class Preserved(NamedTuple):
+    """What is kept of a model while it runs.
+
+    Attributes:
+        tensors: its parameters, its buffers, and those that are attributes or in containers.
+        drew: tells whether a random number generator was used meanwhile.
+    """
+
+    tensors: Sequence[Tensor]
+    drew: Callable[[], bool]
 
 
 @contextmanager
 def preserved(
-    model: nn.Module, modules: Iterable[nn.Module], buffers: bool = False
-) -> Iterator[Callable[[], bool]]:
+    model: nn.Module, modules: Sequence[nn.Module], values: bool = False
+) -> Iterator[Preserved]:
     """Restores modules' attributes and the random number generators on leaving.
-
-    Yields a function that tells whether a generator was used meanwhile.
 
     Args:
         model: the model.
-        modules: its modules. What they refer to (mode, hooks, registered tensors, caches in
-            lists, dicts and objects of their own, three levels deep) is kept, not copied.
-        buffers: also keep the values of buffers, and of tensors that are plain attributes, for
-            when the model really runs.
+        modules: its modules. What they refer to (mode, hooks, registered tensors, arrays,
+            generators, caches in containers of any depth and in objects of their own, three deep)
+            is kept, not copied.
+        values: also keep the values of tensors, for when the model really runs.
     """
     attributes = [(m.__dict__, m.__dict__.copy()) for m in modules]
-    empty, filled, objects = _containers([saved for _, saved in attributes])
-    values = _tensor_values(model, attributes) if buffers else []
-    attributes += objects
-    generators = _generator_states(model)
+    state = _State([saved for _, saved in attributes], set(map(id, modules)))
+    written = Values(state.tensors) if values else None
+    generators = [*_global_generators(model), *state.generators]
+    before = [get() for get, _ in generators]
     try:
-        yield lambda: _differ(generators, _generator_states(model))
+        with written or nullcontext():
+            yield Preserved(
+                state.tensors, lambda: _differ(before, [get() for get, _ in generators])
+            )
     finally:
         _restore_attributes(attributes)
-        _restore_containers(empty, filled)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
-        _restore_generators(generators)
+        state.restore()
+        if written is not None:
+            written.restore()
+        for (_, put), value in zip(generators, before, strict=True):
+            put(value)
 
 
-def _containers(
-    attributes: Iterable[Attributes],
-) -> tuple[list[Container], list[tuple[Container, Container]], list[tuple[Attributes, Attributes]]]:
-    """What attributes hold that can change.
+class _State:
+    """What is in the attributes of modules that can change, with copies of it.
 
-    Returns:
-        The empty containers, each other one with a copy of it, and the attributes of objects with
-        a copy of them.
+    Attributes:
+        tensors: that were found; their values are not copied.
+        generators: that were found.
+
+    Args:
+        attributes: of the modules.
+        seen: ids of the modules, which are kept by themselves.
     """
-    empty: list[Container] = []
-    filled: list[tuple[Container, Container]] = []
-    objects: dict[int, tuple[Attributes, Attributes]] = {}
-    level = list(chain.from_iterable(saved.values() for saved in attributes))
-    for _ in range(_LEVELS):
-        found, others = _that_may_change(level)
-        empty += filterfalse(None, found)
-        copies = [(container, container.copy()) for container in found if container]
-        filled += copies
-        new = {
-            id(value): (value.__dict__, value.__dict__.copy())
-            for value in others
-            if id(value) not in objects and _is_plain_object(value)
-        }
-        objects |= new
-        contents = [content for _, content in (*copies, *new.values())]
-        level = [value for content in contents for value in _values(content)]
-    return empty, filled, list(objects.values())
 
+    def __init__(self, attributes: Sequence[Attributes], seen: set[int]) -> None:
+        self.tensors: list[Tensor] = []
+        self.generators: list[_Generator] = []
+        self._empty: list[Container] = []
+        self._filled: list[tuple[Container, Container]] = []
+        self._objects: list[tuple[Attributes, Attributes]] = []
+        self._arrays: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = []
+        self._slots: list[tuple[Any, Any, Any]] = []
+        self._seen = seen
+        values = list(chain.from_iterable(saved.values() for saved in attributes))
+        for _ in range(_OBJECTS):
+            values = self._keep(self._in_containers(values))
 
-def _that_may_change(values: Sequence[Any]) -> tuple[list[Container], list[Any]]:
-    """The containers, and what else is neither plain nor a module, which is kept by itself."""
-    # There are few classes and thousands of values.
-    classes = set(map(type, values))
-    containers = {kind for kind in classes if issubclass(kind, _CONTAINERS)}
-    others = {kind for kind in classes - containers - _PLAIN if not issubclass(kind, nn.Module)}
-    found = [value for value in values if type(value) in containers]
-    return found, [value for value in values if type(value) in others] if others else []
+    def _in_containers(self, level: list[Any]) -> list[Any]:
+        """Keeps containers, and returns what else there is in them that is not plain."""
+        others: list[Any] = []
+        while level:
+            # There are few classes and thousands of values.
+            classes = set(map(type, level))
+            containers = {kind for kind in classes if issubclass(kind, _CONTAINERS)}
+            rest = classes - containers - _PLAIN
+            others += [value for value in level if type(value) in rest] if rest else []
+            found = [value for value in level if type(value) in containers]
+            self._empty += filterfalse(None, found)
+            new = [value for value in filter(None, found) if id(value) not in self._seen]
+            self._seen.update(map(id, new))
+            copies = [(c, c.copy()) for c in new if not isinstance(c, tuple)]
+            self._filled += copies
+            contents = (_values(content) for _, content in copies)
+            level = list(chain(*contents, *(c for c in new if isinstance(c, tuple))))
+        return others
+
+    def _keep(self, values: list[Any]) -> list[Any]:
+        """Keeps what has a state, and returns what is in the attributes of the objects."""
+        tensors = {kind for kind in set(map(type, values)) if issubclass(kind, Tensor)}
+        self.tensors += [value for value in values if type(value) in tensors]
+        others = [value for value in values if type(value) not in tensors]
+        held: list[Any] = []
+        for value in [value for value in others if id(value) not in self._seen]:
+            generator = _generator(value)
+            if generator is not None:
+                self.generators.append(generator)
+            elif type(value) is np.ndarray and value.flags.writeable:
+                self._arrays.append((value, value.copy()))
+            elif isinstance(value, nn.Module):  # in a list, say, and so not registered
+                parts = [part for part in value.modules() if id(part) not in self._seen]
+                held += chain.from_iterable(map(self._attributes_of, parts))
+            elif _is_plain_object(value):
+                held += self._attributes_of(value)
+        return held
+
+    def _attributes_of(self, value: Any) -> list[Any]:
+        self._seen.add(id(value))
+        slots = [(value, slot, _slot_value(slot, value)) for slot in _slots(value)]
+        self._slots += slots
+        attributes = getattr(value, "__dict__", None)
+        attributes = attributes if isinstance(attributes, dict) else {}
+        self._objects.append((attributes, attributes.copy()))
+        return [*attributes.values(), *(held for _, _, held in slots)]
+
+    def restore(self) -> None:
+        """Puts everything back but what tensors and generators have in them."""
+        _restore_attributes(self._objects)
+        _restore_containers(self._empty, self._filled)
+        for value, slot, held in self._slots:
+            if held is not _UNSET:
+                slot.__set__(value, held)
+            elif _slot_value(slot, value) is not _UNSET:
+                slot.__delete__(value)
+        for array, content in self._arrays:
+            np.copyto(array, content)
 
 
 def _values(container: Container) -> Iterable[Any]:
@@ -99,21 +168,21 @@ def _values(container: Container) -> Iterable[Any]:
 
 def _is_plain_object(value: Any) -> bool:
     """Whether it keeps its state in attributes, such as a cache of keys and values."""
-    if isinstance(value, (torch.Tensor, type, ModuleType)):
-        return False
-    return isinstance(getattr(value, "__dict__", None), dict) and not callable(value)
+    return not isinstance(value, (type, ModuleType)) and not callable(value)
 
 
-def _tensor_values(
-    model: nn.Module, attributes: Iterable[tuple[Attributes, Attributes]]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The tensors that are not parameters, with a copy of each."""
-    found = {id(buffer): buffer for buffer in model.buffers()}
-    for _, saved in attributes:
-        for value in saved.values():
-            if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
-                found[id(value)] = value
-    return [(tensor, tensor.detach().clone()) for tensor in found.values()]
+def _slots(value: Any) -> list[Any]:
+    """The descriptors of attributes that are not in a dict."""
+    classes = (vars(base) for base in type(value).__mro__)
+    members = chain.from_iterable(c.values() for c in classes if "__slots__" in c)
+    return list(filter(ismemberdescriptor, members))
+
+
+def _slot_value(slot: Any, value: Any) -> Any:
+    try:
+        return slot.__get__(value)
+    except AttributeError:
+        return _UNSET
 
 
 def _restore_attributes(attributes: Iterable[tuple[Attributes, Attributes]]) -> None:
@@ -135,7 +204,8 @@ def _restore_containers(
             container[:] = content
         elif not _same([(container, content)]):
             container.clear()
-            container.update(content)
+            fill = container.extend if isinstance(container, deque) else container.update
+            fill(content)
 
 
 def _same(pairs: Sequence[tuple[Container, Container]]) -> bool:
@@ -152,13 +222,28 @@ def _all_values(containers: Iterable[Container]) -> Iterator[Any]:
     return chain.from_iterable(c.values() for c in containers if isinstance(c, dict))
 
 
-def _generator_states(model: nn.Module) -> dict[str, Any]:
-    states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if "numpy" in sys.modules:
-        states["numpy"] = sys.modules["numpy"].random.get_state()
+def _global_generators(model: nn.Module) -> list[_Generator]:
+    found: list[_Generator] = [
+        (random.getstate, random.setstate),
+        (torch.get_rng_state, torch.set_rng_state),
+        (np.random.get_state, np.random.set_state),
+    ]
     if torch.cuda.is_available() and any(p.is_cuda for p in model.parameters()):
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
+        found.append((torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all))
+    return found
+
+
+def _generator(value: Any) -> _Generator | None:
+    """How to read and set the state of a value if it is a random number generator."""
+    if isinstance(value, (torch.Generator, np.random.RandomState)):
+        return value.get_state, value.set_state
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        return partial(getattr, bits, "state"), partial(setattr, bits, "state")
+    # The operating system's has no state.
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return value.getstate, value.setstate
+    return None
 
 
 def _differ(a: Any, b: Any) -> bool:
@@ -170,12 +255,3 @@ def _differ(a: Any, b: Any) -> bool:
         return any(map(_differ, a, b))
     # Also arrays of numpy.
     return bool((a != b).any()) if hasattr(a, "any") else bool(a != b)
-
-
-def _restore_generators(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    torch.set_rng_state(states["torch"])
-    if "numpy" in states:
-        sys.modules["numpy"].random.set_state(states["numpy"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from functools import lru_cache
-from itertools import chain, count
+from functools import cached_property, lru_cache
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ghn_fast.graph.layout import Layout
 from ghn_fast.graph.node import Node
+from ghn_fast.graph.trace.written import memory_of
 from ghn_fast.graph.types import NODE_TYPES
 
 _CONSTANT = -1
@@ -140,7 +141,8 @@ class Recorder(TorchFunctionMode):
         random: and on random numbers.
 
     Args:
-        modules: the model's, with their names; parameters and buffers are known by identity.
+        modules: the model's, with their names.
+        own: the tensors that the model holds; they and the parameters are known by identity.
         handlers: the rules, by the function they apply to, or the name of an operator.
         execute: run every operation for real instead of working out shapes. For models whose
             course depends on the values of activations.
@@ -151,6 +153,7 @@ class Recorder(TorchFunctionMode):
     def __init__(
         self,
         modules: Sequence[tuple[str, nn.Module]],
+        own: Sequence[Tensor],
         handlers: Rules,
         execute: bool = False,
         products: Iterable[bool] = (),
@@ -176,12 +179,13 @@ class Recorder(TorchFunctionMode):
         self.after: Callable[[Func, Args, Kwargs, Any], Any] | None = None
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._converted: dict[int, tuple[Tensor, Parameter]] = {}
-        self._owned: dict[int, int | None] = {}
         self._parts: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._factors: dict[int, tuple[Tensor, float]] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
         self._originals: dict[int, Tensor] = {}
         self._register(modules)
+        self._owned: dict[int, int | None] = dict.fromkeys(map(id, own))
+        self._own = own
         self.output: Output | None = None
         self.device = next((p.tensor.device for p in self.parameters.values()), _CPU)
         self._on_meta = self.device.type == "meta"
@@ -193,12 +197,6 @@ class Recorder(TorchFunctionMode):
                 if tensor is not None and id(tensor) not in self.parameters:
                     full_name = f"{prefix}.{name}" if prefix else name
                     self.parameters[id(tensor)] = Parameter(full_name, tensor, module)
-        own = [m.__dict__.values() for _, m in modules]
-        # There are few classes and thousands of attributes.
-        tensors = {kind for kind in set(map(type, chain.from_iterable(own))) if _is_tensor(kind)}
-        held = (v for v in chain.from_iterable(own if tensors else ()) if type(v) in tensors)
-        buffers = chain.from_iterable(m._buffers.values() for _, m in modules if m._buffers)
-        self._owned = {id(value): None for value in chain(held, buffers) if value is not None}
 
     def mark(self, what: str) -> str:
         """The name of an attribute of this recorder's own."""
@@ -304,7 +302,7 @@ class Recorder(TorchFunctionMode):
         own = behind[0].tensor
         if tensor is own or _shares_memory(tensor, own if self.execute else self.fake(own)):
             return behind[0]
-        _, parameter = self._converted.get(tensor.untyped_storage()._cdata, (tensor, None))
+        _, parameter = self._converted.get(memory_of(tensor), (tensor, None))
         return parameter
 
     def note_conversion(self, source: Tensor, result: Tensor) -> None:
@@ -314,7 +312,7 @@ class Recorder(TorchFunctionMode):
             if self._factors:
                 self.note_factor(source, result, 1.0)
             if parameter is not None:
-                self._converted[result.untyped_storage()._cdata] = result, parameter
+                self._converted[memory_of(result)] = result, parameter
 
     def note_factor(self, source: Tensor, result: Tensor, factor: float) -> None:
         """Notes that a tensor may be a parameter's values times a constant."""
@@ -436,7 +434,7 @@ class Recorder(TorchFunctionMode):
             return
         source = source if self.execute else self.fake(source)
         if not _shares_memory(copy, source):
-            self._copies[copy.untyped_storage()._cdata] = copy, source
+            self._copies[memory_of(copy)] = copy, source
 
     def note_parts(self, whole: Tensor, parts: Iterable[Tensor]) -> None:
         """Notes that a tensor is a concatenation of parameters or of what is made of them."""
@@ -465,13 +463,13 @@ class Recorder(TorchFunctionMode):
         return Place(tensor.shape, own.stride()[first:]) if rows else None
 
     def _is_copy(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage()._cdata in self._copies
+        return memory_of(tensor) in self._copies
 
     def _strides_before_copies(self, tensor: Tensor) -> tuple[int, ...]:
         """Strides in the memory of what was copied; 0 where dimensions were merged or split."""
         if not self._is_copy(tensor):
             return tensor.stride()
-        base, source = self._copies[tensor.untyped_storage()._cdata]
+        base, source = self._copies[memory_of(tensor)]
         inner = {}
         if source.shape == base.shape:
             steps = zip(base.shape, base.stride(), self._strides_before_copies(source), strict=True)
@@ -571,18 +569,18 @@ class Recorder(TorchFunctionMode):
         """An operation without a rule: what it returns depends on everything it is given."""
         tensors = self.tensors_in((args, kwargs))
         parents = self._records_of(tensors)
-        mutated = _mutated(func, args, kwargs)
         if not parents:
-            return self._constant(func, args, kwargs, mutated, tensors)
+            return self._constant(func, args, kwargs, tensors)
         known = self._all_known(tensors)
         result = self._performed(func, args, kwargs, known)
         number = self.merge(parents)
         if self.scaled and all(parent in self.scaled for parent in parents):
             self.scaled[number] = frozenset().union(*(self.scaled[parent] for parent in parents))
-        if mutated is not None and known:
-            self.tag(mutated, number)
-        elif mutated is not None:
-            self.mutate(mutated, number)
+        for changed in self.tensors_in(_mutated(func, args, kwargs)):
+            if known:
+                self.tag(changed, number)
+            else:
+                self.mutate(changed, number)
         return self.tag(result, number)
 
     def perform(
@@ -597,7 +595,7 @@ class Recorder(TorchFunctionMode):
         if not known:
             return self.run(func, args, kwargs)
         mutated = _mutated(func, args, kwargs)
-        if mutated is not None and self._belongs_to_model(mutated):
+        if any(map(self.owns, self.tensors_in(mutated))):
             return mutated
         return func(*args, **kwargs)
 
@@ -624,16 +622,18 @@ class Recorder(TorchFunctionMode):
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        mutated: Tensor | None,
         tensors: list[Tensor],
     ) -> Any:
         """An operation on neither inputs nor parameters is done for real, but for counters."""
-        if mutated is not None and self._belongs_to_model(mutated):
+        mutated = _mutated(func, args, kwargs)
+        changed = self.tensors_in(mutated)
+        if any(map(self.owns, changed)):
             return mutated
         if not self.execute and any(map(self.shape_only, tensors)):
-            for changed in (mutated, None if mutated is None else mutated._base):
-                if changed is not None:
-                    self._replaced(changed, _CONSTANT)
+            for tensor in changed:
+                self._replaced(tensor, _CONSTANT)
+                if tensor._base is not None:
+                    self._replaced(tensor._base, _CONSTANT)
             return self.large_constant(func, args, kwargs)
         result = func(*args, **kwargs)
         return self.constant(result) if self.execute else result
@@ -648,9 +648,14 @@ class Recorder(TorchFunctionMode):
         """The result, without values, of an operation on neither inputs nor parameters."""
         return self.tag(self.run(func, args, kwargs), _CONSTANT)
 
-    def _belongs_to_model(self, tensor: Tensor) -> bool:
-        base = tensor._base
-        return id(tensor) in self._owned or (base is not None and id(base) in self._owned)
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether a tensor is the model's, or lies in the memory of one."""
+        return id(tensor) in self._owned or memory_of(tensor) in self._own_memory
+
+    @cached_property
+    def _own_memory(self) -> set[int]:
+        """Where the model's tensors lie: ``.data`` and ``.detach()`` of one do not name it."""
+        return set(map(memory_of, self._own))
 
     def mutate(self, target: Tensor, number: int) -> None:
         """An operation in place: the tensor, and what it is a view of, change their record."""
@@ -670,7 +675,7 @@ class Recorder(TorchFunctionMode):
 
     def _replaced(self, target: Tensor, number: int) -> None:
         self.tag(target, number)
-        if not self.execute and not target.is_meta and not self._belongs_to_model(target):
+        if not self.execute and not target.is_meta and not self.owns(target):
             setattr(target, self._stale, True)
 
 
@@ -687,24 +692,17 @@ def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
             _collect(value.values(), found)
 
 
-def _is_tensor(kind: type) -> bool:
-    return issubclass(kind, Tensor)
-
-
-def _mutated(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor | None:
-    if in_place(func) and args and isinstance(args[0], Tensor):
-        return args[0]
-    out = kwargs.get("out")
-    return out if isinstance(out, Tensor) else None
+def _mutated(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The tensor, or the tensors, that a function changes; None if there is none."""
+    return args[0] if args and in_place(func) else kwargs.get("out")
 
 
 @lru_cache(maxsize=4096)
 def in_place(func: Callable[..., Any]) -> bool:
     """Whether a function changes its first argument."""
     name = name_of(func)
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    # The latter is that of attributes, such as ``data``.
+    return name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__"))
 
 
 @lru_cache(maxsize=4096)
@@ -720,4 +718,4 @@ def name_of(func: Callable[..., Any]) -> str:
 
 
 def _shares_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return memory_of(a) == memory_of(b)

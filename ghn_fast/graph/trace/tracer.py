@@ -73,7 +73,8 @@ def trace(
 ) -> Trace:
     """Runs a model once without arithmetic and returns its graph.
 
-    The model is left as it was: mode, buffers, attributes, hooks, gradients and random state.
+    The model is left as it was, whatever its forward writes to: parameters, buffers, attributes
+    and what they hold, modes, hooks, gradients and random states.
     Parts that run only in training, such as auxiliary heads, are counted. A model whose course
     depends on the values of activations is run for real, on the same inputs, and so is one whose
     calls cannot be seen in Python, because it is scripted.
@@ -259,10 +260,10 @@ def _watched(call: _Call, training: bool, execute: bool) -> Iterator[tuple[Recor
     products = getattr(model, "graph_products", ())
     with ExitStack() as stack:
         parts = [module for _, module in modules]
-        drew = stack.enter_context(preserved(model, parts, execute))
+        kept = stack.enter_context(preserved(model, parts, execute))
         stack.enter_context(_eager())
         _set_mode(modules, training)
-        recorder = Recorder(modules, function_rules(), execute, products, call.types)
+        recorder = Recorder(modules, kept.tensors, function_rules(), execute, products, call.types)
         recorder.after = follower(recorder)
         _isolate_registered(modules, recorder)
         inputs = _enter(recorder, (call.args, call.kwargs))
@@ -271,7 +272,7 @@ def _watched(call: _Call, training: bool, execute: bool) -> Iterator[tuple[Recor
         if execute:
             stack.enter_context(dispatched(recorder))
         yield recorder, inputs
-        recorder.random = not recorder.all_used() and drew()
+        recorder.random = not recorder.all_used() and kept.drew()
 
 
 def _set_mode(modules: Modules, training: bool) -> None:

@@ -143,7 +143,7 @@ class Graph:
         model = model or self.model
         if model is None:
             raise ValueError("this graph was not made from a model; pass the model")
-        with preserved(model, model.modules(), buffers=True), torch.enable_grad():
+        with preserved(model, list(model.modules()), values=True), torch.enable_grad():
             args, kwargs = guess_inputs(model)
             args = tuple(
                 torch.rand_like(value) - 0.5 if torch.is_tensor(value) and value.is_floating_point()
