@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast.graph.trace.tracer import trace
+from ghn_fast.graph.trace.unused import UNREACHED
 from tests.graph.test_trace import IMAGE, Runs, chain, edges, names
 
 X = torch.zeros(2, 8)
@@ -240,3 +241,49 @@ def test_model_without_a_node(kind: str) -> None:
     assert [node.type for node in result.nodes] == ["input"]
     assert result.other.keys() == parameters
     assert not result.unused
+
+
+TRANSFORMED: dict[str, Callable[[Runs, Tensor], Tensor]] = {
+    "vmap": lambda model, x: torch.vmap(model.a)(x),
+    "other dimension": lambda model, x: torch.vmap(model.a, out_dims=1)(x).T,
+    "nested": lambda model, x: torch.vmap(torch.vmap(model.a))(x[None])[0],
+    "grad": lambda model, x: torch.vmap(torch.func.grad(lambda v: model.a(v).square().sum()))(x),
+    "vjp": lambda model, x: torch.func.vjp(lambda v: model.a(v).tanh(), x)[1](x)[0],
+    "jvp": lambda model, x: torch.func.jvp(lambda v: model.a(v).tanh(), (x,), (x,))[1],
+}
+
+
+@pytest.mark.parametrize("kind", TRANSFORMED)
+def test_layers_inside_a_transform(kind: str) -> None:
+    def run(model: Runs, x: Tensor) -> Tensor:
+        return model.b(TRANSFORMED[kind](model, x))
+
+    parts = {name: nn.Linear(8, 8, bias=False) for name in ("a", "b", "idle")}
+    result = trace(Runs(run, **parts), X)
+    assert names(result) == ["input", "a.weight", "b.weight"]
+    assert {("input", "a.weight"), ("a.weight", "b.weight")} <= set(edges(result))
+    assert result.unused == {"idle.weight": UNREACHED}
+
+
+@pytest.mark.parametrize("dimension", [0, 2])
+def test_slices_of_a_parameter_inside_a_transform(dimension: int) -> None:
+    """They are no layer: which part of the parameter they are is not known."""
+
+    def run(model: Runs, x: Tensor) -> Tensor:
+        return model.b(torch.vmap(lambda w: x @ w, in_dims=dimension)(model.stack.weight).mean(0))
+
+    stack = nn.Module()
+    stack.weight = nn.Parameter(torch.ones(8, 8, 8))
+    result = trace(Runs(run, stack=stack, b=nn.Linear(8, 4)), X)
+    assert not result.unused
+    assert result.other == {"stack.weight": "unknown"}
+
+
+def test_constants_inside_a_transform_are_known_on_shapes() -> None:
+    def run(model: Runs, x: Tensor) -> Tensor:
+        mask = torch.vmap(lambda i: torch.vmap(lambda j: i >= j)(torch.arange(2)))(torch.arange(2))
+        return model.a(x) if mask.any() else x
+
+    with torch.device("meta"):
+        model = Runs(run, a=nn.Linear(8, 8))
+    assert names(trace(model, X)) == ["input", "a.weight", "a.bias"]

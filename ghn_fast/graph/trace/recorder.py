@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
 from ghn_fast.graph.layout import Layout
@@ -179,6 +180,7 @@ class Recorder(TorchFunctionMode):
         self.after: Callable[[Func, Args, Kwargs, Any], Any] | None = None
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._converted: dict[int, tuple[Tensor, Parameter]] = {}
+        self._transformed: dict[int, tuple[Tensor, int]] = {}
         self._parts: dict[int, tuple[Tensor, list[Tensor]]] = {}
         self._factors: dict[int, tuple[Tensor, float]] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
@@ -252,8 +254,11 @@ class Recorder(TorchFunctionMode):
             number = self._through_base(tensor, number)
         if number is None and hasattr(tensor, "__tensor_flatten__"):
             number = self._through_wrapper(tensor)
+        elif number is None and is_functorch_wrapped_tensor(tensor):
+            number = self._through_transform(tensor)
         elif number is None and self.execute:
-            number = self.outside()
+            _, number = self._transformed.get(memory_of(tensor), (tensor, None))
+            number = self.outside() if number is None else number
             setattr(tensor, self._id, number)
         elif number is None and tensor.is_meta and not self._on_meta:
             raise Hidden("a tensor comes from a call that cannot be seen")
@@ -266,6 +271,21 @@ class Recorder(TorchFunctionMode):
         number = self.merge(inner) if inner else _CONSTANT
         setattr(tensor, self._id, number)
         return number
+
+    def _through_transform(self, tensor: Tensor) -> int | None:
+        """Of a tensor inside a transform of ``torch.func``, such as ``vmap``."""
+        number = self.record_of(get_unwrapped(tensor))
+        if number is not None:
+            self._note_transformed(tensor, number)
+        return number
+
+    def _note_transformed(self, tensor: Tensor, number: int) -> None:
+        """Notes the record of what a transform wraps, as that leaves it without a call."""
+        if number != _CONSTANT and not self.execute:
+            raise Hidden("what leaves a transform of torch.func comes from no call")
+        while is_functorch_wrapped_tensor(tensor):
+            tensor = get_unwrapped(tensor)
+        self._transformed[memory_of(tensor)] = tensor, number
 
     def outside(self) -> int:
         """The record of a tensor made of what is no tensor, such as an array of numpy.
@@ -341,13 +361,15 @@ class Recorder(TorchFunctionMode):
     def parameters_behind(self, tensor: Tensor) -> list[Parameter]:
         """The parameters that a tensor is made of, largest first.
 
-        Empty if it is also made of inputs, or is a product of matrices, as none of these is it.
+        Empty if it is also made of inputs, or is a product of matrices, as none of these is it,
+        and inside ``vmap``, where it is one slice of them along any dimension.
         """
         parameter = self.parameter_of(tensor)
         if parameter is not None:
             return [parameter]
         start = self.record_of(tensor)
-        if start is None or not self.records.static[start]:
+        sliced = is_batchedtensor(tensor)
+        if start is None or sliced or not self.records.static[start]:
             return []
         ancestors, pending = {start}, [start]
         while pending:
@@ -378,6 +400,8 @@ class Recorder(TorchFunctionMode):
                 self._owned[id(value)] = None if number == _CONSTANT else number
             elif id(value) not in self.parameters:
                 setattr(value, self._id, number)
+                if is_functorch_wrapped_tensor(value):
+                    self._note_transformed(value, number)
         elif isinstance(value, (tuple, list)):
             for item in value:
                 self.tag(item, number)
