@@ -53,8 +53,9 @@ def check_finite(state: Mapping[str, Tensor], name: str) -> None:
 def load_optimizer(optimizer: Optimizer, state: Any) -> None:
     """Gives an optimiser that has made no step what another of the same settings has kept.
 
-    Its hyperparameters stay its own. Kernels write to its tensors without a look at their sizes,
-    so each has to be as the optimiser itself would have made it.
+    Its hyperparameters stay its own, but for the rate that a schedule has moved. Kernels write to
+    its tensors without a look at their sizes, so each has to be as the optimiser itself would have
+    made it.
 
     Raises:
         FileError: it is not the state of such an optimiser.
@@ -67,6 +68,8 @@ def load_optimizer(optimizer: Optimizer, state: Any) -> None:
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         check_finite(tensors, f"its optimizer's state {key}")
     groups = optimizer.state_dict()["param_groups"]
+    for group, saved in zip(groups, state["param_groups"], strict=True):
+        group["lr"] = fitted(float(saved["lr"]), 0.0, "its optimizer's lr")
     optimizer.load_state_dict({"state": loaded, "param_groups": groups})
 
 

@@ -538,7 +538,7 @@ def test_the_state_of_an_optimiser_is_laid_out_as_its_own(
     state = state_of(uninterrupted)
     for values in state["optimizer"]["state"].values():
         moved(values)
-    state["optimizer"]["param_groups"] = [{"betas": (5, 5), "lr": "fast", "params": [0]}]
+    state["optimizer"]["param_groups"] = [{"betas": (5, 5), "lr": 0.5, "params": [0]}]
     torch.save(state, tmp_path / "checkpoint.pt")
     optimizer = make_trainer(tmp_path).optimizer
     assert optimizer.param_groups[0]["betas"] == TINY.betas
