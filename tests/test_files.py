@@ -58,8 +58,9 @@ assert read_text(path) == "a dot \\u25cf\\nand \\u25cb\\n"
 def test_text_is_in_utf8_whatever_the_system_writes(tmp_path: Path) -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-c", IN_ASCII, str(tmp_path / "file")]
+    environment = {**os.environ, **plain}
     done = subprocess.run(
-        command, env={**os.environ, **plain}, capture_output=True, text=True, timeout=120
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "file").read_bytes() == "a dot \u25cf\nand \u25cb\n".encode()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_rows_are_correlated_unless_they_are_fewer_than_columns(shape: tuple[int
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux tells it")
-def test_a_long_layer_takes_memory_of_its_own_size() -> None:
+def test_a_long_layer_takes_memory_of_its_own_size(tmp_path: Path) -> None:
     """A word embedding has as many rows as there are words, and their correlations are squares."""
     program = """
 import resource, torch, ghn_fast
@@ -99,8 +100,9 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ghn_fast.refine_(model, orth=False, noise=1.0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
+    command = [sys.executable, "-c", program]
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
     )
     assert int(done.stdout) < 100_000  # KiB; all correlations of the rows are 1.6 GB
 
