@@ -46,16 +46,16 @@ from ghn_fast.train import Processes, TrainConfig, Trainer, choose_device, proce
 SPLITS = ("train", "test")
 WEIGHTS = "ghn2-cifar10.safetensors"
 MIXTURE = {
-    "deepnets": 0.27,
-    "deepnets/attention": 0.09,
-    "deepnets/bnfree": 0.05,
-    "families": 0.36,
-    "families/residual": 0.08,
-    "families/plain": 0.06,
+    "deepnets": 0.32,
+    "deepnets/attention": 0.11,
+    "deepnets/bnfree": 0.04,
+    "families": 0.28,
+    "families/residual": 0.12,
+    "families/plain": 0.04,
     "families/convnext": 0.02,
-    "families/transformer": 0.03,
+    "families/transformer": 0.04,
     "families/swin": 0.02,
-    "families/metaformer": 0.02,
+    "families/metaformer": 0.01,
 }
 BASE = TrainConfig(
     seed=31,
