@@ -265,12 +265,16 @@ def test_layers_inside_a_transform(kind: str) -> None:
     assert result.unused == {"idle.weight": UNREACHED}
 
 
+@pytest.mark.parametrize("is_scaled", [False, True])
 @pytest.mark.parametrize("dimension", [0, 2])
-def test_slices_of_a_parameter_inside_a_transform(dimension: int) -> None:
+def test_slices_of_a_parameter_inside_a_transform(dimension: int, is_scaled: bool) -> None:
     """They are no layer: which part of the parameter they are is not known."""
 
     def run(model: Runs, x: Tensor) -> Tensor:
-        return model.b(torch.vmap(lambda w: x @ w, in_dims=dimension)(model.stack.weight).mean(0))
+        def layer(weight: Tensor) -> Tensor:
+            return x @ (0.5 * weight if is_scaled else weight)
+
+        return model.b(torch.vmap(layer, in_dims=dimension)(model.stack.weight).mean(0))
 
     stack = nn.Module()
     stack.weight = nn.Parameter(torch.ones(8, 8, 8))

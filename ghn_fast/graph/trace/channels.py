@@ -35,6 +35,7 @@ from torch import Tensor
 from ghn_fast.graph.layout import Origins
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace.recorder import Args, Func, Kind, Kwargs, Recorder, Records, name_of
+from ghn_fast.graph.trace.written import memory_of
 
 _VIEWS = frozenset(
     (
@@ -310,8 +311,7 @@ def _view(func: Func, args: Args, kwargs: Kwargs, x: Tensor, probe: Tensor) -> S
         made = _tensors(func(*args, **kwargs))
     except (RuntimeError, IndexError, NotImplementedError):
         return ()
-    memory = probe.untyped_storage()._cdata
-    return made if all(part.untyped_storage()._cdata == memory for part in made) else ()
+    return made if all(memory_of(part) == memory_of(probe) for part in made) else ()
 
 
 def _steps(probe: Tensor) -> list[tuple[int, int]]:

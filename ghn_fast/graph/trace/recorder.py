@@ -338,7 +338,7 @@ class Recorder(TorchFunctionMode):
         """Notes that a tensor may be a parameter's values times a constant."""
         known = self._factor(source)
         if known is not None:
-            self._factors[result.untyped_storage()._cdata] = result, known * factor
+            self._factors[memory_of(result)] = result, known * factor
             self.note_copy(source, result)
 
     def factor_of(self, weight: Tensor) -> float:
@@ -347,7 +347,7 @@ class Recorder(TorchFunctionMode):
 
     def _factor(self, tensor: Tensor) -> float | None:
         """The same; None for what is not known to be a parameter's values times a constant."""
-        memory = tensor.untyped_storage()._cdata
+        memory = memory_of(tensor)
         if memory in self._factors:
             return self._factors[memory][1]
         if memory in self._copies:
