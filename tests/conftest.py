@@ -41,5 +41,13 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def threads() -> Iterator[None]:
+    """For a test that sets how many threads PyTorch computes with, which is set back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,17 +142,9 @@ def test_unused_parameter_is_reported(ghn: GHN) -> None:
     assert all(report.unpredicted.values())
 
 
-@pytest.fixture
-def one_core() -> Iterator[None]:
-    """Products that are shared among another number of cores are rounded differently."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_two_threads_at_once(ghn: GHN, one_core: None) -> None:
+def test_two_threads_at_once(ghn: GHN, threads: None) -> None:
     def predict(model: SmallClassifier) -> None:
+        # Products that are shared among another number of cores are rounded differently.
         torch.set_num_threads(1)
         ghn_fast.predict(model, ghn, IMAGES)
 
@@ -160,10 +152,10 @@ def test_two_threads_at_once(ghn: GHN, one_core: None) -> None:
     for model in expected:
         predict(model)
     found = [SmallClassifier(8) if i % 2 == 0 else SmallClassifier(24) for i in range(8)]
-    threads = [threading.Thread(target=predict, args=(model,)) for model in found]
-    for thread in threads:
+    predicting = [threading.Thread(target=predict, args=(model,)) for model in found]
+    for thread in predicting:
         thread.start()
-    for thread in threads:
+    for thread in predicting:
         thread.join()
     for index, model in enumerate(found):
         for a, b in zip(model.parameters(), expected[index % 2].parameters(), strict=True):

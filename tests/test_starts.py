@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -33,16 +32,8 @@ starts.main(sys.argv[3:])
 comes last in its path: where the package is installed, that one is tested."""
 
 
-@pytest.fixture(autouse=True)
-def number_of_threads() -> Iterator[None]:
-    """The script sets it."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
-def starts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def starts(monkeypatch: pytest.MonkeyPatch, threads: None) -> ModuleType:
     spec = importlib.util.spec_from_file_location("bench_starts", ROOT / "bench" / "starts.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,11 +9,8 @@ from ghn_fast._system.workers import one_core_workers
 
 
 @pytest.fixture
-def three_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
+def three_cores(threads: None) -> None:
     torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
 
 
 def cores_of_a_new_thread() -> int:

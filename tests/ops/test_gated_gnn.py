@@ -141,13 +141,6 @@ def gradients(case: Case, backend: str) -> list[Tensor]:
     return [out, *grads]
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=["baseline", "avx2"])
 def narrower_isa(request: pytest.FixtureRequest) -> Iterator[None]:
     before = core.isa()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -193,13 +192,6 @@ def test_large_parameters() -> None:
     (got,) = tile([blocks], table, backend="cpp")
     assert got.nbytes > 32 << 20
     assert torch.equal(got, tile([blocks], table, backend="reference")[0])
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def test_same_bits_for_any_number_of_threads(threads: None) -> None:
