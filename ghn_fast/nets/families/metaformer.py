@@ -1,5 +1,5 @@
 """Transformers' blocks over feature maps, mostly without attention: PoolFormer (arXiv 2111.11418),
-InceptionNeXt (2303.16900), FastViT (2303.14189), pyramids of attention (2102.12122)."""
+InceptionNeXt (2303.16900), FastViT (2303.14189)."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from ghn_fast.nets.families.metaformer import metaformer
 from ghn_fast.nets.families.mixer import conv_mixer, mlp_mixer
 from ghn_fast.nets.families.named import named_architectures
 from ghn_fast.nets.families.plain import plain
+from ghn_fast.nets.families.pyramid import pyramid
 from ghn_fast.nets.families.regnet import regnet
 from ghn_fast.nets.families.reparametrised import reparametrised
 from ghn_fast.nets.families.residual import residual
@@ -56,6 +57,7 @@ FAMILIES: dict[str, tuple[int, Callable[[Draw, int], nn.Module]]] = {
     "metaformer": (4, metaformer),
     "reparametrised": (2, reparametrised),
     "ghostnet": (1, ghostnet),
+    "pyramid": (2, pyramid),
 }
 """Each family's share and how its networks are drawn."""
 SPLITS = {"families/train": 300, "families/val": 301, "families/test": 302}
