@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 
 from ghn_fast.nets import DeepNets1M, export_nets, graph_of, sample_net_args
@@ -145,6 +146,26 @@ def test_killed_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         graph = nets[index]
         assert graph.net_args is not None
         assert graph.digest() == graph_of(graph.net_args).digest()
+
+
+def test_file_shorter_than_it_says(tmp_path: Path, small_chunks: None) -> None:
+    """As a process leaves it that is killed after HDF5 cut off what was reserved only."""
+    with pytest.raises(Interrupt):
+        export_nets(tmp_path, {"train": range(9)}, on_progress=interrupt_after(1))
+    partial = tmp_path / "deepnets1m_train.hdf5.partial"
+    with h5py.File(partial, "r+", libver=("v110", "v110")) as file:
+        file["train/8/nodes"] = np.zeros(1500, np.uint8)
+    content = partial.read_bytes()
+    partial.write_bytes(content.rstrip(b"\0"))
+    assert len(content) - partial.stat().st_size >= 1500
+    with pytest.raises(OSError, match="truncated file"):
+        h5py.File(partial)
+    seen = []
+    export_nets(tmp_path, {"train": range(9)}, on_progress=lambda done, _: seen.append(done))
+    assert 0 < seen[0] < 9
+    graph = DeepNets1M("train", nets_dir=tmp_path)[8]
+    assert graph.net_args is not None
+    assert graph.digest() == graph_of(graph.net_args).digest()
 
 
 def test_one_process_at_a_time(tmp_path: Path, small_chunks: None) -> None:

@@ -43,6 +43,9 @@ MAX_DISTANCE = 250
 CHUNK_PAIRS = 1 << 26
 """How many distances make a chunk, about: 64 MB."""
 CHUNK_NETWORKS = 2000
+_END, _RESERVED = slice(28, 36), 4096
+"""Where a file's first block has its length, and how much of it may be reserved only: HDF5 takes
+room for what describes the content and for small arrays 2 KB at a time."""
 COMPRESSION = 1
 """Level of zlib: higher ones save a fifth of the room and take twice as long."""
 
@@ -236,6 +239,7 @@ class _Exporter:
 
     def _open(self) -> Any:
         h5py = import_h5py()
+        self._restore_length()
         try:
             # Since 1.10 a data set of one chunk takes little more room than the chunk.
             file = h5py.File(self.partial, "r+", libver=("v110", "v110"))
@@ -250,6 +254,14 @@ class _Exporter:
         config.incr_mode = config.decr_mode = config.flash_incr_mode = 0
         file.id.set_mdc_config(config)
         return file
+
+    def _restore_length(self) -> None:
+        """Closing a file, HDF5 cuts off what is reserved only, then writes the length into the
+        first block: a process killed between the two leaves a file that nothing opens."""
+        with self.partial.open("r+b") as file:
+            end = int.from_bytes(file.read(_END.stop)[_END], "little")
+            if 0 < end - file.seek(0, os.SEEK_END) <= _RESERVED:
+                file.truncate(end)
 
     # Progress.
 
