@@ -73,6 +73,12 @@ def test_evaluation_file(tmp_path: Path, small_chunks: None) -> None:
                 assert published.net_args(index) == sampled.net_args(index)
 
 
+def test_all_indices_that_there_are(tmp_path: Path, small_chunks: None) -> None:
+    with pytest.raises(Interrupt):
+        export_nets(tmp_path, {"val": range(2**64)}, on_progress=interrupt_after(1))
+    assert (tmp_path / "deepnets1m_eval.hdf5.partial").exists()
+
+
 def test_stored_arrays(tmp_path: Path) -> None:
     path, meta_path = export_nets(tmp_path, {"deep": range(2)})
     meta = json.loads(meta_path.read_text())["deep"]

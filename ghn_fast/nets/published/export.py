@@ -106,7 +106,7 @@ class _Exporter:
         self.splits = splits
         self.seed = seed
         self.workers = workers
-        self.total = sum(map(len, splits.values()))
+        self.total = sum(map(_count, splits.values()))
         name = file_of(next(iter(splits)))
         self.path = out / f"deepnets1m_{name}.hdf5"
         self.meta_path = out / f"deepnets1m_{name}_meta.json"
@@ -169,12 +169,12 @@ class _Exporter:
         before = 0
         for split, indices in self.splits.items():
             start = max(done - before, 0)
-            while start < len(indices):
+            while start < _count(indices):
                 size = self._chunk_size(split, indices[start])
-                stop = min(start + size, len(indices))
+                stop = min(start + size, _count(indices))
                 yield split, start, stop
                 start = stop
-            before += len(indices)
+            before += _count(indices)
 
     def _chunk_size(self, split: str, index: int) -> int:
         sample = core.deepnets_batch(
@@ -301,7 +301,7 @@ class _Exporter:
         ):
             for i, (split, indices) in enumerate(self.splits.items()):
                 meta.write(f'{", " if i else "{"}{json.dumps(split)}: {{"nets": [')
-                for k in range(len(indices)):
+                for k in range(_count(indices)):
                     meta.write((", " if k else "") + lines.readline().rstrip("\n"))
                 meta.write(f'], "meta": {json.dumps(_numbers(split))}}}')
             meta.write("}")
@@ -327,6 +327,11 @@ def _check(splits: Mapping[str, range], seed: int) -> None:
         if not 0 <= indices.start < indices.stop or indices.step != 1:
             raise ValueError(f"no networks to export in {indices} of split {split!r}")
         check_item(seed, indices.stop - 1)
+
+
+def _count(indices: range) -> int:
+    """As ``len``, which knows no more than 2**63 - 1."""
+    return indices.stop - indices.start
 
 
 def _numbers(split: str) -> dict[str, dict[int, str]]:
