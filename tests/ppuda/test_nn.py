@@ -92,11 +92,14 @@ def test_variable_can_name_a_repository(monkeypatch: pytest.MonkeyPatch) -> None
     assert asked == ["somebody/ppuda:ghn2_imagenet.pt"]
 
 
-def test_shipped_ghn_takes_the_place_of_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(published, "list_models", lambda: ["ghn2-cifar10"])
-    monkeypatch.setattr(published, "from_pretrained", lambda name: CoreGHN(GHNConfig(**CONFIG)))
+def test_shipped_ghn_takes_the_place_of_a_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(published.CHECKPOINTS_VARIABLE, raising=False)
     with pytest.warns(UserWarning, match=r"ghn2_cifar10\.pt .*ghn2-cifar10"):
-        assert GHN2("cifar10").num_classes == 6
+        found = GHN2("cifar10")
+    assert found.config == from_pretrained("ghn2-cifar10").config
 
 
 def test_same_as_ghn_fast(ghn: GHN, make_net: MakeNet, tmp_path: Path) -> None:

@@ -56,11 +56,11 @@ class GHN(CoreGHN):
     """A `ghn_fast.GHN` with the constructor, `load` and call of the public code.
 
     Args:
-        max_shape, num_classes, hypernet, decoder, weight_norm, ve, layernorm, hid, flat_kernels,
-            channel_nodes, raised_layer_scales: fields of :class:`ghn_fast.GHNConfig`; the defaults
-            are those of a GHN-1, as there.
+        max_shape, num_classes, hypernet, decoder, weight_norm, ve, layernorm, hid: fields of
+            :class:`ghn_fast.GHNConfig`; the defaults are those of a GHN-1, as there.
         debug_level: what a prediction in evaluation mode prints: 0 nothing, 1 a summary, 2 also
             how many parameters have a gradient, 3 also the statistics of each.
+        **settings: the other fields of :class:`ghn_fast.GHNConfig`, which the public code has not.
     """
 
     def __init__(
@@ -74,9 +74,7 @@ class GHN(CoreGHN):
         layernorm: bool = False,
         hid: int = 32,
         debug_level: int = 0,
-        flat_kernels: bool = False,
-        channel_nodes: bool = False,
-        raised_layer_scales: bool = False,
+        **settings: Any,
     ) -> None:
         out, into, height, width = max_shape
         super().__init__(
@@ -89,9 +87,7 @@ class GHN(CoreGHN):
                 ve=ve,
                 layernorm=layernorm,
                 hid=hid,
-                flat_kernels=flat_kernels,
-                channel_nodes=channel_nodes,
-                raised_layer_scales=raised_layer_scales,
+                **settings,
             )
         )
         self.debug_level = debug_level
