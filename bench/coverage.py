@@ -220,7 +220,9 @@ def table(records: list[Record], ghn: str, there_are: Mapping[str, int], million
         "What `ghn_fast.predict` does with the models of other libraries, told by "
         "`bench/coverage.py`; without example inputs, but for "
         f"{len(DIFFUSERS_INPUTS)} of diffusers.",
-        f"Predicted by {ghn}; which parameters are predicted does not depend on its weights.",
+        f"Predicted by {ghn}; which parameters are predicted does not depend on its "
+        "weights. With the shipped GHN small layer scales are not kept but become 0.1 "
+        "(`raised_layer_scales`).",
         "",
         _extent(tried, there_are, millions) + _left_out(left_out),
         "",
@@ -273,7 +275,9 @@ def _extent(tried: Mapping[str, int], there_are: Mapping[str, int], millions: fl
     """Which models are here, and which are not."""
     whole = [zoo for zoo, count in there_are.items() if tried.get(zoo, 0) >= count]
     parts = [f"{tried[zoo]} of {there_are[zoo]} of {zoo}" for zoo in tried if zoo not in whole]
-    sentences = [f"{sum(tried.values())} models." + (f" All of {', '.join(whole)}." * bool(whole))]
+    sentences = [f"{sum(tried.values())} models were drawn."]
+    if whole:
+        sentences.append(f"All of {', '.join(whole)}.")
     if parts:
         sentences.append(
             f"**Samples: {', '.join(parts)}**, drawn at random; they say nothing about the others."

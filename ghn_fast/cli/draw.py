@@ -25,7 +25,14 @@ def draw(
     out: Annotated[
         Path | None, typer.Option(help="Picture, .svg, .png or .pdf; by default <model>.svg.")
     ] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, help="Classes of the model.")] = None,
+    num_classes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Classes of the model; by default 1000, of a network of DeepNets-1M 10, or "
+            "1000 with --large-images.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of a network of DeepNets-1M.")] = 0,
     large_images: Annotated[
         bool, typer.Option("--large-images", help="A network of DeepNets-1M for 224 x 224 images.")

@@ -20,9 +20,10 @@ DataSource = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="Images: a folder of CIFAR-10, a folder with train and val folders of pictures by "
-        "class, a folder of Parquet files, or owner/name of a data set on the Hugging Face hub. "
-        "By default CIFAR-10 is looked for in the usual places.",
+        help="Images: a folder of CIFAR-10; a folder with a folder of pictures for each class, "
+        "with or without train, val and test folders around them; Parquet files; what "
+        "datasets.save_to_disk wrote; or owner/name of a data set on the Hugging Face hub. By "
+        "default CIFAR-10 is looked for in the usual places.",
     ),
 ]
 Download = Annotated[

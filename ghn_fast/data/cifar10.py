@@ -53,8 +53,8 @@ def load_cifar10(
     folder ``cifar-10-batches-py``.
 
     Args:
-        root: the folder. Without it ``$GHN_FAST_DATA``, ``./data/cifar10`` and
-            ``../shared/data/cifar10`` are tried.
+        root: the folder. Without it the one that ``$GHN_FAST_DATA`` names or, where that is not
+            set, ``./data/cifar10`` or ``../shared/data/cifar10``.
         split: ``"train"``, ``"val"`` (5,000 training images that ``"train"`` is without, the
             same ones always) or ``"test"``.
         download: where no data are found, let torchvision download them to ``root``

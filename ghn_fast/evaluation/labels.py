@@ -107,7 +107,8 @@ def load_labels(paths: Sequence[str | Path] = ()) -> Labels:
         EvaluationError: a file is none, or they are of different settings.
 
     Examples:
-        >>> labels = ghn_fast.evaluation.load_labels()
+        >>> from ghn_fast.evaluation import load_labels
+        >>> labels = load_labels()
         >>> sorted({network.split for network in labels.networks})
         ['test', 'val']
     """

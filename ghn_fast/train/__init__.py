@@ -5,6 +5,7 @@ Knows everything below it; nothing of the command line, and nothing is trained e
 
 from __future__ import annotations
 
+from ghn_fast._system.device import images_to_device
 from ghn_fast._system.processes import Processes, choose_device, process_group
 from ghn_fast.nets.measure.work import network_work
 from ghn_fast.train.config import PRESETS, ConfigError, TrainConfig
@@ -25,6 +26,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "choose_device",
+    "images_to_device",
     "network_work",
     "plot_run",
     "process_group",

@@ -127,7 +127,7 @@ def train_step(
         graphs: of the networks.
         images: (B, 3, H, W), as the networks take them, or one such batch for each network; for
             speed channels last on a CPU, but not on a GPU
-            (:func:`ghn_fast._system.device.images_to_device`).
+            (:func:`ghn_fast.train.images_to_device`).
         labels: (B,) int64, or as many for each network as it has images.
         optimizer: of the GHN's parameters.
         targets: (B, C) shares of the classes, or as many for each network, that the cross-entropy
