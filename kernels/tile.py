@@ -48,6 +48,9 @@ TALL_BACKWARD = (64, 16)
 # Rows of at most so many columns are given to tall programs.
 _SHORT = 32
 
+# Positions along a row, and those of the program behind its end, are int32.
+_LARGEST = 2**31 - 512
+
 _TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -74,7 +77,7 @@ def place(a, b, c, d, tensor):
 
 @triton.jit
 def size(tensor, dim: tl.constexpr):
-    """Of one dimension; products of sizes of a row are below 2^31."""
+    """Of one dimension; rows are of less than 2^31 elements, and not more rows than that."""
     return tl.load(tensor + 1 + dim).to(tl.int32)
 
 
@@ -272,6 +275,7 @@ def fill(
     """
     columns = [blocks, parameters, _column(types), _column(rules), _column(_bits(scales))]
     table = np.concatenate([np.asarray(c, dtype=np.int64) for c in columns], axis=1)
+    _check_countable(table[:, 12:17])
     heights, widths = _extents(table[:, 12:17])
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         on_device = _upload(table, device)
@@ -311,11 +315,13 @@ def fill_backward(
     """
     order = np.argsort(np.asarray(owners, dtype=np.int64), kind="stable")
     columns = [_column(types), _column(rules), _column(_bits(scales))]
-    gradients_of = np.asarray(parameter_gradients, dtype=np.int64).reshape(-1, _TENSOR.value)
-    table = np.concatenate([gradients_of, *columns], axis=1)[order]
+    table = np.concatenate([_tensors(parameter_gradients), *columns], axis=1)[order]
+    _check_countable(table[:, 1:6])
     bounds = np.searchsorted(np.asarray(owners)[order], np.arange(len(values) + 1))
     spans = np.stack((bounds[:-1], bounds[1:]), axis=1)
-    blocks = np.concatenate([np.asarray(values), np.asarray(gradients), spans], axis=1)
+    tensors = [_tensors(values), _tensors(gradients)]
+    blocks = np.concatenate([*tensors, spans], axis=1)
+    _check_countable(blocks[:, 1:6])
     heights, widths = _extents(blocks[:, 1:6])
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         blocks_on_device, table_on_device = _upload(blocks, device), _upload(table, device)
@@ -333,6 +339,10 @@ def fill_backward(
             )
 
 
+def _tensors(infos: Sequence[TensorInfo]) -> np.ndarray:
+    return np.asarray(infos, dtype=np.int64).reshape(-1, _TENSOR.value)
+
+
 def _column(values: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.asarray(values, dtype=np.int64)[:, None]
 
@@ -344,6 +354,15 @@ def _bits(scales: Sequence[float]) -> np.ndarray:
 def _extents(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of tensors of these sizes: output channels, and all that is behind them."""
     return sizes[:, 0], sizes[:, 1:].prod(axis=1)
+
+
+def _check_countable(sizes: np.ndarray) -> None:
+    largest = max(int(extent.max(initial=0)) for extent in _extents(sizes))
+    if largest > _LARGEST:
+        raise ValueError(
+            f"a tensor of {largest} rows, or elements in a row, is too large for the Triton "
+            f"kernels, which count to {_LARGEST}; pass backend='reference'"
+        )
 
 
 def _parts(

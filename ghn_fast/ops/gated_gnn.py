@@ -25,6 +25,7 @@ from ghn_fast.ops.backends import (
     triton_runs_on,
     unsuitable,
 )
+from ghn_fast.ops.shortest_paths import MAX_NODES
 
 MLP = Sequence[Tensor]
 """Two linear layers: weight (h1, hid), bias (h1,), weight (hid, h1), bias (hid,)."""
@@ -127,14 +128,18 @@ def gated_gnn_reference(
     layout = _Layout.build(distances, num_nodes)
     batch, width, hid = len(num_nodes), layout.width, x.shape[1]
     slots = layout.slots.to(x.device)
-    inverse = layout.inverse_distances(distances, num_nodes, x.dtype)
-    direct = (inverse == 1).to(x.dtype)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mlp, gru = [w.to(dtype) for w in mlp], [w.to(dtype) for w in gru]
+    mlp_ve = None if mlp_ve is None else [w.to(dtype) for w in mlp_ve]
+    inverse = layout.inverse_distances(distances, num_nodes, dtype)
+    direct = (inverse == 1).to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        h = x.new_zeros(batch * width, hid).index_copy(0, slots, x).view(batch, width, hid)
+        h = inverse.new_zeros(batch * width, hid).index_copy(0, slots, x.to(dtype))
+        h = h.view(batch, width, hid)
         for _ in range(rounds):
             for forward in (True, False):
                 h = _traverse(h, layout, direct, inverse, mlp, mlp_ve, gru, forward)
-        return h.reshape(batch * width, hid).index_select(0, slots)
+        return h.reshape(batch * width, hid).index_select(0, slots).to(x.dtype)
 
 
 @dataclass
@@ -464,6 +469,10 @@ def _check(
         raise ValueError(f"distances are on {distances.device}, x on {x.device}")
     counts = num_nodes.tolist()
     entries = sum(n * n for n in counts)
+    if max(counts, default=0) > MAX_NODES:
+        raise ValueError(
+            f"a graph of {max(counts)} nodes is too large; at most {MAX_NODES} nodes are supported"
+        )
     if min(counts, default=0) < 0 or sum(counts) != len(x) or distances.shape != (entries,):
         raise ValueError(
             f"x of {len(x)} nodes and distances of shape {tuple(distances.shape)} do not fit "
@@ -475,7 +484,9 @@ def _check(
     _check_weights("gru", gru, [(3 * hid, hid), (3 * hid, hid), (3 * hid,), (3 * hid,)], x)
     for name, weights in (("mlp", mlp), ("mlp_ve", mlp_ve)):
         if weights is not None:
-            h1 = weights[0].shape[0] if len(weights) > 0 and weights[0].dim() > 0 else 0
+            h1 = weights[0].shape[0] if len(weights) > 0 and weights[0].dim() > 0 else 1
+            if h1 == 0:
+                raise ValueError(f"the hidden layer of {name} has no units")
             _check_weights(name, weights, [(h1, hid), (h1,), (hid, h1), (hid,)], x)
 
 

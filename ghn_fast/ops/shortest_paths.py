@@ -160,6 +160,7 @@ def _on_device(
 ) -> list[Tensor]:
     for count, pairs in zip(num_nodes, edges, strict=True):
         check_edges(count, pairs if pairs.device.type == "cpu" else pairs[:0])
+    edges = [to_device(as_pairs(pairs), device) for pairs in edges]
     node_offsets, matrix_offsets, successor_offsets, successors = (
         to_device(part, device) for part in device_dags(num_nodes, edges)
     )
@@ -195,7 +196,12 @@ def device_dags(
     counts = torch.tensor([len(pairs) for pairs in parts], device="cpu")
     pairs = torch.cat(parts)
     shifts = to_device(node_offsets[:-1].repeat_interleave(counts), pairs.device)
-    sources, order = (pairs[:, 0] + shifts).sort(stable=True)
+    sizes = to_device(nodes[1:].repeat_interleave(counts), pairs.device)
+    sources = pairs[:, 0]
+    # What begins at no node of its graph is of none, behind them all.
+    outside = (sources < 0) | (sources >= sizes)
+    sources = torch.where(outside, sum(num_nodes), sources + shifts)
+    sources, order = sources.sort(stable=True)
     starts = torch.arange(sum(num_nodes) + 1, device=pairs.device)
     successor_offsets = torch.searchsorted(sources, starts)
     return node_offsets, matrix_offsets, successor_offsets, pairs[:, 1][order].contiguous()

@@ -108,7 +108,9 @@ def relu_layer(
         )
         total += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
         place = rows[:, None] * y_stride + columns[None, :]
-        tl.store(y + place, tl.maximum(total, 0.0), mask=live[:, None] & inside[None, :])
+        # A maximum would lose NaN.
+        positive = tl.where(total < 0.0, 0.0, total)
+        tl.store(y + place, positive, mask=live[:, None] & inside[None, :])
 
 
 @triton.jit

@@ -221,6 +221,39 @@ def test_narrower_instructions(narrower_isa: None, hid: int) -> None:
         assert (got - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize(
+    "backend", ["reference", "cpp", pytest.param("triton", marks=needs_triton)]
+)
+@pytest.mark.parametrize("place", [1, 3, 9, 11])
+def test_what_is_no_number_stays_none(backend: str, place: int) -> None:
+    """A ReLU must not make zero of it: training looks for losses that are not finite."""
+    case = random_case(0, [5, 4], 8, (4, 4)).to(torch.float32, requires_grad=True)
+    with torch.no_grad():
+        case.weights[place].view(-1)[0] = float("nan")
+    if backend == "triton":
+        case = case.on(DEVICE)
+    heard = case(backend)
+    assert heard.isnan().any(dim=1).sum() == case("reference").isnan().any(dim=1).sum() > 5
+    found = torch.autograd.grad(heard.sum(), case.weights)
+    assert torch.nn.utils.get_total_norm(found).isnan()
+
+
+@pytest.mark.parametrize("widths", [(0, 4), (4, 0)])
+def test_a_hidden_layer_without_units(widths: tuple[int, int]) -> None:
+    for backend in ("reference", "cpp"):
+        with pytest.raises(ValueError, match=r"the hidden layer of mlp.* has no units"):
+            random_case(0, [5, 4], 8, widths).to(torch.float32)(backend)
+
+
+def test_half_precision_is_added_up_in_float32() -> None:
+    case = random_case(3, [60, 40], 32, (32, 32))
+    rounded = case.to(torch.bfloat16)
+    exact = rounded.to(torch.float64)("reference")
+    assert torch.equal(rounded("reference"), rounded.to(torch.float32)("reference").bfloat16())
+    error = (rounded("reference").double() - exact).abs().max() / exact.abs().max()
+    assert error < 2**-8
+
+
 def test_instructions_that_are_not_there() -> None:
     with pytest.raises(ValueError, match="avx1024"):
         core.use_isa("avx1024")
@@ -228,8 +261,8 @@ def test_instructions_that_are_not_there() -> None:
 
 def test_same_bits_for_any_number_of_threads(threads: None) -> None:
     sizes = [60, 70, 5, 80, 66, 90, 40]
-    # Enough work for three threads.
-    case = random_case(0, sizes, 64, (32, 32), rounds=4).to(torch.float32, requires_grad=True)
+    # Enough work for three threads in either direction.
+    case = random_case(0, sizes, 64, (32, 32), rounds=6).to(torch.float32, requires_grad=True)
     torch.set_num_threads(1)
     alone = gradients(case, "cpp")
     for count in (2, 3):

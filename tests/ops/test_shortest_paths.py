@@ -59,7 +59,7 @@ def test_longer_than_a_byte(generator: torch.Generator) -> None:
 
 
 def test_batch_equals_single(generator: torch.Generator) -> None:
-    sizes = [5, 100, 1, 33]
+    sizes = [5, 900, 1, 333, 700]  # enough for several threads
     edges = [random_edges(size, generator) for size in sizes]
     batch = shortest_paths_batch(sizes, edges)
     for size, pairs, distances in zip(sizes, edges, batch, strict=True):
@@ -168,7 +168,15 @@ def test_cuda_source_leaves_out_edges_that_do_not_go_forward(
     assert torch.equal(found, shortest_paths(3, torch.tensor([[0, 1], [1, 2]])))
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_cuda_source_keeps_edges_within_their_graphs(cuda_source_on_cpu: ctypes.CDLL) -> None:
+    first = torch.tensor([[0, 1], [3, 1], [5, 2]])
+    second = torch.tensor([[-1, 2], [1, 2]])
+    found = by_cuda_source(cuda_source_on_cpu, [3, 3], [first, second], 50)
+    assert torch.equal(found[0], shortest_paths(3, torch.tensor([[0, 1]])))
+    assert torch.equal(found[1], shortest_paths(3, torch.tensor([[1, 2]])))
+
+
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
 def test_cuda_source_compiles(architecture: str, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None or not CUDA_SOURCE.is_file():

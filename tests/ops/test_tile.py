@@ -226,6 +226,16 @@ def test_filling_in_inference_mode(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_in_inference_mode(backend: str) -> None:
+    table = TileTable([Tile(1, 0, (20,), "bias")])
+    with torch.inference_mode():
+        blocks, grads = some_blocks(), [torch.ones(20, dtype=torch.float64)]
+        found = tile_backward(blocks, table, grads, backend)
+    expected = tile_backward(some_blocks(), table, [torch.ones_like(grads[0])], backend)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_to_do(backend: str) -> None:
     assert tile([], TileTable([]), backend=backend) == []
     tile_([], TileTable([]), [], backend)
@@ -442,6 +452,20 @@ def test_triton_nothing_to_do() -> None:
     blocks = [b.float().to(DEVICE) for b in some_blocks()]
     (empty,) = tile(blocks, TileTable([Tile(0, 0, (3, 0, 2, 2))]), backend="triton")
     assert empty.shape == (3, 0, 2, 2)
+    (gradient,) = tile_backward([torch.zeros(0, 2, 2, device=DEVICE)], TileTable([]), [], "triton")
+    assert gradient.shape == (0, 2, 2)
+
+
+@needs_triton
+def test_triton_refuses_what_it_cannot_count() -> None:
+    from ghn_fast.kernels import tile as kernels
+
+    small, large = ([1, 1, size, 1, 1, 1, 0, 0, 1, 0, 0] for size in (8, 2**31))
+    lists = [0], [0], [1.0], torch.float32, DEVICE
+    with pytest.raises(ValueError, match=r"of 2147483648 .* is too large for the Triton kernels"):
+        kernels.fill([small], [large], *lists)
+    with pytest.raises(ValueError, match="is too large for the Triton kernels"):
+        kernels.fill_backward([small], [small], [0], [large], *lists)
 
 
 @pytest.mark.gpu

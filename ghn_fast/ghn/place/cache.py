@@ -45,6 +45,11 @@ class PlanCache:
                 self._entries.popitem(last=False)
         return made
 
+    def clear(self) -> None:
+        """Forgets them all."""
+        with self._lock:
+            self._entries.clear()
+
     def __len__(self) -> int:
         return len(self._entries)
 

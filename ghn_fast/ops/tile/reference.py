@@ -40,9 +40,10 @@ def normalised(values: Tensor, rule: str, scale: float) -> Tensor:
 def reference_backward(
     blocks: Sequence[Tensor], table: TileTable, grads: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    leaves = [block.detach().requires_grad_() for block in blocks]
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        # Tensors of inference mode can have no gradient; copies of them can.
+        leaves = [block.detach().clone().requires_grad_() for block in blocks]
         parameters = tile_reference(leaves, table)
-    pairs = [(p, g.to(p)) for p, g in zip(parameters, grads, strict=True) if g is not None]
-    torch.autograd.backward([p for p, _ in pairs], [g for _, g in pairs])
+        used = [(p, g) for p, g in zip(parameters, grads, strict=True) if g is not None]
+        torch.autograd.backward([p for p, _ in used], [g.to(p).clone() for p, g in used])
     return [torch.zeros_like(b) if b.grad is None else b.grad for b in leaves]
