@@ -46,16 +46,18 @@ from ghn_fast.train import Processes, TrainConfig, Trainer, choose_device, proce
 SPLITS = ("train", "test")
 WEIGHTS = "ghn2-cifar10.safetensors"
 MIXTURE = {
-    "deepnets": 0.32,
-    "deepnets/attention": 0.11,
+    "deepnets": 0.31,
+    "deepnets/attention": 0.10,
     "deepnets/bnfree": 0.04,
-    "families": 0.28,
-    "families/residual": 0.12,
-    "families/plain": 0.04,
+    "families": 0.26,
+    "families/residual": 0.13,
+    "families/dense": 0.02,
+    "families/plain": 0.03,
     "families/convnext": 0.02,
-    "families/transformer": 0.04,
+    "families/transformer": 0.03,
     "families/swin": 0.02,
     "families/metaformer": 0.01,
+    "families/pyramid": 0.03,
 }
 BASE = TrainConfig(
     seed=31,
@@ -67,7 +69,7 @@ BASE = TrainConfig(
     cached_networks=0,
     widths=(32, 64, 96, 128),
     max_work=400.0,
-    max_parameters=10_000_000,
+    max_parameters=24_000_000,
     optimizer="soap",
     betas=(0.9, 0.98),
     lr=2.5e-3,
