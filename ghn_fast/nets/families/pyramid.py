@@ -1,5 +1,5 @@
-"""Pyramids of attention whose keys and values are of a smaller map: PVT 1 and 2 (arXiv 2102.12122,
-2106.13797)."""
+"""Pyramids of attention: PVT 1 and 2, whose keys and values are of a smaller map (arXiv 2102.12122,
+2106.13797), and PiT, whose are not (2103.16302)."""
 
 from __future__ import annotations
 
@@ -12,26 +12,32 @@ from ghn_fast.nets.families.transformer import IMAGE_SIZE
 
 
 def pyramid(draw: Draw, num_classes: int) -> nn.Module:
-    """Two to four stages that halve the map; all but the last reduce what they attend to."""
-    patch, overlap = draw.pick((2, 4, 4)), draw.chance(3, 4)
-    depthwise, pooled = draw.chance(3, 4), draw.chance(1, 4)
+    """Two to four stages that halve the map; all but the last reduce what they attend to, or none
+    does, each channel is halved by itself and only the end is normalised."""
+    patch, overlap, whole = draw.pick((2, 4, 4)), draw.chance(3, 4), draw.chance(1, 4)
+    depthwise, pooled = not whole and draw.chance(3, 4), draw.chance(1, 4)
     head, heads, wide = draw.pick((16, 32, 32)), draw.pick((1, 1, 2)), draw.pick((2, 4, 8))
     stages, positions = draw.between(2, 4), draw.coin()
     size, inputs = IMAGE_SIZE // patch, 3
     layers: list[nn.Module] = []
     for stage in range(stages):
         last = stage == stages - 1
-        channels, reduction = head * heads, 1 if last else min(size, draw.pick((2, 4, 8)))
+        channels = head * heads
+        reduction = 1 if last or whole else min(size, draw.pick((2, 4, 8)))
         stride = 2 if stage else patch
         kernel = 2 * stride - 1 if overlap else stride
-        halve = nn.Conv2d(inputs, channels, kernel, stride, kernel // 2 if overlap else 0)
+        groups = inputs if whole and stage else 1
+        padding = kernel // 2 if overlap else 0
+        halve = nn.Conv2d(inputs, channels, kernel, stride, padding, groups=groups)
+        embedded = nn.Identity() if whole else nn.LayerNorm(channels)
+        norm = nn.LayerNorm(channels) if last or not whole else nn.Identity()
         table = [] if depthwise or not positions else [Positions(size**2, channels)]
         ratio = draw.pick((2, 4)) if stage > 1 else wide
         blocks = (
             Block(channels, heads, reduction, pooled, channels * ratio, depthwise)
             for _ in range(draw.between(1, 3))
         )
-        layers.append(Stage(halve, channels, *table, *blocks))
+        layers.append(Stage(halve, embedded, norm, *table, *blocks))
         inputs, size, heads = channels, max(size // 2, 1), heads * 2
     return nn.Sequential(*layers, *pooled_head(inputs, num_classes))
 
@@ -39,11 +45,12 @@ def pyramid(draw: Draw, num_classes: int) -> nn.Module:
 class Stage(nn.Module):
     """(N, C, H, W) to a smaller map, whose pixels are tokens to the blocks."""
 
-    def __init__(self, halve: nn.Module, channels: int, *blocks: nn.Module) -> None:
+    def __init__(
+        self, halve: nn.Module, embedded: nn.Module, norm: nn.Module, *blocks: nn.Module
+    ) -> None:
         super().__init__()
-        self.halve, self.embedded = halve, nn.LayerNorm(channels)
+        self.halve, self.embedded, self.norm = halve, embedded, norm
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         halved = self.halve(x)

@@ -52,7 +52,7 @@ def residual(draw: Draw, num_classes: int) -> nn.Module:
     layers += [nn.MaxPool2d(3, 2, 1)] if draw.chance(1, 5) else []
     channels = width
     for stage in range(stages):
-        for position in range(draw.between(1, 4)):
+        for position in range(draw.pick((1, 2, 2, 3, 3, 4, 6))):
             layers.append(block(channels, width * 2**stage, 2 if stage and not position else 1))
             channels = width * 2**stage * expansion
     layers += [norm(channels), activation()] if before else []
