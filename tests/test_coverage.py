@@ -156,7 +156,7 @@ def test_script_goes_on_where_it_was_broken_off(ghn: GHN, tmp_path: Path) -> Non
     page = script.table(records, "some GHN", {"timm": 3}, 40.0)
     assert "| timm | 3 | 0 | 4 | 36.4 | 2 | 1 |" in page
     assert "- m1: RuntimeError: out of luck" in page
-    assert "3 models were drawn. All of timm. **Not in it: torchvision, transformers, heads," in page
+    assert "3 models were drawn. All of timm. **Not in it: torchvision, transformers," in page
     assert "Samples" not in page
     assert "Samples: 3 of 9 of timm" in script.table(records, "some GHN", {"timm": 9}, 40.0)
     assert "- m2: 2 (2.weight): output layer of 7; this GHN predicts 1000" in page
