@@ -25,7 +25,7 @@ from ghn_fast.ops.backends import (
     triton_runs_on,
     unsuitable,
 )
-from ghn_fast.ops.shortest_paths import MAX_NODES
+from ghn_fast.ops.shortest_paths import check_size
 
 MLP = Sequence[Tensor]
 """Two linear layers: weight (h1, hid), bias (h1,), weight (hid, h1), bias (hid,)."""
@@ -469,15 +469,12 @@ def _check(
         raise ValueError(f"distances are on {distances.device}, x on {x.device}")
     counts = num_nodes.tolist()
     entries = sum(n * n for n in counts)
-    if max(counts, default=0) > MAX_NODES:
-        raise ValueError(
-            f"a graph of {max(counts)} nodes is too large; at most {MAX_NODES} nodes are supported"
-        )
     if min(counts, default=0) < 0 or sum(counts) != len(x) or distances.shape != (entries,):
         raise ValueError(
             f"x of {len(x)} nodes and distances of shape {tuple(distances.shape)} do not fit "
             f"num_nodes, which ask for {sum(counts)} nodes and shape ({entries},)"
         )
+    check_size(max(counts, default=0))
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, not {rounds}")
     hid = x.shape[1]

@@ -38,7 +38,7 @@ def shortest_paths(num_nodes: int, edges: Tensor, max_distance: int = MAX_DISTAN
     """
     if not edges.is_cpu:
         return shortest_paths_batch([num_nodes], [edges], max_distance)[0]
-    _check_size(num_nodes)
+    check_size(num_nodes)
     distances = torch.empty(num_nodes, num_nodes, dtype=torch.uint8, device="cpu")
     _fill(distances, [num_nodes], [edges], max_distance)
     return distances
@@ -74,7 +74,7 @@ def shortest_paths_batch(
     if device.type == "cuda" and runs_on_cuda() and any(pairs.is_cuda for pairs in edges):
         return _on_device(num_nodes, edges, max_distance, device)
     for count in num_nodes:
-        _check_size(count)
+        check_size(count)
     distances = torch.empty(sum(n * n for n in num_nodes), dtype=torch.uint8, device="cpu")
     _fill(distances, num_nodes, edges, max_distance)
     return _matrices(to_device(distances, device), num_nodes)
@@ -127,7 +127,7 @@ def runs_on_cuda() -> bool:
 
 def check_edges(num_nodes: int, edges: Tensor) -> None:
     """Raises ValueError for edges (E, 2) that are out of range or do not go forward."""
-    _check_size(num_nodes)
+    check_size(num_nodes)
     source, target = edges.numpy(force=True).T
     inside = source.min(initial=0) >= 0 and target.max(initial=-1) < num_nodes
     if inside and (source < target).all():
@@ -146,7 +146,7 @@ def check_edges(num_nodes: int, edges: Tensor) -> None:
             raise ValueError(f"edge {first} {problem}")
 
 
-def _check_size(num_nodes: int) -> None:
+def check_size(num_nodes: int) -> None:
     if num_nodes < 0:
         raise ValueError(f"a graph cannot have {num_nodes} nodes")
     if num_nodes > MAX_NODES:

@@ -29,15 +29,16 @@ def pyramid(draw: Draw, num_classes: int) -> nn.Module:
         groups = inputs if whole and stage else 1
         padding = kernel // 2 if overlap else 0
         halve = nn.Conv2d(inputs, channels, kernel, stride, padding, groups=groups)
-        embedded = nn.Identity() if whole else nn.LayerNorm(channels)
+        embedding: list[nn.Module] = [] if whole else [nn.LayerNorm(channels)]
+        if positions and not depthwise:
+            embedding.append(Positions(size**2, channels))
         norm = nn.LayerNorm(channels) if last or not whole else nn.Identity()
-        table = [] if depthwise or not positions else [Positions(size**2, channels)]
         ratio = draw.pick((2, 4)) if stage > 1 else wide
         blocks = (
             Block(channels, heads, reduction, pooled, channels * ratio, depthwise)
             for _ in range(draw.between(1, 3))
         )
-        layers.append(Stage(halve, embedded, norm, *table, *blocks))
+        layers.append(Stage(halve, nn.Sequential(*embedding), norm, *blocks))
         inputs, size, heads = channels, max(size // 2, 1), heads * 2
     return nn.Sequential(*layers, *pooled_head(inputs, num_classes))
 
@@ -46,20 +47,17 @@ class Stage(nn.Module):
     """(N, C, H, W) to a smaller map, whose pixels are tokens to the blocks."""
 
     def __init__(
-        self, halve: nn.Module, embedded: nn.Module, norm: nn.Module, *blocks: nn.Module
+        self, halve: nn.Module, embedding: nn.Module, norm: nn.Module, *blocks: nn.Module
     ) -> None:
         super().__init__()
-        self.halve, self.embedded, self.norm = halve, embedded, norm
+        self.halve, self.embedding, self.norm = halve, embedding, norm
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         halved = self.halve(x)
-        tokens = self.embedded(halved.flatten(2).transpose(1, 2))
+        tokens = self.embedding(halved.flatten(2).transpose(1, 2))
         for block in self.blocks:
-            if isinstance(block, Block):
-                tokens = block(tokens, halved.shape[2], halved.shape[3])
-            else:
-                tokens = block(tokens)
+            tokens = block(tokens, halved.shape[2], halved.shape[3])
         return self.norm(tokens).transpose(1, 2).reshape(halved.shape)
 
 

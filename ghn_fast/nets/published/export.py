@@ -239,8 +239,8 @@ class _Exporter:
 
     def _open(self) -> Any:
         h5py = import_h5py()
-        self._restore_length()
         try:
+            self._restore_length()
             # Since 1.10 a data set of one chunk takes little more room than the chunk.
             file = h5py.File(self.partial, "r+", libver=("v110", "v110"))
         except OSError as error:
