@@ -83,6 +83,11 @@ class GHNConfig:
             raise ValueError(f"hypernet must be one of {HYPERNETS}, not {self.hypernet!r}")
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder must be one of {DECODERS}, not {self.decoder!r}")
+        if self.decoder == "mlp" and self.max_shape[0] != self.max_shape[1]:
+            raise ValueError(
+                f"max_shape must have as many outputs as inputs for decoder='mlp', whose published "
+                f"checkpoints tell neither from the other, not {self.max_shape}"
+            )
         if self.hid < 4 or self.hid % 4:
             raise ValueError(f"hid must be a positive multiple of 4, not {self.hid}")
         if self.num_classes < 1:

@@ -9,7 +9,6 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from ghn_fast.ghn.config import GHNConfig
-from ghn_fast.ghn.decode.decoder import Slices
 from ghn_fast.ghn.decode.low_rank import LowRankDecoder, rounded_channels, weight_and_bias
 from ghn_fast.ghn.embed.shape_encoder import ShapeEncoder
 from ghn_fast.ghn.ghn3 import GHN3, GHN3Config
@@ -104,23 +103,18 @@ class LoGAH(GHN3):
         """Nothing: weights are products of two small factors, and normalised."""
 
     def decode(
-        self,
-        x: Tensor,
-        rule: str,
-        shape: Sequence[int],
-        slices: Slices | None = None,
-        fan_in: float | None = None,
+        self, x: Tensor, rule: str, shape: Sequence[int], fan_in: float | None = None
     ) -> Tensor:
         """See :meth:`GHN.decode`. The classification layer has no head of its own."""
         if rule == "embedding":
-            return repeat(self._kernels(x, (*shape, 1, 1), slices).flatten(3).squeeze(3), shape)
+            return repeat(self._kernels(x, (*shape, 1, 1)).flatten(3).squeeze(3), shape)
         if rule == "class_weight":
             rule = "weight"
         elif len(shape) == 1 and not self.config.use_1d_decoder:
             vectors = self._column(x, shape[channel_axis(shape)])[:, int(rule != "norm_weight")]
             values = self._normalised(repeat(vectors, shape), rule)
             return along_channels(values, shape)
-        return super().decode(x, rule, shape, slices, fan_in)
+        return super().decode(x, rule, shape, fan_in)
 
     def _decode_groups(
         self, embeddings: Tensor, groups: Sequence[Group]
@@ -136,7 +130,7 @@ class LoGAH(GHN3):
         count = rounded_channels(channels, self.config.max_shape[0])
         return weight_and_bias(self.decoder, x, min(count, self.config.max_ck_lora // 2))
 
-    def _kernels(self, x: Tensor, wanted: Sequence[int], slices: Slices | None) -> Tensor:
+    def _kernels(self, x: Tensor, wanted: Sequence[int]) -> Tensor:
         out, channels, height, width = wanted
         most_out, most_in = self.config.max_shape[:2]
         rows = self.config.max_ck_lora

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ghn_fast._system.device import to_device
 from ghn_fast.ghn.config import GHNConfig
-from ghn_fast.ghn.decode.decoder import ConvDecoder, MLPDecoder, Slices
+from ghn_fast.ghn.decode.decoder import ConvDecoder, MLPDecoder
 from ghn_fast.ghn.embed.gated_gnn import GatedGNN
 from ghn_fast.ghn.embed.shape_encoder import PositionTable, ShapeEncoder, shape_as_4d
 from ghn_fast.ghn.mlp import MLP
@@ -246,11 +246,10 @@ class GHN(Pretrained, nn.Module):
     def _decode_groups(
         self, embeddings: Tensor, groups: Sequence[Group]
     ) -> Iterator[tuple[Group, Tensor]]:
-        slices: Slices = {}
         for group in groups:
             nodes = to_device(torch.tensor(group.nodes, device="cpu"), embeddings.device)
             x = embeddings[nodes]
-            values = self.decode(x, group.rule, group.shape, slices, group.fan_in)
+            values = self.decode(x, group.rule, group.shape, group.fan_in)
             yield group, values if group.factor == 1 else values / group.factor
 
     def node_embeddings(self, batch: GraphBatch, sizes: Tensor | None = None) -> Tensor:
@@ -281,12 +280,7 @@ class GHN(Pretrained, nn.Module):
         return propagated
 
     def decode(
-        self,
-        x: Tensor,
-        rule: str,
-        shape: Sequence[int],
-        slices: Slices | None = None,
-        fan_in: float | None = None,
+        self, x: Tensor, rule: str, shape: Sequence[int], fan_in: float | None = None
     ) -> Tensor:
         """Decodes embeddings x (n, hid) to parameters (n, *shape) by their rule.
 
@@ -294,19 +288,18 @@ class GHN(Pretrained, nn.Module):
             x: of the parameters' nodes.
             rule: see :class:`ghn_fast.ghn.place.plan.Group`.
             shape: of each parameter.
-            slices: see :class:`ghn_fast.ghn.decode.decoder.ConvDecoder`.
             fan_in: of a weight, where it does not follow from the shape.
         """
         if rule == "pos_enc":
-            return self._position_table(x, shape, slices)
+            return self._position_table(x, shape)
         if rule == "video_weight":
             kernel = (*shape[:2], *shape[3:])
-            return over_time(self.decode(x, "weight", kernel, slices, fan_in), shape[2])
+            return over_time(self.decode(x, "weight", kernel, fan_in), shape[2])
         if rule in (*VECTOR_RULES, "class_bias"):
             length = shape[channel_axis(shape)]
             vectors = self._normalised(repeat(self._vectors_of(x, rule), (length,)), rule)
             return along_channels(vectors, shape)
-        blocks = self._blocks(x, rule, shape, slices)
+        blocks = self._blocks(x, rule, shape)
         values = repeat(blocks.view(len(x), *blocks.shape[1 : 1 + len(shape)]), shape)
         return self._normalised(values, rule, fan_in)
 
@@ -383,33 +376,33 @@ class GHN(Pretrained, nn.Module):
             return self.bias_class(self._vectors(x)[:, 1])
         return self._vectors(x)[:, 0 if rule == "norm_weight" else 1]
 
-    def _position_table(self, x: Tensor, shape: Sequence[int], slices: Slices | None) -> Tensor:
+    def _position_table(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         """Tables (n, *shape) of a grid of positions and of extra rows before it."""
         table = PositionTable.of(shape)
-        grid = self._kernels(x, (1, table.channels, table.height, table.width), slices)
+        grid = self._kernels(x, (1, table.channels, table.height, table.width))
         rows = repeat(position_rows(grid, table.rows), (1, table.rows, table.channels))
         if table.channels_first:
             rows = rows.transpose(2, 3)
         return rows.reshape(len(x), *shape)
 
-    def _blocks(self, x: Tensor, rule: str, shape: Sequence[int], slices: Slices | None) -> Tensor:
+    def _blocks(self, x: Tensor, rule: str, shape: Sequence[int]) -> Tensor:
         """Decoded blocks: at most as large as ``max_shape``, at most as large as needed."""
         if rule == "class_weight":
-            return self._class_weight(x, shape, slices)
-        return self._kernels(x, shape_as_4d(shape), slices)
+            return self._class_weight(x, shape)
+        return self._kernels(x, shape_as_4d(shape))
 
-    def _kernels(self, x: Tensor, wanted: Sequence[int], slices: Slices | None) -> Tensor:
+    def _kernels(self, x: Tensor, wanted: Sequence[int]) -> Tensor:
         """Blocks (n, out, in, h, w) of all positions wanted but of ``max_shape`` channels."""
         block = [min(size, most) for size, most in zip(wanted, self.config.max_shape, strict=True)]
-        return self._resize(self.decoder(x, block, slices), wanted)
+        return self._resize(self.decoder(x, block), wanted)
 
     def _resize(self, blocks: Tensor, wanted: Sequence[int]) -> Tensor:
         """Blocks (n, out, in, h, w) to the spatial size that is wanted, where they are smaller."""
         return repeat(blocks, (*blocks.shape[1:3], *wanted[2:]))
 
-    def _class_weight(self, x: Tensor, shape: Sequence[int], slices: Slices | None) -> Tensor:
+    def _class_weight(self, x: Tensor, shape: Sequence[int]) -> Tensor:
         channels = min(shape[1], self.config.max_shape[1])
-        weight = self.decoder.class_weight(x, channels, slices)
+        weight = self.decoder.class_weight(x, channels)
         return weight.reshape(*weight.shape, *(1,) * (len(shape) - 2))
 
     def _vectors(self, x: Tensor) -> Tensor:

@@ -109,6 +109,22 @@ def test_language_models_show_none() -> None:
 # --- channels by their origins ----------------------------------------------------------------
 
 
+class HandWrittenNorm(nn.Module):
+    """Over the channels, in the middle as ConvNeXt's authors write it, or as the last."""
+
+    def __init__(self, channels: int, last: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(channels))
+        self.bias = nn.Parameter(torch.rand(channels))
+        self.last = last
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-5).sqrt()
+        if self.last:
+            return (x.movedim(1, -1) * self.weight + self.bias).movedim(-1, 1)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
 class Shuffled(nn.Module):
     """Two layers with a shuffle of channels between them, or without."""
 
@@ -119,6 +135,8 @@ class Shuffled(nn.Module):
             "convolution": [],
             "norm": [nn.BatchNorm2d(12), nn.ReLU()],
             "depthwise": [nn.Conv2d(12, 12, 3, groups=12), nn.GroupNorm(12, 12)],
+            "own norm": [HandWrittenNorm(12, last=False)],
+            "own norm, channels last": [HandWrittenNorm(12, last=True)],
         }
         self.between = nn.Sequential(*between.get(kind, []))
         self.last = nn.Linear(12, 8) if kind == "linear" else nn.Conv2d(12, 8, 1)
@@ -133,7 +151,10 @@ class Shuffled(nn.Module):
         return self.last(x)
 
 
-@pytest.mark.parametrize("layers", ["convolution", "norm", "depthwise", "linear"])
+@pytest.mark.parametrize(
+    "layers",
+    ["convolution", "norm", "depthwise", "linear", "own norm", "own norm, channels last"],
+)
 def test_a_shuffled_network_computes_what_it_would_without(layers: str, kind: str) -> None:
     ghn, x = MAKERS[kind](channel_nodes=True).eval(), torch.randn(2, 3, 8, 8)
     model, other = Shuffled(layers, True), Shuffled(layers, False)

@@ -20,6 +20,7 @@ def test_dictionary_round_trip() -> None:
         ({"decoder": "x"}, "decoder must be one of"),
         ({"max_shape": (64, 64, 11)}, "four positive sizes"),
         ({"max_shape": (64, 64, 11, 9)}, "square in space"),
+        ({"decoder": "mlp", "max_shape": (16, 8, 3, 3)}, "as many outputs as inputs"),
         ({"num_classes": 0}, "num_classes must be positive"),
         (
             {"mean": (0.5,) * 5},

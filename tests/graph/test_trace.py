@@ -410,6 +410,50 @@ def test_frozen_parameters() -> None:
     assert trace(model).nodes[1].parameter == "conv.weight", "frozen as a whole: all are predicted"
 
 
+def test_frozen_bias_leaves_its_node_the_way_its_weight_is_stored() -> None:
+    """A weight that its layer multiplies by a constant, and a norm's that is a column."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(F.conv2d(x, self.conv.weight * 0.5, self.conv.bias))
+
+    model = Net()
+    model.norm.bias.requires_grad_(False)
+    model.conv.bias.requires_grad_(False)
+    nodes = {node.name: node for node in trace(model, torch.zeros(2, 3, 8, 8)).nodes}
+    assert nodes["conv.weight"].factor == 0.5
+    assert nodes["norm.weight"].bias is None
+
+
+@pytest.mark.parametrize("shape", [(), (1, -1, 1, 1), (-1, 1, 1)], ids=str)
+def test_bias_that_is_added_by_hand(shape: tuple[int, ...]) -> None:
+    """In whatever shape, it is the layer's: of a norm with its weight, of a convolution a node."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.conv2d(x, self.conv.weight)
+            own = {name: self.along(x, p) for name, p in self.named_parameters()}
+            x = F.group_norm(x + own["conv.bias"], 2) * own["norm.weight"] + own["norm.bias"]
+            return x
+
+        def along(self, x: Tensor, parameter: Tensor) -> Tensor:
+            return parameter.view(shape) if shape and parameter.dim() == 1 else parameter
+
+    image = torch.zeros(2, 3, 4, 4)  # as many columns as channels: without a view, too
+    result = trace(Net(), image)
+    assert names(result) == ["input", "conv.weight", "conv.bias", "norm.weight"]
+    assert result.nodes[3].bias == "norm.bias"
+    assert not result.other
+
+
 def test_tied_weights_have_one_node() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

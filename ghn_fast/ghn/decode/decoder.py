@@ -14,10 +14,6 @@ from torch import Tensor, nn
 from ghn_fast.ghn.decode.corner_products import corner_products
 from ghn_fast.ghn.mlp import MLP
 
-Slices = dict[tuple[str, int, int], tuple[Tensor, Tensor]]
-"""Weights and biases of the parts of layers that blocks of one size need."""
-
-
 BlockSize = tuple[int, ...]
 """(out, in, height, width)"""
 
@@ -52,16 +48,12 @@ class ConvDecoder(nn.Module):
         """Which of ``most`` positions along a side a block of this size takes."""
         return slice(size)
 
-    def forward(self, x: Tensor, block: Sequence[int], slices: Slices | None = None) -> Tensor:
-        """x (n, hid) to the corner (n, out, in, height, width) of its blocks.
-
-        Passing the same ``slices`` for several blocks takes each part of the weights once.
-        """
+    def forward(self, x: Tensor, block: Sequence[int]) -> Tensor:
+        """x (n, hid) to the corner (n, out, in, height, width) of its blocks."""
         out, channels, height, width = block
-        slices = slices if slices is not None else {}
-        features = self._positions(x, height, width, slices)
+        features = self._positions(x, height, width)
         features = F.relu(_pointwise(_layer(self.conv, 0), features))
-        weight, bias = self._channels(out, channels, slices)
+        weight, bias = self._channels(out, channels)
         values = F.linear(features, weight, bias)
         return values.view(len(x), height, width, out, channels).permute(0, 3, 4, 1, 2)
 
@@ -101,41 +93,33 @@ class ConvDecoder(nn.Module):
         for space, group in itertools.groupby(by_space, lambda size: size[2:]):
             members = list(group)
             rows = [nodes[size] for size in members]
-            positions = self._positions(x[torch.cat(rows)], space[0], space[1], {})
+            positions = self._positions(x[torch.cat(rows)], space[0], space[1])
             found.update(zip(members, positions.split([len(row) for row in rows]), strict=True))
         return torch.cat([found[size].flatten(0, 1) for size in sizes])
 
-    def class_weight(self, x: Tensor, channels: int, slices: Slices | None = None) -> Tensor:
+    def class_weight(self, x: Tensor, channels: int) -> Tensor:
         """x (n, hid) to classification layers (n, num_classes, channels)."""
-        block = self(x, (self.max_shape[0], channels, 1, 1), slices).flatten(2)
+        block = self(x, (self.max_shape[0], channels, 1, 1)).flatten(2)
         predictor = _layer(self.class_layer_predictor, 1)
         return _pointwise(predictor, F.relu(block).transpose(1, 2)).transpose(1, 2)
 
-    def _positions(self, x: Tensor, height: int, width: int, slices: Slices) -> Tensor:
+    def _positions(self, x: Tensor, height: int, width: int) -> Tensor:
         """(n, height * width, 4 * hid): the first layer at the corner's positions."""
-        key = ("positions", height, width)
-        if key not in slices:
-            slices[key] = self._slice_positions(height, width)
-        features = F.relu(F.linear(x, *slices[key]))
-        return features.view(len(x), -1, height * width).transpose(1, 2)
-
-    def _slice_positions(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         layer = _layer(self.fc, 0)
         shape = (-1, *self.max_shape[2:])
         rows = self._span(height, self.max_shape[2])
         columns = self._span(width, self.max_shape[3])
         weight = layer.weight.view(*shape, layer.in_features)[:, rows, columns].flatten(0, 2)
-        return weight, layer.bias.view(shape)[:, rows, columns].flatten()
+        bias = layer.bias.view(shape)[:, rows, columns].flatten()
+        features = F.relu(F.linear(x, weight, bias))
+        return features.view(len(x), -1, height * width).transpose(1, 2)
 
-    def _channels(self, out: int, channels: int, slices: Slices) -> tuple[Tensor, Tensor]:
+    def _channels(self, out: int, channels: int) -> tuple[Tensor, Tensor]:
         """The last layer's weight and bias for a corner of the channels."""
-        key = ("channels", out, channels)
-        if key not in slices:
-            layer = _layer(self.conv, 2)
-            shape = self.max_shape[:2]
-            weight = layer.weight.view(*shape, -1)[:out, :channels].flatten(0, 1)
-            slices[key] = weight, layer.bias.view(shape)[:out, :channels].flatten()
-        return slices[key]
+        layer = _layer(self.conv, 2)
+        shape = self.max_shape[:2]
+        weight = layer.weight.view(*shape, -1)[:out, :channels].flatten(0, 1)
+        return weight, layer.bias.view(shape)[:out, :channels].flatten()
 
 
 class MLPDecoder(nn.Module):
@@ -150,7 +134,7 @@ class MLPDecoder(nn.Module):
             nn.ReLU(), nn.Linear(2 * hid, num_classes * self.max_shape[0])
         )
 
-    def forward(self, x: Tensor, block: Sequence[int], slices: Slices | None = None) -> Tensor:
+    def forward(self, x: Tensor, block: Sequence[int]) -> Tensor:
         """x (n, hid) to the corner (n, out, in, height, width) of its blocks."""
         out, channels, height, width = block
         whole = self.mlp(x).view(-1, *self.max_shape)
@@ -160,7 +144,7 @@ class MLPDecoder(nn.Module):
         """See :meth:`ConvDecoder.kernels`."""
         return [self(x[rows], size) for size, rows in nodes.items()]
 
-    def class_weight(self, x: Tensor, channels: int, slices: Slices | None = None) -> Tensor:
+    def class_weight(self, x: Tensor, channels: int) -> Tensor:
         """x (n, hid) to classification layers (n, num_classes, channels)."""
         weight = self.class_layer_predictor(self.mlp.fc[0](x))
         return weight.view(len(x), self.num_classes, self.max_shape[1])[:, :, :channels]

@@ -34,7 +34,16 @@ from torch import Tensor
 
 from ghn_fast.graph.layout import Origins
 from ghn_fast.graph.node import Node
-from ghn_fast.graph.trace.recorder import Args, Func, Kind, Kwargs, Recorder, Records, name_of
+from ghn_fast.graph.trace.recorder import (
+    Args,
+    Func,
+    Kind,
+    Kwargs,
+    Parameter,
+    Recorder,
+    Records,
+    name_of,
+)
 from ghn_fast.graph.trace.written import memory_of
 
 _VIEWS = frozenset(
@@ -192,8 +201,9 @@ class _Follower:
             origins = origins.repeat_interleave(times)
             self._note(args, kwargs, origins)
             return _Channels.along(origins, made, dim, moved=True)
-        if own.moved and weight.shape[1] == len(origins):
-            self._note_of(weight, 1, origins)
+        parameter = self.rec.parameter_of(weight)
+        if parameter is not None and own.moved and weight.shape[1] == len(origins):
+            self._note_of(parameter, 1, origins)
         return _Channels.fresh(made, dim)
 
     def _keep(
@@ -273,12 +283,12 @@ class _Follower:
     def _note(self, args: Args, kwargs: Kwargs, origins: Tensor) -> None:
         """On the parameters of a call that have one row for each channel."""
         for value in self.rec.tensors_in((args, kwargs)):
-            if value.dim() > 0 and value.shape[0] == len(origins):
-                self._note_of(value, 0, origins)
+            parameter = self.rec.parameter_viewed(value)
+            if parameter is not None and parameter.tensor.shape[:1] == (len(origins),):
+                self._note_of(parameter, 0, origins)
 
-    def _note_of(self, weight: Tensor, dim: int, origins: Tensor) -> None:
-        parameter = self.rec.parameter_of(weight)
-        if parameter is None or parameter.node is None:
+    def _note_of(self, parameter: Parameter, dim: int, origins: Tensor) -> None:
+        if parameter.node is None:
             return
         nodes = self.rec.records.nodes
         node = nodes[parameter.node]

@@ -293,10 +293,7 @@ def norm_bias(rec: Recorder, bias: Tensor, weight: int) -> int:
         return rec.merge([weight, *rec.records_in(bias)])
     parameter.folded = weight
     node_type = "ln" if node.type == "rmsnorm" else node.type
-    rec.records.nodes[weight] = Node(
-        *(node_type, node.name, node.shape, node.parameter, parameter.name),
-        *(node.kernel, node.storage),
-    )
+    rec.records.nodes[weight] = replace(node, type=node_type, bias=parameter.name)
     return weight
 
 

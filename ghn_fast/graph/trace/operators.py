@@ -349,8 +349,8 @@ def sum_record(
     rec: Recorder, node_type: str, operands: tuple[Tensor, Tensor], parents: list[int]
 ) -> int:
     for parameter, x, number in (
-        (rec.parameter_of(operands[0]), operands[1], parents[1]),
-        (rec.parameter_of(operands[1]), operands[0], parents[0]),
+        (rec.parameter_viewed(operands[0]), operands[1], parents[1]),
+        (rec.parameter_viewed(operands[1]), operands[0], parents[0]),
     ):
         if parameter is None or parameter.node is not None:
             continue

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -546,13 +546,10 @@ def _set_frozen_aside(parameters: Any, result: Trace) -> None:
         return
     for i, node in enumerate(result.nodes):
         if node.parameter in frozen or node.bias in frozen:
-            result.nodes[i] = Node(
-                node.type,
-                node.name,
-                node.shape,
-                None if node.parameter in frozen else node.parameter,
-                None if node.bias in frozen else node.bias,
-                origins=node.origins,
+            result.nodes[i] = replace(
+                node,
+                parameter=None if node.parameter in frozen else node.parameter,
+                bias=None if node.bias in frozen else node.bias,
             )
     for name in frozen:
         result.other.pop(name, None)
