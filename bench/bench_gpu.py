@@ -74,7 +74,8 @@ def bench_predict(benchmark: Any, name: str, way: str) -> None:
         bytes_ms=round(1e3 * size / bytes_per_second(CUDA), 3),
         **card(CUDA),
     )
-    ghn, graph = make_ghn(), Graph.from_model(model)
+    ghn = make_ghn()
+    graph = ghn.graph_of(model)
     ways = {
         "ghn_fast": lambda: lambda: ghn_fast.predict(model, ghn),
         "graph_given": lambda: lambda: ghn_fast.predict(model, ghn, graph=graph),

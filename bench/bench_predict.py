@@ -21,7 +21,6 @@ from torch import nn
 import ghn_fast
 from ghn_fast.ghn import GHN, ghn2, ghn3
 from ghn_fast.ghn.model import _plans as plans
-from ghn_fast.graph import Graph
 
 models = pytest.importorskip("torchvision.models")
 
@@ -81,7 +80,7 @@ def _predict(model: nn.Module, ghn: GHN) -> None:
 
 
 def with_graph(model: nn.Module) -> Run:
-    graph = Graph.from_model(model)
+    graph = our_ghn2().graph_of(model)
     return lambda: ghn_fast.predict(model, our_ghn2(), graph=graph)
 
 

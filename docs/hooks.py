@@ -66,7 +66,7 @@ def _gallery() -> Iterator[tuple[str, str]]:
         yield f"{family}.svg", svg(member.graph)
     model = ghn_fast.adjust_net(torchvision.models.resnet18(num_classes=10))
     random = copy.deepcopy(model)
-    graph = ghn_fast.Graph.from_model(model)
+    graph = ghn_fast.from_pretrained().graph_of(model)
     predicted, report = ghn_fast.predict(model, "ghn2-cifar10", graph=graph, return_report=True)
     yield "resnet18.svg", svg(graph)
     page = card("resnet18", random, predicted, graph, report, noise_for(random))

@@ -13,7 +13,7 @@ model, report = ghn_fast.predict(model, return_report=True)
 print(report)
 
 # The same architecture again: its graph is known.
-graph = ghn_fast.Graph.from_model(model)
+graph = ghn_fast.from_pretrained().graph_of(model)
 start = time.perf_counter()
 ghn_fast.predict(model, graph=graph)
 print(f"{report.num_predicted:,} parameters in {1e3 * (time.perf_counter() - start):.0f} ms")

@@ -81,7 +81,7 @@ def card(
 
     Examples:
         >>> model = ghn_fast.adjust_net(torchvision.models.resnet18(num_classes=10))
-        >>> random, graph = copy.deepcopy(model), ghn_fast.Graph.from_model(model)
+        >>> random, graph = copy.deepcopy(model), ghn_fast.from_pretrained().graph_of(model)
         >>> _, report = ghn_fast.predict(model, graph=graph, return_report=True)
         >>> page = card("resnet18", random, model, graph, report, noise_for(model))
         >>> Path("card.html").write_text(page, encoding="utf-8") > 10_000

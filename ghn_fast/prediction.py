@@ -159,9 +159,9 @@ def predict(
             keyword arguments) where it cannot be worked out from the model.
         return_report: also return a :class:`PredictionReport`, which names every parameter that
             was predicted and every one that was not.
-        graph: of the model, as ``Graph.from_model`` made it with the ``types`` of the GHN
-            (:attr:`GHN.node_types`), to predict again without tracing again; that of the same
-            architecture at another width will do, where no weight is scaled by it at run time.
+        graph: of the model, as :meth:`GHN.graph_of` makes it, to predict again without tracing
+            again; that of the same architecture at another width will do, where no weight is
+            scaled by it at run time.
         keep: names of parameters or modules that keep their values, or patterns as of
             :mod:`fnmatch` (``"layer4.*"``).
         only: the same; all others keep theirs. None: no limit.
@@ -199,10 +199,7 @@ def predict(
     with materialised(model) if fill else nullcontext(frozenset[str]()) as empty:
         uses = (Uses.of(model, empty) if fill else uses).keeping(reasons)
         with _timed(report, "graph"):
-            if graph is None:
-                graph = Graph.from_model(model, example_inputs, network.node_types)
-            else:
-                graph = graph.with_shapes(uses.parameters)
+            graph = network.graph_of(model, graph, example_inputs).with_shapes(uses.parameters)
         with _timed(report, "predict"):
             plan = network.write(GraphBatch([graph]), [uses], fill)
     if not return_report:

@@ -70,7 +70,7 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def page(model: nn.Module) -> str:
     predicted = copy.deepcopy(model)
-    graph = Graph.from_model(predicted)
+    graph = ghn_fast.from_pretrained().graph_of(predicted)
     _, report = ghn_fast.predict(predicted, graph=graph, return_report=True, keep="bn")
     inputs = noise_for(model)
     return card("<resnet>", model, predicted, graph, report, inputs, Accuracy(43.21, 1000))
@@ -107,7 +107,7 @@ def test_names_of_modules_are_escaped() -> None:
 
     model = Odd()
     model.add_module("a<b>&'c'", nn.Conv2d(3, 8, 3))
-    graph = Graph.from_model(model)
+    graph = ghn_fast.from_pretrained().graph_of(model)
     report = ghn_fast.predict(copy.deepcopy(model), graph=graph, return_report=True)[1]
     text = card("odd", model, model, graph, report, torch.randn(2, 3, 8, 8))
     assert "a<b>" not in text

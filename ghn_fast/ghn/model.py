@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -335,14 +336,42 @@ class GHN(Pretrained, nn.Module):
         """
         if graphs is None:
             return GraphBatch([Graph.from_model(m, types=self.node_types) for m in models])
-        given = [graphs] if isinstance(graphs, Graph) else list(graphs)
-        if len(given) != len(models):
-            raise ValueError(f"{len(models)} models were passed with {len(given)} graphs")
+        passed = [graphs] if isinstance(graphs, Graph) else list(graphs)
+        if len(passed) != len(models):
+            raise ValueError(f"{len(models)} models were passed with {len(passed)} graphs")
+        given = [self.graph_of(model, graph) for model, graph in zip(models, passed, strict=True)]
         uses = uses if uses is not None else [Uses.of(model) for model in models]
         pairs = zip(given, uses, strict=True)
         fitting = [graph.with_shapes(known.parameters) for graph, known in pairs]
-        unchanged = all(a is b for a, b in zip(given, fitting, strict=True))
+        unchanged = all(a is b for a, b in zip(passed, fitting, strict=True))
         return graphs if isinstance(graphs, GraphBatch) and unchanged else GraphBatch(fitting)
+
+    def graph_of(
+        self, model: nn.Module, graph: Graph | None = None, example_inputs: Any = None
+    ) -> Graph:
+        """The graph of a model as this GHN reads it.
+
+        Args:
+            model: any.
+            graph: of the model, if there is one: it is returned if it was made with the types of
+                nodes that the GHN knows. Without ``channel_nodes`` a graph does not show which
+                channels change places, and is made anew for a GHN that knows them.
+            example_inputs: see :meth:`ghn_fast.Graph.from_model`.
+        """
+        if graph is not None and self._reads(graph):
+            return graph
+        made = Graph.from_model(model, example_inputs, self.node_types)
+        if graph is None:
+            return made
+        warnings.warn(
+            "the graph was made with other types of nodes than the GHN knows, and is made anew: "
+            "make it by Graph.from_model(model, types=ghn.node_types)",
+            stacklevel=3,
+        )
+        return replace(made, max_distance=graph.max_distance)
+
+    def _reads(self, graph: Graph) -> bool:
+        return graph.types is None or graph.types == self.node_types
 
     def _encoded_nodes(self, graph: Graph) -> Sequence[Node]:
         """The nodes as the shape encoder sees them.
@@ -351,13 +380,17 @@ class GHN(Pretrained, nn.Module):
         with the number the GHN knows, so that the rest of the network is not disturbed.
 
         Raises:
-            ValueError: nodes of types that the GHN does not know.
+            ValueError: a graph made with other types of nodes than the GHN knows.
         """
         unknown = {node.type for node in graph.nodes}.difference(self.node_types)
-        if unknown:
+        if unknown or not self._reads(graph):
+            fault = (
+                f"has nodes of types {', '.join(sorted(unknown))}, which the GHN does not know"
+                if unknown
+                else "was made with fewer types of nodes than the GHN knows"
+            )
             raise ValueError(
-                f"the graph has nodes of types {', '.join(sorted(unknown))}, which the GHN does "
-                "not know: make it by Graph.from_model(model, types=ghn.node_types)"
+                f"the graph {fault}: make it by Graph.from_model(model, types=ghn.node_types)"
             )
         encoded = decoded_nodes(graph, self.config)
         if misfit(graph, self.config) is None:

@@ -45,6 +45,8 @@ class Graph:
             graph as a classifier of the published graphs ends.
         net_args: what builds the network, for graphs of DeepNets-1M.
         index: position in its split, for graphs of DeepNets-1M.
+        types: what its nodes could be when a model was traced; None where that makes no difference,
+            as for graphs of DeepNets-1M.
         node_types: (N,) int64, indices into ``NODE_TYPES``, or into the longer list that a graph
             has the types of: ``LANGUAGE_NODE_TYPES`` and ``CHANNEL_NODE_TYPES`` begin with these.
         distances: (N, N) uint8, shortest path lengths from 1 to ``max_distance``, else 0; computed
@@ -69,6 +71,7 @@ class Graph:
     heads: tuple[int, ...] = (-1,)
     net_args: dict[str, Any] | None = None
     index: int | None = None
+    types: tuple[str, ...] | None = None
     node_types: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,6 +115,7 @@ class Graph:
             unused=traced.unused,
             other=traced.other,
             heads=traced.heads,
+            types=types,
         )
 
     @cached_property

@@ -90,15 +90,33 @@ def test_a_split_is_seen() -> None:
     assert torch.equal(adapted.embed(model), of_given)
 
 
-def test_a_graph_of_other_types_is_refused() -> None:
-    model = shufflenet()
-    graph = Graph.from_model(model, types=CHANNEL_NODE_TYPES)
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_graph_of_other_types_is_made_anew(knows: bool) -> None:
+    ghn = ghn2(**SMALL, channel_nodes=knows).eval()
+    wanted, other = shufflenet(), shufflenet()
+    ghn_fast.predict(wanted, ghn)
+    graph = Graph.from_model(other, types=NODE_TYPES if knows else CHANNEL_NODE_TYPES)
+    with pytest.warns(UserWarning, match=r"from_model\(model, types=ghn.node_types"):
+        ghn_fast.predict(other, ghn, graph=graph)
+    assert torch.equal(parameters(other), parameters(wanted))
+    again = shufflenet()
+    with pytest.warns(UserWarning, match="made anew"):
+        ghn([again], [graph])
+    assert torch.equal(parameters(again), parameters(wanted))
+    assert ghn.graph_of(again, ghn.graph_of(again)).types == ghn.node_types
+
+
+def test_a_graph_of_other_types_alone_is_refused() -> None:
+    graph = Graph.from_model(shufflenet(), types=CHANNEL_NODE_TYPES)
     with pytest.raises(ValueError, match="types shuffle, split, which the GHN does not know"):
-        ghn_fast.predict(model, ghn2(**SMALL), graph=graph)
+        ghn_fast.embed(graph, ghn2(**SMALL))
+    graph = Graph.from_model(shufflenet())
+    with pytest.raises(ValueError, match="fewer types of nodes than the GHN knows"):
+        ghn_fast.embed(graph, ghn2(**SMALL, channel_nodes=True))
     norm = nn.Sequential(nn.Conv2d(3, 8, 1), nn.RMSNorm(8), nn.Linear(8, 8))
     graph = Graph.from_model(norm, torch.zeros(1, 3, 8, 8), LANGUAGE_NODE_TYPES)
     with pytest.raises(ValueError, match="types rmsnorm, which the GHN does not know"):
-        ghn_fast.predict(norm, ghn2(**SMALL, channel_nodes=True), graph=graph)
+        ghn_fast.embed(graph, ghn2(**SMALL, channel_nodes=True))
 
 
 def test_language_models_show_none() -> None:
