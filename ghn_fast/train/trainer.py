@@ -29,6 +29,7 @@ from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
 from ghn_fast.checkpoint.training import check_finite, fitted, load_optimizer
 from ghn_fast.data import DataError, Images, ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
+from ghn_fast.evaluation.results import images_digest
 from ghn_fast.ghn import GHN, make_config, make_ghn
 from ghn_fast.ghn.files import save
 from ghn_fast.ghn.hub import from_pretrained
@@ -68,7 +69,7 @@ _MAY_CHANGE = {
 }
 """Settings that a resumed run may have other values of, as they do not decide what it learns. Of
 meta-batch, accumulation and processes only the product does, but for :func:`_parts_that_decide`.
-The teacher may have another name, but has to be the same."""
+The data and the teacher may have another name, but have to be the same."""
 
 
 class _Batch(NamedTuple):
@@ -157,6 +158,7 @@ class Trainer:
             self.ghn = _make_ghn(config, train).to(self.device)
         self.average = copy.deepcopy(self.ghn).eval()
         self.optimizer = _make_optimizer(config, self.ghn)
+        self.images_digest = images_digest(train)
         if config.first_come and self.device.type == "cuda" and isinstance(train, Images):
             train = train.to(self.device)
         self.images = ImageStream(train, config.image_batch, config.seed)
@@ -492,6 +494,7 @@ class Trainer:
             "format": _FORMAT,
             "config": self.config.to_dict(),
             "processes": self.processes.size,
+            "images": self.images_digest,
             "teacher": self.teacher_digest,
             "ghn": self.ghn.state_dict(),
             "average": self.average.state_dict(),
@@ -528,6 +531,8 @@ class Trainer:
         with failures(path, ConfigError):
             saved = TrainConfig.from_dict(state["config"])
             _check_same_run(self.config, self.processes.size, saved, state.get("processes", 1))
+            if state.get("images", self.images_digest) != self.images_digest:
+                raise ConfigError("it learned from other images, or normalised in another way")
             if state.get("teacher") != self.teacher_digest:
                 raise ConfigError("its teacher is another one, or one of the two has none")
             for name, ghn in (("ghn", self.ghn), ("average", self.average)):

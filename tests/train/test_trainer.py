@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,15 @@ def test_stopped_and_resumed_it_is_the_same(uninterrupted: Path, tmp_path: Path)
     assert second.step == 3
     second.fit()
     assert_same_run(uninterrupted, tmp_path)
+
+
+def test_other_images_are_no_resumption(uninterrupted: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    images = make_images()
+    for other in (make_images(65), replace(images, mean=(0.1, 0.2, 0.3))):
+        with pytest.raises(ConfigError, match="it learned from other images"):
+            Trainer(TINY, folder, other)
 
 
 def test_a_mixture_stopped_and_resumed_is_the_same(tmp_path: Path) -> None:
