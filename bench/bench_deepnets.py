@@ -75,7 +75,7 @@ def bench_parameters_multiply_adds_and_depth(benchmark: Any, split: str) -> None
     note(benchmark, COUNT)
 
 
-def bench_arguments_in_python(benchmark: Any) -> None:
+def bench_arguments(benchmark: Any) -> None:
     benchmark.group = "arguments"
     benchmark.pedantic(
         lambda: [sample_net_args("train", 0, index) for index in range(500)],

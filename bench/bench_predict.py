@@ -151,21 +151,24 @@ def bench_all_torchvision(benchmark: Any, peer: str, mine: str) -> None:
     """
     benchmark.group = "predict all torchvision classifiers"
     benchmark.extra_info["limit"] = "10 in the mean, none below 4"
-    if not benchmark.disabled:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        ratios = {name: _ratio(name, peer, mine) for name in models.list_models(module=models)}
+    names = ["resnet18"] if benchmark.disabled else models.list_models(module=models)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ratios = benchmark.pedantic(lambda: {name: _ratio(name, peer, mine) for name in names})
+    finally:
         torch.set_num_threads(before)
-        known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
-        worst = min(known, key=lambda name: known[name])
-        benchmark.extra_info.update(
-            peer=peer,
-            models=len(known),
-            peer_by_ours=round(statistics.geometric_mean(known.values()), 1),
-            least=f"{known[worst]:.1f} ({worst})",
-            below_4=sum(ratio < 4 for ratio in known.values()),
-        )
-    benchmark(WAYS[mine](make_model("resnet18")))
+    known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+    if not known:
+        pytest.skip(f"{peer} fails on all of them")
+    worst = min(known, key=lambda name: known[name])
+    benchmark.extra_info.update(
+        peer=peer,
+        models=len(known),
+        peer_by_ours=round(statistics.geometric_mean(known.values()), 1),
+        least=f"{known[worst]:.1f} ({worst})",
+        below_4=sum(ratio < 4 for ratio in known.values()),
+    )
 
 
 def _ratio(name: str, peer: str, mine: str) -> float | None:

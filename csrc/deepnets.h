@@ -1,7 +1,8 @@
 // DeepNets-1M (arXiv 2110.13100): sampling networks, and their graphs, from a few integers.
 //
-// Everything here equals the Python modules of ghn_fast/nets (sampler, count, liveness, products,
-// graphs), which explain the rules.
+// Sampling, liveness and products equal the Python modules of ghn_fast/nets (sampler, liveness,
+// products), which explain the rules; graphs, parameters and multiply-adds are those of the modules
+// of ghn_fast/nets/space when they are run.
 #pragma once
 
 #include <array>

@@ -1,4 +1,4 @@
-// From the arguments of a DeepNets-1M network to its graph; see direct.py.
+// From the arguments of a DeepNets-1M network to its graph; see graphs.py.
 #include <algorithm>
 #include <stdexcept>
 

@@ -1,4 +1,4 @@
-// Sampling, counting and liveness of DeepNets-1M networks; see sampler.py, count.py, liveness.py.
+// Sampling, counting and liveness of DeepNets-1M networks; see sampler.py, liveness.py.
 #include <algorithm>
 #include <stdexcept>
 

@@ -1,4 +1,5 @@
-// Python bindings of the core: arguments are checked and unpacked here, and nowhere else.
+// Python bindings of the core: arguments are unpacked here; contracting graphs and DeepNets-1M
+// have files of their own, contract_module.cpp and deepnets_module.cpp.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -9,6 +9,7 @@ processes. One all-reduce per step, after the only backward pass through the GHN
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ class Processes:
         """All processes of the initialised default group; otherwise this one alone."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return ALONE
-        control = None if dist.get_backend() == "gloo" else _control_group()
+        control = None if dist.get_backend() == "gloo" else _control_group(dist.group.WORLD)
         return cls(dist.get_rank(), dist.get_world_size(), control)
 
     @property
@@ -225,15 +226,10 @@ def _backend(devices: Sequence[str]) -> str:
     return "nccl" if all_own else "gloo"
 
 
-_control: dict[int, Any] = {}
-
-
-def _control_group() -> Any:
+@functools.lru_cache(maxsize=1)
+def _control_group(world: Any) -> Any:
     """A gloo group beside NCCL's, made once: small objects need not pass through the GPUs."""
-    world = id(dist.group.WORLD)
-    if world not in _control:
-        _control[world] = dist.new_group(backend="gloo")
-    return _control[world]
+    return dist.new_group(backend="gloo")
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -19,7 +19,6 @@ from ghn_fast.nets import (
     graph_of,
     sample_net_args,
 )
-from ghn_fast.nets.measure.multiply_adds import reference_multiply_adds
 
 SAMPLED = tuple(split for split in SPLITS if split != "predefined")
 
@@ -37,20 +36,9 @@ def counted(net_args: dict[str, Any], num_classes: int, large: bool) -> int:
 @pytest.mark.parametrize("large", [False, True])
 def test_sampled_networks(split: str, large: bool) -> None:
     classes = 1000 if large else 10
-    for index in range(2):
-        net_args = {**sample_net_args(split, 11, index, large), "C": (80, 32)[index]}
-        expected = counted(net_args, classes, large)
-        assert count_multiply_adds(net_args, classes, large) == expected
-        assert reference_multiply_adds(net_args, classes, large) == expected
-
-
-def test_core_and_reference() -> None:
-    for split in SAMPLED:
-        for index in range(30):
-            net_args = sample_net_args(split, 12, index)
-            for large in (False, True):
-                expected = reference_multiply_adds(net_args, 10, large)
-                assert count_multiply_adds(net_args, 10, large) == expected
+    for index in range(4):
+        net_args = {**sample_net_args(split, 11, index, large), "C": (80, 32)[index % 2]}
+        assert count_multiply_adds(net_args, classes, large) == counted(net_args, classes, large)
 
 
 DEAD = Genotype(
@@ -66,17 +54,14 @@ def test_odd_networks(genotype: Genotype, stem: dict[str, Any], large: bool) -> 
     for cells in (1, 6):
         net_args = {"C": 16, "genotype": genotype, "n_cells": cells, "fc_dim": 24, **stem}
         net_args |= {"fc_layers": 3, "glob_avg": cells < 3}
-        expected = counted(net_args, 10, large)
-        assert count_multiply_adds(net_args, 10, large) == expected
-        assert reference_multiply_adds(net_args, 10, large) == expected
+        assert count_multiply_adds(net_args, 10, large) == counted(net_args, 10, large)
 
 
 def test_network_without_output() -> None:
     genotype = Genotype([("none", 0), ("none", 1)], [2], [("none", 0), ("none", 1)], [2])
     net_args = {"C": 16, "genotype": genotype, "n_cells": 3}
-    for count in (count_multiply_adds, reference_multiply_adds):
-        with pytest.raises(ValueError, match="cut every path"):
-            count(net_args)
+    with pytest.raises(ValueError, match="cut every path"):
+        count_multiply_adds(net_args)
 
 
 def test_measures_of_the_core() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ghn_fast.nets import count_parameters, from_dict
-from ghn_fast.nets.measure.count import operation_parameters
+from ghn_fast.nets.measure.count import count_parameters, operation_parameters
+from ghn_fast.nets.space.genotypes import from_dict
 from ghn_fast.nets.space.liveness import is_reduction
 
 VALUE_COST = 50

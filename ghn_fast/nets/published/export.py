@@ -35,6 +35,7 @@ from ghn_fast.nets.generate.sampler import (
     sample_net_args,
     wide_factor,
 )
+from ghn_fast.nets.measure.count import count_parameters
 from ghn_fast.nets.published.files import ARGUMENTS, file_of, import_h5py
 from ghn_fast.nets.space.genotypes import to_dict
 
@@ -207,7 +208,7 @@ class _Exporter:
             entry["C"] = net_args["C"] // (wide_factor(False) if split == "wide" else 1)
         entry["num_nodes"] = num_nodes
         entry["num_params"] = {
-            data: core.deepnets_count_parameters(reference, 10, data == "imagenet")
+            data: count_parameters(reference, 10, data == "imagenet")
             for data in ("cifar10", "imagenet")
         }
         return entry
