@@ -9,19 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ghn_fast._system.files import write_text
+from ghn_fast.cli import options
 
 if TYPE_CHECKING:
     from ghn_fast.graph import Graph
 
 
 def draw(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A torchvision model (resnet50), timm/<name>, package.module:callable, or a "
-            "network of DeepNets-1M (val:3)."
-        ),
-    ],
+    model: options.Model,
     out: Annotated[
         Path | None, typer.Option(help="Picture, .svg, .png or .pdf; by default <model>.svg.")
     ] = None,

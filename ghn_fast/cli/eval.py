@@ -66,9 +66,7 @@ def evaluate(
     threads: Annotated[
         int, typer.Option(min=0, help="Networks at once on a CPU, one core each; 0: one per core.")
     ] = 0,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
-    ] = "auto",
+    device: options.Device = "auto",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for per-network results; evaluation goes on from them."),

@@ -34,13 +34,7 @@ TRIAL_PICTURES, TRIAL_OF_CLASS = 1024, 20
 
 
 def fit(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A torchvision model (resnet50), timm/<name>, package.module:callable, or a "
-            "network of DeepNets-1M (val:3)."
-        ),
-    ],
+    model: options.Model,
     data: Annotated[
         str,
         typer.Option(
@@ -91,9 +85,7 @@ def fit(
         str | None, typer.Option(help="random: also train from random initialisation, to compare.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the initial weights and the order of images.")] = 0,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
-    ] = "auto",
+    device: options.Device = "auto",
     progress: Annotated[bool, typer.Option(help="Draw a progress bar.")] = True,
 ) -> None:
     """Make a classifier of pictures: predict, calibrate, fit the output layer, train if asked.

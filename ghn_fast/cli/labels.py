@@ -47,9 +47,7 @@ def measure(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="After which no further network is begun.")
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
-    ] = "auto",
+    device: options.Device = "auto",
     known: Annotated[
         list[Path] | None,
         typer.Option(help="Labels made with another GHN: only what that predicts is measured."),
@@ -153,9 +151,7 @@ def search(
     ] = None,
     data: options.DataSource = None,
     download: options.Download = False,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
-    ] = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """Find the best of the 100,000 networks for search by a property predicted from embeddings.
 

@@ -9,6 +9,16 @@ import typer
 
 DEFAULT_GHN = "ghn2-cifar10"
 """That of :func:`ghn_fast.ghn.hub.resolve`, which --help does not wait for."""
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="A torchvision model (resnet50), timm/<name>, package.module:callable, or a network "
+        "of DeepNets-1M (val:3)."
+    ),
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda or cuda:N; auto is a GPU if there is one.")
+]
 Ghn = Annotated[str, typer.Option(help="Which GHN: a name, a file, or a Hugging Face repository.")]
 Images = Annotated[int, typer.Option(min=1, help="How many test images to classify.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]

@@ -28,13 +28,7 @@ OTHER_PICTURES = "ghn-fast fit MODEL --data FOLDER takes any pictures"
 
 
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="A torchvision model (resnet50), timm/<name>, package.module:callable, or a "
-            "network of DeepNets-1M (val:3)."
-        ),
-    ],
+    model: options.Model,
     ghn: options.Ghn = options.DEFAULT_GHN,
     num_classes: Annotated[
         int | None,

@@ -85,7 +85,6 @@ class Origins:
 
     dim: int
     channels: tuple[int, ...]
-    stack: tuple[int, ...] = ()
 
     def shape(self, stored: Sequence[int]) -> tuple[int, ...]:
         """The same.
@@ -125,7 +124,7 @@ class Storage:
     @property
     def is_stack(self) -> bool:
         """Whether it holds a stack of weights."""
-        return any(layout.stack for layout in self.layouts)
+        return any(isinstance(layout, Layout) and layout.stack for layout in self.layouts)
 
     def used_shape(self) -> tuple[int, ...]:
         """(out, in, \\*kernel)"""

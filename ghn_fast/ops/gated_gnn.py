@@ -7,9 +7,9 @@ the inverse of the shortest path length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,16 +25,13 @@ from ghn_fast.ops.backends import (
     triton_runs_on,
     unsuitable,
 )
-from ghn_fast.ops.shortest_paths import check_size
+from ghn_fast.ops.shortest_paths import check_size, matrices
 
 MLP = Sequence[Tensor]
 """Two linear layers: weight (h1, hid), bias (h1,), weight (hid, h1), bias (hid,)."""
 
 GRU = Sequence[Tensor]
 """A GRU cell: weights (3 hid, hid) of message and state, biases (3 hid,) of both; gates r, z, n."""
-
-
-Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 def gated_gnn(
@@ -159,7 +156,7 @@ class _Layout:
 
     @classmethod
     def build(cls, distances: Tensor, num_nodes: Tensor) -> _Layout:
-        levels = [_levels(d) for d in _matrices(distances.cpu().numpy(), num_nodes)]
+        levels = [_levels(d.numpy()) for d in matrices(distances.cpu(), num_nodes.tolist())]
         depth = max((int(level.max(initial=-1)) + 1 for level in levels), default=0)
         counts = np.array([np.bincount(level, minlength=depth) for level in levels])
         counts = counts.reshape(len(levels), depth)
@@ -179,7 +176,7 @@ class _Layout:
         inverse = table.new_zeros(len(num_nodes), width, width)
         slots = self.slots.to(distances.device) % max(width, 1)
         start = 0
-        for index, matrix in enumerate(_matrices(distances, num_nodes)):
+        for index, matrix in enumerate(matrices(distances, num_nodes.tolist())):
             own = slots[start : start + len(matrix)]
             inverse[index, own[:, None], own[None, :]] = table[matrix.long()]
             start += len(matrix)
@@ -221,14 +218,6 @@ def _traverse(
 def _mlp(x: Tensor, weights: MLP) -> Tensor:
     w1, b1, w2, b2 = weights
     return F.relu(F.linear(F.relu(F.linear(x, w1, b1)), w2, b2))
-
-
-def _matrices(flat: Array, num_nodes: Tensor) -> Iterator[Array]:
-    """The square matrices of a flattened batch."""
-    start = 0
-    for n in num_nodes.tolist():
-        yield flat[start : start + n * n].reshape(n, n)
-        start += n * n
 
 
 def _levels(distances: np.ndarray) -> np.ndarray:

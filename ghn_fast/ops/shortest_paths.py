@@ -77,7 +77,7 @@ def shortest_paths_batch(
         check_size(count)
     distances = torch.empty(sum(n * n for n in num_nodes), dtype=torch.uint8, device="cpu")
     _fill(distances, num_nodes, edges, max_distance)
-    return _matrices(to_device(distances, device), num_nodes)
+    return matrices(to_device(distances, device), num_nodes)
 
 
 def _fill(
@@ -115,7 +115,8 @@ def as_pairs(edges: Tensor) -> Tensor:
     return edges.to(torch.int64).contiguous()
 
 
-def _matrices(distances: Tensor, num_nodes: Sequence[int]) -> list[Tensor]:
+def matrices(distances: Tensor, num_nodes: Sequence[int]) -> list[Tensor]:
+    """The square matrices (N, N) of graphs that are flattened one after the other."""
     parts = distances.split([n * n for n in num_nodes])
     return [part.view(n, n) for part, n in zip(parts, num_nodes, strict=True)]
 
@@ -177,7 +178,7 @@ def _on_device(
             distances.data_ptr(),
             torch.cuda.current_stream(device).cuda_stream,
         )
-    return _matrices(distances, num_nodes)
+    return matrices(distances, num_nodes)
 
 
 def device_dags(

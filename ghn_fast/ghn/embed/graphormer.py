@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ghn_fast._system.device import to_device
 from ghn_fast.graph import GraphBatch
+from ghn_fast.ops.shortest_paths import matrices
 
 MAX_DEGREE = 100
 MAX_INPUT_DISTANCE = 1000
@@ -136,7 +137,7 @@ def pair_indices(batch: GraphBatch, padding: Padding, max_distance: int) -> Tens
 def centrality(batch: GraphBatch) -> tuple[Tensor, Tensor, Tensor]:
     """In-degree, out-degree and distance from the input of every node, each (sum N,) int64."""
     degrees_in, degrees_out, depths = [], [], []
-    for matrix in matrices(batch):
+    for matrix in matrices(batch.distances, batch.num_nodes.tolist()):
         direct = matrix == 1
         degrees_in.append(direct.sum(dim=0))
         degrees_out.append(direct.sum(dim=1))
@@ -146,13 +147,6 @@ def centrality(batch: GraphBatch) -> tuple[Tensor, Tensor, Tensor]:
         torch.cat(degrees_out).clamp(max=MAX_DEGREE),
         torch.cat(depths).clamp(max=MAX_INPUT_DISTANCE),
     )
-
-
-def matrices(batch: GraphBatch) -> list[Tensor]:
-    """The distance matrix (N, N) uint8 of each graph, on the batch's device."""
-    sizes = batch.num_nodes.tolist()
-    flat = batch.distances.split([size * size for size in sizes])
-    return [matrix.view(size, size) for matrix, size in zip(flat, sizes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -194,6 +188,7 @@ class Padding:
         if self.index is None:
             return batch.distances.view(self.shape[0], self.shape[1], self.shape[1])
         padded = batch.distances.new_zeros(self.shape[0], self.shape[1], self.shape[1])
-        for place, matrix in zip(padded, matrices(batch), strict=True):
+        own = matrices(batch.distances, batch.num_nodes.tolist())
+        for place, matrix in zip(padded, own, strict=True):
             place[: len(matrix), : len(matrix)] = matrix
         return padded
