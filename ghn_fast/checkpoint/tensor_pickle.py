@@ -35,6 +35,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from ghn_fast._system.bombs import most_inside
 from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.plain_pickle import PlainUnpickler, Source
 from ghn_fast.checkpoint.errors import CheckpointError
@@ -45,10 +46,6 @@ LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_VERSION = 1001
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
-_BOMB = 64
-"""Times its size that a compressed file may have inside; weights become smaller by a tenth."""
-_SMALL = 2**26
-"""Bytes that any compressed file may have inside."""
 _MOST_DIMS = 64
 _MOST_USES = 16
 """Times that the values of a storage may be in tensors; tied weights are there more than once."""
@@ -74,8 +71,8 @@ def load_tensor_pickle(path: Path, part: Callable[[Any], Any] = lambda content: 
                 return _taken(part(content))
         file.seek(0)
         stream = _decompressed(head, file)
-        size = path.stat().st_size
-        source = Source(stream, size if stream is file else max(_BOMB * size, _SMALL))
+        most = path.stat().st_size if stream is file else most_inside(path)
+        source = Source(stream, most)
         if head == LEGACY_MAGIC:
             source.read(len(head))
             content = _legacy_content(source)

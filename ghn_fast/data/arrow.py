@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghn_fast.data.bombs import most_inside, refuse_if
+from ghn_fast._system.bombs import most_inside, refuse_if
 
 _FILE_MAGIC = b"ARROW1\0\0"
 """Before the stream, where it is a file of the format that has a footer behind it."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghn_fast.data.bombs import most_inside, refuse_if
+from ghn_fast._system.bombs import most_inside, refuse_if
 
 _ROW = 64
 """Bytes that a row counts as, beside its values."""
