@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -241,12 +242,12 @@ def stats(
     _print_summary(console, split, large_images, num_classes, measured)
     for name, values in _columns(measured).items():
         _print_histogram(console, name, values, bins)
-    degrees = {f"{degree}": int(n) for degree, n in enumerate(measured.degrees) if n}
+    degrees = [(f"{degree}", int(n)) for degree, n in enumerate(measured.degrees) if n]
     _print_bars(console, "edges at a node", degrees)
     from ghn_fast.graph import NODE_TYPES
 
-    types = dict(zip(NODE_TYPES, measured.types.tolist(), strict=True))
-    _print_bars(console, "types of nodes", dict(sorted(types.items(), key=lambda t: -t[1])))
+    types = zip(NODE_TYPES, measured.types.tolist(), strict=True)
+    _print_bars(console, "types of nodes", sorted(types, key=lambda t: -t[1]))
 
 
 def _columns(measured: NetsStats) -> dict[str, np.ndarray]:
@@ -289,14 +290,15 @@ def _print_histogram(console: Any, name: str, values: np.ndarray, bins: int) -> 
     low, high = float(values.min()), float(values.max())
     spaced = np.geomspace(max(low, 1), high, bins + 1) if wide else np.linspace(low, high, bins + 1)
     counts, edges = np.histogram(values, spaced)
-    bars = {
-        f"{_short(left)} to {_short(right)}": int(number)
+    bars = [
+        (f"{_short(left)} to {_short(right)}", int(number))
         for left, right, number in zip(edges, edges[1:], counts, strict=False)
-    }
+    ]
     _print_bars(console, name, bars)
 
 
-def _print_bars(console: Any, title: str, bars: dict[str, int]) -> None:
+def _print_bars(console: Any, title: str, bars: Sequence[tuple[str, int]]) -> None:
+    """Bars with their labels, several of which may be the same: they are rounded."""
     from rich.bar import Bar
     from rich.table import Table
 
@@ -305,8 +307,9 @@ def _print_bars(console: Any, title: str, bars: dict[str, int]) -> None:
     table.add_column(justify="right")
     table.add_column(justify="right")
     table.add_column(width=40)
-    largest, total = max(bars.values()), sum(bars.values())
-    for label, number in bars.items():
+    numbers = [number for _, number in bars]
+    largest, total = max(numbers), sum(numbers)
+    for label, number in bars:
         share = f"{100 * number / total:.1f} %"
         table.add_row(label, share, Bar(max(largest, 1), 0, number))
     console.print(table)

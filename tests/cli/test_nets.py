@@ -6,11 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from ghn_fast.cli.app import app
 from ghn_fast.cli.errors import UsageError
+from ghn_fast.cli.nets import _print_histogram
 from ghn_fast.nets import DeepNets1M, count_parameters, sample_net_args, to_dict
 from ghn_fast.nets.families import sample_member
 
@@ -101,6 +104,15 @@ def test_stats() -> None:
         assert title in result.output
     shares = [line for line in result.output.splitlines() if "%" in line and "█" in line]
     assert len(shares) > 20
+
+
+def test_bins_whose_labels_are_rounded_alike_keep_their_bars(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parameters = np.array([1_231_000, 1_231_000, 1_231_100, 1_231_200, 1_234_000])
+    _print_histogram(Console(width=100), "parameters", parameters, 10)
+    _, *bars = capsys.readouterr().out.split("1.23 M to 1.23 M")
+    assert [bar.split()[0] for bar in bars] == ["80.0", *["0.0"] * 8, "20.0"]
 
 
 def test_export_and_reading_it(tmp_path: Path) -> None:
