@@ -240,8 +240,12 @@ def test_the_sgd_baseline_trains(images: Images) -> None:
     assert (result.sgd_steps, result.baseline, len(result.networks)) == (1, "sgd", 1)
 
 
-def test_parts_of_other_processes_are_taken_over(images: Images, tmp_path: Path) -> None:
-    path, part = tmp_path / "results.jsonl", tmp_path / "results.part1.jsonl"
+@pytest.mark.parametrize("stem", ["results", "results[1]"])
+def test_parts_of_other_processes_are_taken_over(images: Images, tmp_path: Path, stem: str) -> None:
+    path, part = tmp_path / f"{stem}.jsonl", tmp_path / f"{stem}.part1.jsonl"
+    unrelated = [tmp_path / name for name in ("results.partial.jsonl", "results1.part1.jsonl")]
+    for file in unrelated:
+        file.write_text("something else\n")
     other = NetworkResult(1, 50.0, 7, 0.1)
     options: dict[str, Any] = {"baseline": "random", "num_images": 4}
     settings = evaluate(None, "test", images, num_nets=0, **options).settings()
@@ -249,7 +253,7 @@ def test_parts_of_other_processes_are_taken_over(images: Images, tmp_path: Path)
     options["results_file"] = path
     result = evaluate(None, "test", images, num_nets=2, **options)
     assert result.networks[1] == other
-    assert list(tmp_path.iterdir()) == [path]
+    assert {*tmp_path.iterdir()} == {path, *unrelated}
     assert EvaluationResult.load(path) == result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -241,7 +242,8 @@ class ResultsLog(Generic[N]):
 
     def _parts(self) -> list[Path]:
         assert self.path is not None
-        return sorted(self.path.parent.glob(f"{self.path.stem}.part*.jsonl"))
+        name = re.compile(re.escape(self.path.stem) + r"\.part[0-9]+\.jsonl")
+        return sorted(p for p in self.path.parent.glob("*.jsonl") if name.fullmatch(p.name))
 
     def _read(self) -> list[N]:
         if self.path is None:
