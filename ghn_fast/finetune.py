@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,8 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ghn_fast._system.batches import device_of, logits_of, run
 from ghn_fast._system.device import bfloat16_is_faster, to_device
 from ghn_fast._system.errors import FileError
-from ghn_fast._system.files import replace
-from ghn_fast.checkpoint.training import fitted, load_optimizer
+from ghn_fast.checkpoint.training import fitted, load_optimizer, write_state
 from ghn_fast.data import ImageSource, ImageStream
 from ghn_fast.data.images import edges_repeated
 from ghn_fast.evaluation import calibrate, top1
@@ -118,7 +118,8 @@ def finetune_(
         test: those that decide nothing.
         config: see :class:`FinetuneConfig`.
         state_file: where to keep what is needed to go on after an interruption: with the same
-            configuration and images the result is the same as without one.
+            configuration and images the result is the same as without one. Where it cannot be
+            written, as the disk is full, there is a warning, and the training goes on.
         on_step: called with the number of steps done and of all.
         on_epoch: called with the epoch and the history so far.
 
@@ -246,7 +247,10 @@ class _Tuning:
             "optimizer": self.optimizer.state_dict(),
             "random": _random_states(device_of(self.model)),
         }
-        replace(self.path, lambda aside: torch.save(content, aside))
+        try:
+            write_state(content, self.path)
+        except OSError as error:  # a full disk need not end a training
+            warnings.warn(f"epoch {epoch}: no state was written: {error}", stacklevel=3)
 
     def _load(self, path: Path) -> None:
         try:

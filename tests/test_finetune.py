@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,28 @@ def test_an_interrupted_training_ends_as_one_without(tmp_path: Path, stopped: in
     assert finetune_(resumed, TRAIN, VALIDATION, TEST, CONFIG, state_file=path) == expected
     state = whole.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in resumed.state_dict().items())
+
+
+def test_a_full_disk_keeps_the_last_state_and_the_training_goes_on(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    path = tmp_path / "state"
+    options: dict[str, Any] = {"state_file": path}
+    expected = finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG)
+
+    def stop(epoch: int, history: History) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, **options, on_epoch=stop)
+    kept, message = (
+        path.read_bytes(),
+        r"epoch \d: no state was written: \[Errno 27\]",
+    )
+    with full_disk(1000), pytest.warns(UserWarning, match=message) as caught:
+        assert finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, **options) == expected
+    assert len(caught) == 3
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [kept]
 
 
 @pytest.mark.parametrize("what", ["config", "model", "damaged"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ghn_fast._system.errors import FileError, shown
+from ghn_fast._system.files import replace, writing
 
 _BEYOND = 2**48
 """More steps, networks or minutes than any training has."""
+
+
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Writes what a training goes on from; on a full disk the file stays as it was.
+
+    Raises:
+        OSError: it could not be written.
+    """
+
+    def write(aside: Path) -> None:
+        with writing(aside) as file:
+            torch.save(state, file)
+
+    replace(path, write)
 
 
 def fitted(value: Any, like: Any, name: str) -> Any:

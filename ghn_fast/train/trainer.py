@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from ghn_fast._system.device import images_to_device, to_device
 from ghn_fast._system.errors import failures
-from ghn_fast._system.files import lock, remove_leftovers, replace, writing
+from ghn_fast._system.files import lock, remove_leftovers
 from ghn_fast._system.processes import Processes, Tickets, choose_device
 from ghn_fast._system.random import seeded
 from ghn_fast._system.workers import one_core_workers
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
-from ghn_fast.checkpoint.training import check_finite, fitted, load_optimizer
+from ghn_fast.checkpoint.training import check_finite, fitted, load_optimizer, write_state
 from ghn_fast.data import DataError, Images, ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.evaluation.results import images_digest
@@ -502,7 +502,7 @@ class Trainer:
             **{name: getattr(self, name) for name in _COUNTERS},
         }
         with self._timed("save"):
-            replace(self.folder / CHECKPOINT_FILE, lambda aside: _write_checkpoint(state, aside))
+            write_state(state, self.folder / CHECKPOINT_FILE)
             self._found = _version(self.folder / CHECKPOINT_FILE)
             save(self.average, self.folder / EXPORT_FILE, {"steps": str(self.step)})
 
@@ -642,11 +642,6 @@ def _version(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_ino
-
-
-def _write_checkpoint(state: dict[str, Any], path: Path) -> None:
-    with writing(path) as file:
-        torch.save(state, file)
 
 
 def _check_same_run(
