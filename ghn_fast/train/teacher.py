@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,16 +96,22 @@ def kept_logits(
 
     Otherwise the first process computes and writes them, and the others read what it wrote.
     """
-    of = f"{teacher.digest()} {images_digest(images)}"
     if not processes.is_first:
         processes.gather(None)
+        return _logits(teacher, images, path, is_kept=False)
+    try:
+        return _logits(teacher, images, path, is_kept=True)
+    finally:
+        processes.gather(None)  # whatever became of it, the others wait
+
+
+def _logits(teacher: Teacher, images: ImageSource, path: Path, is_kept: bool) -> Tensor:
+    of = f"{teacher.digest()} {images_digest(images)}"
     logits = _read(path, of)
     if logits is None:
         logits = teacher.logits(images)
-        if processes.is_first:
-            _write(path, logits, of)
-    if processes.is_first:
-        processes.gather(None)
+        if is_kept:
+            _write_if_possible(path, logits, of)
     return logits
 
 
@@ -123,11 +130,16 @@ def _read(path: Path, of: str) -> Tensor | None:
     return logits if metadata["sha256"] == tensor_digest(logits) else None
 
 
-def _write(path: Path, logits: Tensor, of: str) -> None:
+def _write_if_possible(path: Path, logits: Tensor, of: str) -> None:
+    """A full disk need not end a run, which can compute them again."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     metadata = {"of": of, "sha256": tensor_digest(logits)}
-    replace(path, lambda aside: save_file({"logits": logits}, aside, metadata))
+    try:
+        replace(path, lambda aside: save_file({"logits": logits}, aside, metadata))
+    except (OSError, SafetensorError) as error:
+        warnings.warn(f"the teacher's logits are not kept in {path}: {error}", stacklevel=2)
 
 
 def mixed_targets(logits: Tensor, labels: Tensor, share: float, temperature: float) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from ghn_fast.data import ImageStream, normalised_by
 from ghn_fast.graph import GraphBatch
-from ghn_fast.train import ConfigError, NetworkStream, Teacher, Trainer, train_step
+from ghn_fast.train import ConfigError, NetworkStream, Processes, Teacher, Trainer, train_step
 from ghn_fast.train.teacher import TaughtStream, kept_logits, mixed_targets
 from tests.train.test_step import make_ghn, sgd
 from tests.train.test_trainer import (
@@ -149,6 +151,34 @@ def test_logits_are_computed_once_for_a_teacher_and_images(tmp_path: Path) -> No
     assert computed(make_teacher(), images.select(torch.arange(64).flip(0)))[1] == 128
 
 
+def test_a_full_disk_does_not_end_a_run(
+    tmp_path: Path, full_disk: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    images, teacher, path = make_images(), make_teacher(), tmp_path / "logits"
+    with full_disk(1000), pytest.warns(UserWarning, match=f"not kept in {path}: .*too large"):
+        logits = kept_logits(teacher, images, path)
+    assert torch.equal(logits, teacher.logits(images))
+    assert not list(tmp_path.iterdir())
+
+
+@dataclass(frozen=True)
+class Counted(Processes):
+    """Two processes of which only this one is there."""
+
+    gathered: list[Any] = field(default_factory=list)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.gathered.append(value)
+        return [value, value]
+
+
+def test_the_others_do_not_wait_for_a_process_that_failed(tmp_path: Path) -> None:
+    first = Counted(0, 2)
+    with pytest.raises(ConfigError, match="not finite in half precision"):
+        kept_logits(_too_large(), make_images(), tmp_path / "logits", first)
+    assert len(first.gathered) == 1
+
+
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     images = make_images()
     with pytest.raises(
@@ -165,10 +195,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         Trainer(TAUGHT, tmp_path, images, teacher=Teacher(nn.Linear(5, 10)))
 
 
-def test_logits_that_half_precision_cannot_hold_are_refused() -> None:
+def _too_large() -> Teacher:
     teacher = make_teacher()
     assert isinstance(teacher.model.fc, nn.Linear)
     with torch.no_grad():
         teacher.model.fc.weight.mul_(1e6)
+    return teacher
+
+
+def test_logits_that_half_precision_cannot_hold_are_refused() -> None:
     with pytest.raises(ConfigError, match="not finite in half precision"):
-        teacher.logits(make_images())
+        _too_large().logits(make_images())
