@@ -195,10 +195,7 @@ def test_a_full_disk_keeps_the_last_state_and_the_training_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, **options, on_epoch=stop)
-    kept, message = (
-        path.read_bytes(),
-        r"epoch \d: no state was written: \[Errno 27\]",
-    )
+    kept, message = path.read_bytes(), r"epoch \d: no state was written: \[Errno 27\]"
     with full_disk(1000), pytest.warns(UserWarning, match=message) as caught:
         assert finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, **options) == expected
     assert len(caught) == 3
