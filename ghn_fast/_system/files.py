@@ -56,7 +56,7 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         aside.chmod(mode)
         sync(aside)
         aside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -124,8 +124,8 @@ def lock(file: IO[bytes]) -> None:
         return
 
 
-def _sync_folder(folder: Path) -> None:
-    """Puts the new name on the disk too; not every system can."""
+def sync_folder(folder: Path) -> None:
+    """Puts a file's new name on the disk too; not every system can."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

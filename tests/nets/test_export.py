@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import numpy as np
 import pytest
 
 from ghn_fast.nets import DeepNets1M, export_nets, graph_of, sample_net_args
-from ghn_fast.nets.published.export import PartialExportError
+from ghn_fast.nets.published.export import PartialExportError, _Exporter
 from ghn_fast.ops.shortest_paths import shortest_paths
 
 
@@ -172,6 +175,48 @@ def test_file_shorter_than_it_says(tmp_path: Path, small_chunks: None) -> None:
     graph = DeepNets1M("train", nets_dir=tmp_path)[8]
     assert graph.net_args is not None
     assert graph.digest() == graph_of(graph.net_args).digest()
+
+
+@pytest.mark.parametrize("can_reserve", [True, False])
+def test_a_full_disk_keeps_what_is_complete(
+    tmp_path: Path,
+    small_chunks: None,
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+    can_reserve: bool,
+) -> None:
+    """HDF5 makes a RuntimeError of it, as of a damaged file."""
+    if not can_reserve:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    splits = {"val": range(20)}
+    with pytest.raises(Interrupt):
+        export_nets(tmp_path, splits, on_progress=interrupt_after(4))
+    partial = tmp_path / "deepnets1m_eval.hdf5.partial"
+    progress = tmp_path / "deepnets1m_eval_progress.json.partial"
+    kept = progress.read_bytes()
+    for _ in range(2):
+        size = partial.stat().st_size + 1000
+        with full_disk(size), pytest.raises(OSError, match=r"too large: '.*\.partial'") as caught:
+            export_nets(tmp_path, splits)
+        assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(partial))
+        assert progress.read_bytes() == kept
+        if not can_reserve:  # HDF5 may leave a file that nothing opens
+            return
+    seen = []
+    export_nets(tmp_path, splits, on_progress=lambda done, _: seen.append(done))
+    assert seen[0] == 4
+    assert [net.digest() for net in DeepNets1M("val", nets_dir=tmp_path)] == [
+        net.digest() for net in DeepNets1M("val", num_nets=20)
+    ]
+
+
+def test_what_another_process_has_finished_meanwhile_stays(tmp_path: Path) -> None:
+    late = _Exporter(tmp_path, {"val": range(2)}, seed=0, workers=1)
+    paths = export_nets(tmp_path, {"val": range(3)})
+    with pytest.raises(FileExistsError, match="exists already"):
+        late.run(lambda done, total: None)
+    assert {*tmp_path.iterdir()} == {*paths}
+    assert len(DeepNets1M("val", nets_dir=tmp_path)) == 3
 
 
 def test_one_process_at_a_time(tmp_path: Path, small_chunks: None) -> None:

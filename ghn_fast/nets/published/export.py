@@ -12,12 +12,15 @@ goes on after the last complete chunk.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +28,7 @@ from typing import IO, Any
 import numpy as np
 
 from ghn_fast._core import core
-from ghn_fast._system.files import lock, read_text, sync, write_text
+from ghn_fast._system.files import lock, read_text, replace, sync, sync_folder, write_text
 from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.generate.philox import check_item
 from ghn_fast.nets.generate.sampler import (
@@ -47,6 +50,10 @@ CHUNK_NETWORKS = 2000
 _END, _RESERVED = slice(28, 36), 4096
 """Where a file's first block has its length, and how much of it may be reserved only: HDF5 takes
 room for what describes the content and for small arrays 2 KB at a time."""
+_ROOM, _ROOM_OF_NETWORK = 16384, 1024
+"""More than the bytes that HDF5 takes for a chunk beside its arrays: 2 KB, and 800 a network."""
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""Errors of a disk that is full, a file that is too large and a quota that is used up."""
 COMPRESSION = 1
 """Level of zlib: higher ones save a fifth of the room and take twice as long."""
 
@@ -96,6 +103,7 @@ def export_nets(
             a number of a network out of range.
         FileExistsError: the file exists already.
         PartialExportError: an unfinished export of other networks lies there, or it is damaged.
+        OSError: a file could not be written. What is complete is kept, as after an interruption.
     """
     exporter = _Exporter(Path(out), splits, seed, workers)
     return exporter.run(on_progress or (lambda done, total: None))
@@ -114,9 +122,12 @@ class _Exporter:
         self.partial = out / f"{self.path.name}.partial"
         self.lines = out / f"{self.meta_path.name}.partial"
         self.progress = out / f"deepnets1m_{name}_progress.json.partial"
+        self._refuse_existing()
+        out.mkdir(parents=True, exist_ok=True)
+
+    def _refuse_existing(self) -> None:
         if self.path.exists():
             raise FileExistsError(f"{self.path} exists already; remove it to write it anew")
-        out.mkdir(parents=True, exist_ok=True)
 
     def run(self, on_progress: Callable[[int, int], object]) -> tuple[Path, Path]:
         with self.lines.open("ab") as lines:
@@ -124,6 +135,9 @@ class _Exporter:
                 lock(lines)
             except BlockingIOError:
                 raise PartialExportError(f"another process is writing {self.path}") from None
+            if self.path.exists():  # another one has finished it since this one was made
+                self.lines.unlink(missing_ok=True)
+                self._refuse_existing()
             while not self._write_all(lines, on_progress):
                 warnings.warn(
                     f"{self.partial} was damaged by a process that was killed while it closed the "
@@ -143,7 +157,7 @@ class _Exporter:
         for chunk in self._chunks(done):
             try:
                 size += self._write(chunk, lines)
-            except (RuntimeError, KeyError):  # from HDF5; a full disk is an OSError
+            except (RuntimeError, KeyError):  # from HDF5, of what it reads
                 if done == 0 or done > first:
                     raise
                 return False
@@ -215,36 +229,44 @@ class _Exporter:
 
     def _write(self, chunk: Chunk, lines: IO[bytes]) -> int:
         """Writes a chunk to the disk; returns the length of its JSON."""
-        with self._open() as file:
-            group = file[chunk.split]
-            ends = np.cumsum(chunk.num_nodes)
-            for i, count in enumerate(chunk.num_nodes.tolist()):
-                rows = chunk.rows[ends[i] - count : ends[i]]
-                _write_network(group, str(chunk.start + i), rows, chunk.adjacencies[i])
         text = "".join(line + "\n" for line in chunk.lines).encode()
-        lines.write(text)
-        lines.flush()
-        os.fsync(lines.fileno())
-        sync(self.partial)
+        with _failures_of_system(self.partial):
+            with self._open(_room(chunk)) as file:
+                group = file[chunk.split]
+                ends = np.cumsum(chunk.num_nodes)
+                for i, count in enumerate(chunk.num_nodes.tolist()):
+                    rows = chunk.rows[ends[i] - count : ends[i]]
+                    _write_network(group, str(chunk.start + i), rows, chunk.adjacencies[i])
+            sync(self.partial)
+        with _failures_of_system(self.lines):
+            lines.write(text)
+            lines.flush()
+            os.fsync(lines.fileno())
         return len(text)
 
     def _create(self) -> None:
         """An empty file."""
         # Files that begin with a newer version's block cannot be opened again after a crash.
-        with import_h5py().File(self.partial, "w", libver=("v108", "v108")) as file:
+        h5py = import_h5py()
+        with (
+            _failures_of_system(self.partial),
+            h5py.File(self.partial, "w", libver=("v108", "v108")) as file,
+        ):
             file.attrs["title"] = "DeepNets-1M"
             for split, indices in self.splits.items():
                 group = file.create_group(split)
                 group.attrs["seed"] = np.uint64(self.seed)
                 group.attrs["first"] = np.uint64(indices.start)
 
-    def _open(self) -> Any:
+    def _open(self, room: int) -> Any:
         h5py = import_h5py()
         try:
-            self._restore_length()
+            self._prepare(room)
             # Since 1.10 a data set of one chunk takes little more room than the chunk.
             file = h5py.File(self.partial, "r+", libver=("v110", "v110"))
         except OSError as error:
+            if error.errno is not None:
+                raise
             raise PartialExportError(
                 f"{self.partial} cannot be opened: {error}; {self._start_anew()}"
             ) from None
@@ -256,13 +278,26 @@ class _Exporter:
         file.id.set_mdc_config(config)
         return file
 
-    def _restore_length(self) -> None:
-        """Closing a file, HDF5 cuts off what is reserved only, then writes the length into the
-        first block: a process killed between the two leaves a file that nothing opens."""
+    def _prepare(self, room: int) -> None:
+        """Makes the file as long as it says, and reserves room behind its end.
+
+        Closing a file, HDF5 cuts off what is reserved only, then writes the length into the first
+        block: a process killed between the two leaves a file that nothing opens. So does HDF5 that
+        finds the disk full.
+        """
         with self.partial.open("r+b") as file:
             end = int.from_bytes(file.read(_END.stop)[_END], "little")
-            if 0 < end - file.seek(0, os.SEEK_END) <= _RESERVED:
-                file.truncate(end)
+            length = file.seek(0, os.SEEK_END)
+            if 0 < end - length <= _RESERVED:
+                length = file.truncate(end)
+            if length < end or not hasattr(os, "posix_fallocate"):
+                return
+            try:
+                os.posix_fallocate(file.fileno(), end, room)
+            except OSError as error:
+                file.truncate(length)
+                if error.errno in _FULL:  # and not of a file system that cannot reserve
+                    raise
 
     # Progress.
 
@@ -295,10 +330,17 @@ class _Exporter:
 
     def _finish(self) -> None:
         """The HDF5 file gets its name last: where it is, all is complete."""
-        aside = self.meta_path.with_name(f".{self.meta_path.name}.tmp")
+        with _failures_of_system(self.meta_path):
+            replace(self.meta_path, self._write_meta)
+        self.partial.replace(self.path)
+        sync_folder(self.path.parent)
+        for path in (self.lines, self.progress):
+            path.unlink()
+
+    def _write_meta(self, path: Path) -> None:
         with (
             self.lines.open(encoding="utf-8") as lines,
-            aside.open("w", encoding="utf-8", newline="\n") as meta,
+            path.open("w", encoding="utf-8", newline="\n") as meta,
         ):
             for i, (split, indices) in enumerate(self.splits.items()):
                 meta.write(f'{", " if i else "{"}{json.dumps(split)}: {{"nets": [')
@@ -306,12 +348,22 @@ class _Exporter:
                     meta.write((", " if k else "") + lines.readline().rstrip("\n"))
                 meta.write(f'], "meta": {json.dumps(_numbers(split))}}}')
             meta.write("}")
-            meta.flush()
-            os.fsync(meta.fileno())
-        aside.replace(self.meta_path)
-        self.partial.replace(self.path)
-        for path in (self.lines, self.progress):
-            path.unlink()
+
+
+@contextmanager
+def _failures_of_system(path: Path) -> Iterator[None]:
+    """A failed write, as to a full disk, is an OSError that names the file.
+
+    HDF5 makes a RuntimeError of it, whose text has the number, or that of what it came from has.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError) as error:
+        told = re.search(r"errno = ([1-9]\d*)", f"{error} {error.__context__}")
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from None
 
 
 def _check(splits: Mapping[str, range], seed: int) -> None:
@@ -340,6 +392,11 @@ def _numbers(split: str) -> dict[str, dict[int, str]]:
     primitives = dict(enumerate((*NODE_TYPES, "conv_1x1")))
     names = core.deepnets_published_names(2 * RULES[split].steps[2])
     return {"primitives_ext": primitives, "unique_op_names": dict(enumerate(names))}
+
+
+def _room(chunk: Chunk) -> int:
+    arrays = sum(map(len, chunk.adjacencies)) + chunk.rows.nbytes
+    return arrays + _ROOM + _ROOM_OF_NETWORK * len(chunk.lines)
 
 
 def _compressed(distances: np.ndarray) -> bytes:
