@@ -229,6 +229,123 @@ def test_damaged_meta(folder: Path, change: Any, cause: str) -> None:
         nets[3]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "cause"),
+    [
+        ("n_cells", 10**9, "n_cells is 1000000000; it has to be int from 1 to 1000"),
+        ("fc_layers", 10**9, "fc_layers is 1000000000"),
+        ("C", 10**9, "C is 1000000000"),
+        ("C_mult", 10**9, "C_mult is 1000000000"),
+        ("n_cells", "9", "n_cells is '9'"),
+        ("ks", [3], "ks is a list"),
+        ("ks", -1, "ks is -1"),
+        ("ks", 4, "ks must be odd"),
+        ("fc_dim", 64.5, r"fc_dim is 64\.5"),
+        ("C", "32", "C is '32'"),
+        ("stem_type", 5, "stem_type is 5"),
+        ("stem_pool", None, "stem_pool is None; it has to be bool"),
+        ("norm", 1, "norm is 1"),
+        ("norm", "x", "unknown norm 'x'"),
+    ],
+)
+def test_arguments_of_no_network(folder: Path, name: str, value: Any, cause: str) -> None:
+    change_meta(folder, lambda part: part["nets"][3].update({name: value}))
+    nets = DeepNets1M(nets_dir=folder)
+    with pytest.raises(NetsFileError, match=f"meta.json, split 'train', network 3: {cause}"):
+        nets[3]
+
+
+def test_a_genotype_of_more_operations_than_there_are(folder: Path) -> None:
+    def grow(part: dict[str, Any]) -> None:
+        part["nets"][3]["n_cells"] = 1000
+        part["nets"][3]["genotype"]["normal"] += [["skip_connect", 0]] * 100
+
+    change_meta(folder, grow)
+    with pytest.raises(NetsFileError, match=r"network 3: it has \d+ operations, more than 50000"):
+        DeepNets1M(nets_dir=folder)[3]
+    change_meta(
+        folder, lambda part: part["nets"][3]["genotype"].update(normal_concat=[float("inf")])
+    )
+    with pytest.raises(NetsFileError, match="network 3: cannot convert float infinity"):
+        DeepNets1M(nets_dir=folder)[3]
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda part: part["nets"].__setitem__(3, None), "None instead of a dict"),
+        (lambda part: part["nets"].__setitem__(3, 7), "7 instead of a dict"),
+        (lambda part: part.update(nets=7), "not iterable"),
+        (lambda part: part["meta"]["primitives_ext"].update({"1": 7}), "7 instead of a str"),
+        (lambda part: part["meta"]["unique_op_names"].update({"1": []}), "a list instead of a str"),
+    ],
+)
+def test_meta_of_other_types(folder: Path, change: Any, cause: str) -> None:
+    change_meta(folder, change)
+    with pytest.raises(NetsFileError, match=f"meta.json, split 'train': TypeError: .*{cause}"):
+        DeepNets1M(nets_dir=folder)
+
+
+def test_json_nested_deeper_than_the_stack(folder: Path) -> None:
+    (folder / "deepnets1m_train_meta.json").write_text("[" * 100_000)
+    with pytest.raises(NetsFileError, match=r"meta\.json is not JSON"):
+        DeepNets1M(nets_dir=folder)
+
+
+def put(name: str, value: Any) -> Any:
+    """Puts something else where an array or a group was."""
+
+    def change(group: Any) -> None:
+        del group[name]
+        group.create_group(name) if value is None else group.create_dataset(name, data=value)
+
+    return change
+
+
+def say_a_size(group: Any) -> None:
+    """Arrays without content."""
+    del group["3"]
+    group.create_dataset("3/adj", (400_000, 400_000), "u1", chunks=(1000, 1000))
+    group.create_dataset("3/nodes", (400_000, 3), "u2", chunks=(1000, 3))
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (put("3", [1, 2]), "cannot be read"),
+        (put("3/adj", None), "cannot be read: .*no array of integers"),
+        (put("3/nodes", None), "cannot be read: .*no array of integers"),
+        (put("3/adj", "text"), "cannot be read: .*no array of integers"),
+        (put("3/nodes", [[0.5] * 3] * 335), "cannot be read: .*no array of integers"),
+        (put("3/adj", 7), r"'adj' is \(\) and 'nodes' is \(335, 3\)"),
+        (put("3/nodes", 7), r"'nodes' is \(\)"),
+        (say_a_size, "has 400000 nodes, 335 according to the JSON"),
+    ],
+)
+def test_data_of_other_types(folder: Path, change: Any, cause: str) -> None:
+    change_data(folder, change)
+    nets = DeepNets1M(nets_dir=folder)
+    with pytest.raises(NetsFileError, match=f"train.hdf5, split 'train', network 3: .*{cause}"):
+        nets[3]
+
+
+def test_no_network_is_as_large_as_a_file_may_say(folder: Path) -> None:
+    change_data(folder, say_a_size)
+    change_meta(folder, lambda part: part["nets"][3].pop("num_nodes"))
+    with pytest.raises(NetsFileError, match="has 400000 nodes; networks have 1 to 10000"):
+        DeepNets1M(nets_dir=folder)[3]
+
+
+def test_a_split_that_is_an_array(folder: Path) -> None:
+    import h5py
+
+    with h5py.File(folder / "deepnets1m_train.hdf5", "r+") as file:
+        del file["train"]
+        file["train"] = [1, 2]
+    with pytest.raises(NetsFileError, match="network 3: cannot be read"):
+        DeepNets1M(nets_dir=folder)[3]
+
+
 def test_meta_without_the_split(folder: Path) -> None:
     for name in ("deepnets1m_train.hdf5", "deepnets1m_train_meta.json"):
         shutil.copyfile(folder / name, folder / name.replace("train", "search"))

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from ghn_fast._system.errors import FileError, shown
 from ghn_fast._system.files import read_text
+from ghn_fast._system.typed import is_of
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.types import NODE_TYPE_INDEX
 from ghn_fast.nets.generate.graphs import with_flat_head
 from ghn_fast.nets.generate.sampler import evaluation_width, training_widths, wide_factor
-from ghn_fast.nets.space.genotypes import from_dict
+from ghn_fast.nets.space.genotypes import Genotype, from_dict
 from ghn_fast.nets.space.network import build_ghost
 
 ARGUMENTS = (
@@ -27,9 +29,24 @@ ARGUMENTS = (
 )
 """The arguments of `Network` that every network has in the JSON. The width, C, is not among them
 where it is chosen later."""
+_RANGES: dict[str, tuple[Any, int, int]] = {
+    "n_cells": (int, 1, 1000),
+    "ks": (int, 1, 99),
+    "stem_type": (int, 0, 1),
+    "stem_pool": (bool, 0, 1),
+    "preproc": (bool, 0, 1),
+    "C_mult": (int, 1, 10),
+    "fc_layers": (int, 0, 10),
+    "fc_dim": (int, 0, 100_000),
+    "glob_avg": (bool, 0, 1),
+    "C": (int, 1, 100_000),
+}
+"""Types of arguments, the least and the most: a file does not decide how much memory is taken."""
+_MOST_OPERATIONS, _MOST_NODES = 50_000, 10_000
+"""Of a network. Published ones have up to 1440 and 1400."""
 
 
-class NetsFileError(ValueError):
+class NetsFileError(FileError):
     """A file is damaged; the message names it, the network and the cause."""
 
 
@@ -79,15 +96,15 @@ class PublishedNets:
     def _read_meta(self) -> None:
         try:
             content = json.loads(read_text(self.meta_path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise NetsFileError(f"{self.meta_path} is not JSON: {error}") from None
         if not isinstance(content, dict) or self.split not in content:
             raise NetsFileError(f"{self.meta_path} has no split {self.split!r}")
         try:
             part = content[self.split]
-            self._nets: list[dict[str, Any]] = list(part["nets"])
-            self._types = {int(k): v for k, v in part["meta"]["primitives_ext"].items()}
-            self._names = {int(k): v for k, v in part["meta"]["unique_op_names"].items()}
+            self._nets: list[dict[str, Any]] = _all_of(dict, part["nets"])
+            self._types = _numbered(part["meta"]["primitives_ext"])
+            self._names = _numbered(part["meta"]["unique_op_names"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise NetsFileError(
                 f"{self.meta_path}, split {self.split!r}: {type(error).__name__}: {error}"
@@ -111,7 +128,8 @@ class PublishedNets:
         net_args = {name: stored[name] for name in ARGUMENTS}
         try:
             net_args["genotype"] = from_dict(stored["genotype"])
-        except (ValueError, TypeError) as error:
+            _check_arguments(stored, net_args["genotype"])
+        except (ValueError, TypeError, OverflowError) as error:
             raise self._error(index, str(error), self.meta_path) from None
         if self.split == "train":
             net_args["C"], net_args["fc_dim"] = training_widths(seed, index, net_args, large_images)
@@ -125,7 +143,10 @@ class PublishedNets:
         """The stored graph of network `index`, with the shapes of the network's parameters."""
         net_args = self.net_args(index, seed, large_images)
         adjacency, rows = self._read(index)
-        network = build_ghost(net_args, num_classes, large_images)
+        try:
+            network = build_ghost(net_args, num_classes, large_images)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise self._error(index, str(error), self.meta_path) from None
         parameters = dict(network.named_parameters())
         stored = [self._node(index, row, parameters) for row in rows.tolist()]
         nodes = with_flat_head(stored, net_args, large_images)
@@ -147,20 +168,31 @@ class PublishedNets:
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """The (N, N) distances and the (N, 3) numbers of type, cell and name."""
+        file = self._open()
         try:
-            group = self._open()[self.split][str(index)]
-            adjacency, rows = group["adj"][()], group["nodes"][()]
-        except (KeyError, OSError, RuntimeError) as error:
+            group = file[self.split][str(index)]
+            adjacency, rows = _integers(group["adj"]), _integers(group["nodes"])
+            self._check_shapes(index, adjacency.shape, rows.shape)
+            return adjacency[()], rows[()]
+        except NetsFileError:
+            raise
+        except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
             raise self._error(index, f"cannot be read: {error}") from None
-        size = len(rows)
-        if adjacency.shape != (size, size) or rows.shape != (size, 3):
+
+    def _check_shapes(self, index: int, adjacency: Any, rows: Any) -> None:
+        """Before anything is read, as a file may say any size."""
+        size = rows[0] if rows else 0
+        if (adjacency, rows) != ((size, size), (size, 3)):
             raise self._error(
-                index, f"'adj' is {adjacency.shape} and 'nodes' is {rows.shape}; they do not match"
+                index, f"'adj' is {adjacency} and 'nodes' is {rows}; they do not match"
             )
         expected = self._nets[index].get("num_nodes", size)
         if size != expected:
-            raise self._error(index, f"it has {size} nodes, {expected} according to the JSON")
-        return adjacency, rows
+            raise self._error(
+                index, f"it has {size} nodes, {shown(expected)} according to the JSON"
+            )
+        if not 0 < size <= _MOST_NODES:
+            raise self._error(index, f"it has {size} nodes; networks have 1 to {_MOST_NODES}")
 
     def _open(self) -> Any:
         # HDF5 handles do not survive a fork.
@@ -193,6 +225,39 @@ class PublishedNets:
     def _error(self, index: int, cause: str, path: Path | None = None) -> NetsFileError:
         where = f"{path or self.path}, split {self.split!r}, network {index}"
         return NetsFileError(f"{where}: {cause}")
+
+
+def _all_of(kind: type, values: Any) -> list[Any]:
+    for value in values:
+        if not isinstance(value, kind):
+            raise TypeError(f"{shown(value)} instead of a {kind.__name__}")
+    return list(values)
+
+
+def _numbered(names: dict[str, Any]) -> dict[int, str]:
+    return dict(zip(map(int, names.keys()), _all_of(str, names.values()), strict=True))
+
+
+def _check_arguments(stored: dict[str, Any], genotype: Genotype) -> None:
+    """Raises a ValueError where arguments are of another type, or larger than those of any net."""
+    if not is_of(stored["norm"], str | None):
+        raise ValueError(f"norm is {shown(stored['norm'])}")
+    for name, (kind, least, most) in _RANGES.items():
+        value: Any = stored.get(name)
+        if name == "C" and value is None:
+            continue
+        if not (is_of(value, kind) and least <= value <= most):
+            allowed = f"{kind.__name__} from {least} to {most}"
+            raise ValueError(f"{name} is {shown(value)}; it has to be {allowed}")
+    operations = stored["n_cells"] * len(genotype.operations)
+    if operations > _MOST_OPERATIONS:
+        raise ValueError(f"it has {operations} operations, more than {_MOST_OPERATIONS}")
+
+
+def _integers(data: Any) -> Any:
+    if not isinstance(data, import_h5py().Dataset) or data.dtype.kind not in "iu":
+        raise TypeError(f"{data} is no array of integers")
+    return data
 
 
 def _node_type(primitive: str) -> str:
