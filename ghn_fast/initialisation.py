@@ -173,8 +173,8 @@ def select_weights_(model: Model, larger: nn.Module) -> Model:
     dimension, evenly spaced ones, so that the channels chosen of one layer are those that the next
     layer reads. As libraries number blocks in their order, the first blocks of each stage are
     chosen. What is missing in the larger model, has other dimensions or is larger than there keeps
-    its value. An output layer for other classes gets values of theirs: fit it
-    (:func:`ghn_fast.fit_head_`) or train it.
+    its value, and so do integers, such as indices, of another shape. An output layer for other
+    classes gets values of theirs: fit it (:func:`ghn_fast.fit_head_`) or train it.
 
     Args:
         model: of the same family as the larger one, as ``vit_tiny`` and ``vit_small`` of timm.
@@ -197,7 +197,7 @@ def select_weights_(model: Model, larger: nn.Module) -> Model:
     fitting = [
         (value, given[name])
         for name, value in model.state_dict().items()
-        if name in given and _is_within(value.shape, given[name].shape)
+        if name in given and _fits(value, given[name])
     ]
     if not fitting:
         raise ValueError(
@@ -212,8 +212,14 @@ def select_weights_(model: Model, larger: nn.Module) -> Model:
     return model
 
 
-def _is_within(shape: torch.Size, larger: torch.Size) -> bool:
-    return len(shape) == len(larger) and all(a <= b for a, b in zip(shape, larger, strict=True))
+def _fits(value: Any, source: Any) -> bool:
+    """Whether values can be chosen of a source; a module's extra state may be anything."""
+    if not (isinstance(value, Tensor) and isinstance(source, Tensor)):
+        return False
+    if not all(one.is_floating_point() or one.is_complex() for one in (value, source)):
+        return value.shape == source.shape  # of indices, some alone point to nothing
+    pairs = zip(value.shape, source.shape, strict=False)
+    return value.dim() == source.dim() and all(size <= whole for size, whole in pairs)
 
 
 @dataclass

@@ -187,3 +187,24 @@ def test_what_the_larger_model_lacks_is_kept() -> None:
     assert small[0].bias.equal(large[0].bias[[0, 2]])
     with pytest.raises(ValueError, match="larger model of the same family"):
         ghn_fast.select_weights_(nn.Linear(9, 9), large)
+
+
+def test_tables_of_indices_are_not_thinned_out() -> None:
+    small = models.SwinTransformer([2, 2], 24, [2, 2], [2, 4], [4, 4], num_classes=10)
+    large = models.SwinTransformer([4, 4], 48, [2, 2], [3, 6], [7, 7], num_classes=10)
+    before = {name: value.clone() for name, value in small.named_buffers()}
+    ghn_fast.select_weights_(small, large)
+    assert all(value.equal(before[name]) for name, value in small.named_buffers())
+    assert small(_inputs(count=1)).isfinite().all()
+    counted, whole = nn.BatchNorm1d(2), nn.BatchNorm1d(4)
+    whole(torch.randn(3, 4))
+    assert ghn_fast.select_weights_(counted, whole).num_batches_tracked == 1
+
+
+def test_extra_state_is_kept() -> None:
+    class Noted(nn.Linear):
+        def get_extra_state(self) -> str:
+            return "a note"
+
+    small, large = Noted(2, 3), Noted(5, 6)
+    assert ghn_fast.select_weights_(small, large).bias.equal(large.bias[[0, 2, 4]])
