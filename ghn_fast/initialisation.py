@@ -132,8 +132,9 @@ def mimetic_(
     Learned tables of positions of a square grid become sines and cosines of rows and columns, each
     with a quarter of the D channels (arXiv 2205.01580); tokens before the grid keep theirs.
 
-    Known are ``nn.MultiheadAttention`` and modules with one linear layer for query, key and value
-    and one for the output, as timm's (``qkv``, ``proj``) and those of DeepNets-1M's networks.
+    Known are ``nn.MultiheadAttention`` and modules with one linear layer for query, key and value,
+    all of one width, and one for the output, as timm's (``qkv``, ``proj``) and those of
+    DeepNets-1M's networks. Others, as with fewer keys than queries, keep their values.
 
     Args:
         model: with its parameters at random.
@@ -155,7 +156,8 @@ def mimetic_(
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no attention that mimetic initialisation knows: "
-            "nn.MultiheadAttention, or a module with layers qkv and proj"
+            "nn.MultiheadAttention, or a module with num_heads and linear layers qkv, which gives "
+            "queries, keys and values of one width, and proj"
         )
     for attention in found:
         attention.initialise(generator)
@@ -247,7 +249,11 @@ class _Attention:
         joint, output, heads = (_first(module, names) for names in _NAMES)
         if isinstance(output, nn.Sequential):
             output = next((layer for layer in output if isinstance(layer, nn.Linear)), None)
-        if not (isinstance(joint, nn.Linear) and isinstance(output, nn.Linear) and heads):
+        if not (isinstance(joint, nn.Linear) and isinstance(output, nn.Linear)):
+            return None
+        width, inner = output.weight.shape
+        fits = joint.weight.shape == (3 * inner, width)
+        if not (fits and isinstance(heads, int) and heads > 0 and inner % heads == 0):
             return None
         biases = [layer.bias for layer in (joint, output) if layer.bias is not None]
         return cls(joint.weight, output.weight, heads, biases)
@@ -274,8 +280,13 @@ class _Attention:
         noise = torch.randn(width, width, generator=generator) / math.sqrt(width)
         u, s, v = torch.linalg.svd(shares[0] * noise + sign * shares[1] * torch.eye(width))
         root = s[:rank].sqrt().unsqueeze(1)
-        left.copy_(root * u.T[:rank])
-        right.copy_(root * v[:rank])
+        factors = root * u.T[:rank], root * v[:rank]
+        if rank > width:
+            # The product needs D rows; what is zero in both factors would never get a gradient.
+            spread = nn.init.orthogonal_(torch.empty(rank, width), generator=generator)
+            factors = spread @ factors[0], spread @ factors[1]
+        left.copy_(factors[0])
+        right.copy_(factors[1])
 
 
 _NAMES = ("qkv", "to_qkv"), ("proj", "to_out"), ("num_heads", "heads")

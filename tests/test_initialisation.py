@@ -149,6 +149,40 @@ def test_attention_of_other_libraries() -> None:
         assert all("qkv" in n or "to_out" in n or "proj" in n or "pos" in n for n in changed)
 
 
+class _JointAttention(nn.Module):
+    """With the names of the vit-pytorch package."""
+
+    def __init__(self, queries: int, keys: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(16, queries + 2 * keys, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(queries, 16), nn.Dropout(0.0))
+
+
+def test_more_channels_than_the_input_all_take_part() -> None:
+    attention = ghn_fast.mimetic_(
+        _JointAttention(96, 96, 4), generator=torch.Generator().manual_seed(0)
+    )
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = attention.to_qkv.weight.detach().chunk(3)
+    noise = torch.randn(16, 16, generator=generator) / 4
+    product = query[:24].T @ key[:24]
+    torch.testing.assert_close(product, 0.7 * noise + 0.7 * torch.eye(16), rtol=0, atol=1e-5)
+    projection = attention.to_out[0].weight.detach()
+    assert (value.T @ projection.T).diagonal().mean() == pytest.approx(-0.4, abs=0.1)
+    assert all(part.norm(dim=1).min() > 0.01 for part in (query, key, value, projection.T))
+
+
+@pytest.mark.parametrize(("queries", "keys", "heads"), [(16, 4, 4), (18, 18, 4)])
+def test_attention_of_unequal_parts_is_left(queries: int, keys: int, heads: int) -> None:
+    other = _JointAttention(queries, keys, heads)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match="values of one width"):
+        ghn_fast.mimetic_(other)
+    ghn_fast.mimetic_(nn.ModuleList([other, nn.MultiheadAttention(8, 2)]))
+    assert all(value.equal(before[name]) for name, value in other.state_dict().items())
+
+
 def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="ResNet has no attention"):
         ghn_fast.mimetic_(models.resnet18())
