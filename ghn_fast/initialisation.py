@@ -38,8 +38,10 @@ def lsuv_(
     All of it takes one forward pass: a layer is run again alone, and what comes after it is fed
     its final outputs. Batch norm normalises by the inputs' own statistics meanwhile and keeps none.
 
-    Layers that the model does not call, as the output projection of ``nn.MultiheadAttention``, and
-    those whose weight is computed from other parameters keep theirs.
+    A weight that several layers share is scaled where it is used first. Layers that the model does
+    not call, as the output projection of ``nn.MultiheadAttention``, those whose weight is computed
+    from other parameters and those that share it with another kind of module, as an output layer
+    with an embedding, keep theirs.
 
     Args:
         model: with its parameters at random.
@@ -61,12 +63,8 @@ def lsuv_(
         >>> bool(0.9 < model.conv1(inputs).var() < 1.1)
         True
     """
-    layers = {
-        module: (name, module.weight.clone())
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, _ConvNd)) and "weight" in module._parameters
-    }
-    done: set[nn.Module] = set()
+    layers = {layer: (name, layer.weight.clone()) for name, layer in _scaled(model)}
+    done: set[int] = set()
     try:
         with restored(model), ExitStack() as stack:
             use_batch_statistics(model.eval())
@@ -83,30 +81,44 @@ def lsuv_(
     return model
 
 
+def _scaled(model: nn.Module) -> list[tuple[str, Any]]:
+    """Linear layers and convolutions, by name, whose weights are theirs and no other kind's."""
+    kinds = nn.Linear, _ConvNd
+    others = [module for module in model.modules() if not isinstance(module, kinds)]
+    shared = {id(value) for module in others for value in module._parameters.values()}
+    return [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, kinds)
+        and "weight" in layer._parameters
+        and id(layer.weight) not in shared
+    ]
+
+
 def _nothing(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
     pass
 
 
 def _orthogonalise(
-    done: set[nn.Module], generator: torch.Generator | None, layer: Any, _: tuple[Any, ...]
+    done: set[int], generator: torch.Generator | None, layer: Any, _: tuple[Any, ...]
 ) -> None:
-    if layer not in done:
+    if id(layer.weight) not in done:
         # Any memory format, and precisions that have no QR decomposition.
         plain = torch.empty(layer.weight.shape, device=layer.weight.device)
         layer.weight.copy_(nn.init.orthogonal_(plain, generator=generator))
 
 
 def _scale(
-    done: set[nn.Module],
+    done: set[int],
     name: str,
     layer: Any,
     arguments: tuple[Any, ...],
     keywords: dict[str, Any],
     output: Tensor,
 ) -> Tensor:
-    if layer in done:
+    if id(layer.weight) in done:
         return output
-    done.add(layer)
+    done.add(id(layer.weight))
     for _ in range(MOST_STEPS):
         variance = float(output.float().var())
         if not math.isfinite(variance):

@@ -85,6 +85,30 @@ def test_a_layer_that_is_used_twice_is_scaled_once() -> None:
     assert abs(float(layer(inputs).detach().var()) - 1) < 0.1
 
 
+def test_a_weight_of_two_layers_is_scaled_where_it_is_used_first() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+
+    class Louder(nn.Tanh):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 10 * super().forward(inputs)
+
+    inputs = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    ghn_fast.lsuv_(nn.Sequential(first, Louder(), second), inputs)
+    assert abs(float(first(inputs).detach().var()) - 1) < 0.1
+
+
+def test_a_weight_of_an_embedding_is_kept() -> None:
+    embedding, layer, output = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9)
+    output.weight = embedding.weight
+    before = embedding.weight.detach().clone()
+    model = nn.Sequential(embedding, layer, output)
+    ghn_fast.lsuv_(model, torch.arange(9))
+    assert embedding.weight.equal(before)
+    assert abs(float(layer(embedding.weight).detach().var()) - 1) < 0.1
+
+
 def test_what_is_not_finite_changes_nothing() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     before = {name: value.clone() for name, value in model.state_dict().items()}
