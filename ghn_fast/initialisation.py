@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast._system.batches import run
 from ghn_fast._system.restored import restored
+from ghn_fast._system.writable import check_writable
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,7 +54,8 @@ def lsuv_(
         The same model.
 
     Raises:
-        ValueError: what a layer gives is not finite. The model is as it was then.
+        ValueError: what a layer gives is not finite, or a parameter is on the meta device, not yet
+            initialised or made in inference mode. The model is as it was then.
 
     Examples:
         >>> model = torchvision.models.resnet18(num_classes=10)
@@ -63,6 +65,7 @@ def lsuv_(
         >>> bool(0.9 < model.conv1(inputs).var() < 1.1)
         True
     """
+    check_writable(model.named_parameters())
     layers = {layer: (name, layer.weight.clone()) for name, layer in _scaled(model)}
     done: set[int] = set()
     try:
@@ -157,13 +160,15 @@ def mimetic_(
         The same model.
 
     Raises:
-        ValueError: the model has no such attention.
+        ValueError: the model has no such attention, or a
+            parameter is on the meta device, not yet initialised or made in inference mode.
 
     Examples:
         >>> model = torchvision.models.VisionTransformer(32, 4, 2, 3, 96, 192, num_classes=10)
         >>> model is ghn_fast.mimetic_(model, generator=torch.Generator().manual_seed(0))
         True
     """
+    check_writable(model.named_parameters())
     found = [one for module in model.modules() if (one := _Attention.of(module)) is not None]
     if not found:
         raise ValueError(
@@ -198,7 +203,8 @@ def select_weights_(model: Model, larger: nn.Module) -> Model:
         The same model.
 
     Raises:
-        ValueError: the larger model has no value that fits.
+        ValueError: the larger model has no value that fits, or a
+            parameter is on the meta device, not yet initialised or made in inference mode.
 
     Examples:
         >>> model, larger = torchvision.models.resnet18(), torchvision.models.resnet34()
@@ -207,6 +213,9 @@ def select_weights_(model: Model, larger: nn.Module) -> Model:
         >>> bool(torch.equal(model.layer2[1].conv1.weight, larger.layer2[1].conv1.weight))
         True
     """
+    check_writable(model.named_parameters())
+    if any(parameter.is_meta for parameter in larger.parameters()):
+        raise ValueError("the larger model is on the meta device: load its trained weights first")
     given = larger.state_dict()
     fitting = [
         (value, given[name])

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 from torch import nn
 
+from ghn_fast._system.writable import check_writable
 from ghn_fast.ghn import GHN, Plan
 from ghn_fast.ghn.hub import resolve
 from ghn_fast.ghn.place.keep import NO_NODE, by_choice
@@ -217,18 +218,8 @@ def _check(model: nn.Module, uses: Uses, fill: bool) -> None:
         )
     if not uses.parameters:
         raise ValueError(f"{type(model).__name__} has no parameters to predict")
+    check_writable(uses.parameters.items(), fill)
     for name, parameter in uses.parameters.items():
-        if nn.parameter.is_lazy(parameter):
-            raise ValueError(
-                f"parameter {name!r} has no shape yet: call the model once on an example input "
-                "to initialise its lazy modules, then predict"
-            )
-        if parameter.is_meta and not fill:
-            raise ValueError(
-                f"parameter {name!r} is on the meta device and has no memory to write to: build "
-                "the model on a real device (to_empty() would leave constants and buffers unset), "
-                "or pass fill=True"
-            )
         if not (parameter.is_floating_point() or parameter.is_complex()):
             raise ValueError(
                 f"parameter {name!r} is {parameter.dtype}; only floating-point parameters can be "
@@ -250,11 +241,6 @@ def _check(model: nn.Module, uses: Uses, fill: bool) -> None:
             raise ValueError(
                 f"parameter {name!r} is expanded: several of its elements share one place in "
                 "memory, so that they cannot be written to; clone() it first"
-            )
-        if parameter.is_inference() and not torch.is_inference_mode_enabled():
-            raise ValueError(
-                f"parameter {name!r} was made in inference mode and cannot be written outside it: "
-                "build the model outside torch.inference_mode(), or predict inside"
             )
 
 

@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ghn_fast._system.writable import check_writable
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -50,7 +52,8 @@ def refine_(
         The same model.
 
     Raises:
-        ValueError: a negative number, or a weight that is computed from other parameters.
+        ValueError: a negative number, a weight that is computed from other parameters, or a
+            parameter on the meta device, not yet initialised or made in inference mode.
 
     Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
@@ -60,6 +63,7 @@ def refine_(
     """
     if noise < 0 or first_layer < 0 or min_channels < 0:
         raise ValueError("noise, first_layer and min_channels must not be negative")
+    check_writable(model.named_parameters())
     for number, weight in enumerate(_weights(model)[:-1], start=1):
         if number < first_layer or max(weight.shape[:2]) <= min_channels:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -266,3 +267,28 @@ def test_extra_state_is_kept() -> None:
 
     small, large = Noted(2, 3), Noted(5, 6)
     assert ghn_fast.select_weights_(small, large).bias.equal(large.bias[[0, 2, 4]])
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        ghn_fast.mimetic_,
+        ghn_fast.refine_,
+        lambda model: ghn_fast.lsuv_(model, _inputs()),
+        lambda model: ghn_fast.select_weights_(model, _vision_transformer()),
+    ],
+)
+def test_what_cannot_be_written_to_is_refused(start: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"'class_token' is on the meta device.*fill=True"):
+        start(_vision_transformer().to("meta"))
+    with torch.inference_mode():
+        model = _vision_transformer()
+    with pytest.raises(ValueError, match="'class_token' was made in inference mode"):
+        start(model)
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet"):
+        start(nn.Sequential(nn.LazyLinear(3), _vision_transformer()))
+
+
+def test_a_larger_model_without_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="load its trained weights"):
+        ghn_fast.select_weights_(nn.Linear(2, 2), nn.Linear(3, 3, device="meta"))
