@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from html import escape
 from typing import Any, NamedTuple
@@ -244,7 +244,8 @@ def spreads(graph: Graph, model: nn.Module, inputs: Any) -> dict[str, float]:
 
     Args:
         graph: of the model.
-        model: whose modules are watched; a container whose parts were is left out.
+        model: whose modules are watched; a container whose parts were is left out, and so is what
+            returns no tensor.
         inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
 
     Examples:
@@ -266,7 +267,10 @@ def spreads(graph: Graph, model: nn.Module, inputs: Any) -> dict[str, float]:
 
 def _watch(found: dict[str, float], name: str, module: nn.Module, args: Any, output: Any) -> None:
     inside = f"{name}." if name else ""
-    if not any(other.startswith(inside) for other in found):
+    if any(other.startswith(inside) for other in found):
+        return
+    # A layer may return anything, unlike a classifier.
+    with suppress(AttributeError, LookupError, StopIteration):
         found.setdefault(name, float(logits_of(output).float().std()))
 
 

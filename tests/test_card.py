@@ -7,9 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +155,42 @@ def test_spreads_are_those_of_the_outputs_and_the_model_is_left() -> None:
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not model.conv._forward_hooks
+
+
+@dataclass
+class Features:
+    map: Tensor
+
+
+class Stem(nn.Module):
+    """Owns a weight and returns no tensor."""
+
+    def __init__(self, returned: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+        self.returned = returned
+
+    def forward(self, images: Tensor) -> Any:
+        self.features = nn.functional.conv2d(images, self.weight)
+        return self.returned(self.features)
+
+
+@pytest.mark.parametrize("returned", [Features, lambda _: None, lambda _: (), lambda _: {}])
+def test_a_layer_that_returns_no_tensor_is_left_out(returned: Callable[[Tensor], Any]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = Stem(returned)
+            self.fc = nn.Linear(4, 10)
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.stem(images)
+            return self.fc(self.stem.features.mean((2, 3)))
+
+    model, images = Model(), torch.randn(2, 3, 8, 8)
+    graph = Graph.from_model(model, images)
+    assert any(node.parameter == "stem.weight" for node in graph.nodes)
+    assert list(spreads(graph, model, images)) == ["fc"]
 
 
 def test_a_signal_that_dies_or_explodes_is_drawn(model: nn.Module) -> None:
