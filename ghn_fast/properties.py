@@ -8,6 +8,8 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -117,13 +119,13 @@ def search(labels: Labels, ghn: GHN, name: str, nets: DeepNets1M) -> Found:
         ImportError: scikit-learn is missing.
         ValueError: there are too few labels.
     """
-    networks = labels.networks
+    split = attrgetter("split")
+    networks = sorted(labels.networks, key=split)  # groups are of neighbours
     if len(networks) < 2 * FOLDS:
         raise ValueError(f"there are {len(networks)} labels; needed are {2 * FOLDS}")
     values = property_values(networks, labels.steps, learning_level(networks))[name]
     of = _embedded(ghn)
-    splits = sorted({n.split for n in networks})
-    known = np.concatenate([of([n for n in networks if n.split == split]) for split in splits])
+    known = np.concatenate([of(list(group)) for _, group in groupby(networks, split)])
     regression = fitted(known, values)
     start = time.perf_counter()
     features = embed(nets, ghn).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,16 @@ def test_search_finds_the_deepest(ghn: GHN, labels: Labels) -> None:
     assert found.value > found.median
     assert found.median == pytest.approx(np.median(depths), rel=0.25)
     assert search(labels, ghn, "inference time", nets).value < found.median
+
+
+@pytest.mark.usefixtures("small_grid")
+def test_search_takes_labels_in_any_order(ghn: GHN, labels: Labels) -> None:
+    pytest.importorskip("sklearn")
+    nets = DeepNets1M("search", num_nets=10)
+    pairs = zip(labels.networks[:40], labels.networks[40:], strict=True)
+    mixed = replace(labels, networks=[network for pair in pairs for network in pair])
+    found, expected = (search(some, ghn, "accuracy", nets) for some in (mixed, labels))
+    assert (found.index, found.value) == (expected.index, expected.value)
 
 
 def test_statistics_of_graphs(labels: Labels) -> None:
