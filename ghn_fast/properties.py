@@ -210,6 +210,8 @@ def steps_to(level: float, curve: Sequence[float], steps: int) -> float:
     for place, value in enumerate(curve):
         now = (place + 0.5) * part
         if value >= level:
+            if value == before:  # a level of 0, which the curve only stays at
+                return now
             return middle + (now - middle) * (level - before) / (value - before)
         before, middle = value, now
     return float(steps)

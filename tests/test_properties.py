@@ -111,6 +111,10 @@ def test_steps_to_a_level(level: float, expected: float) -> None:
     assert steps_to(level, [10.0, 30.0, 50.0], 30) == pytest.approx(expected)
 
 
+def test_steps_to_a_level_of_nothing() -> None:
+    assert steps_to(0.0, [0.0, 0.0], 10) == 2.5
+
+
 def test_too_few_labels(ghn: GHN, labels: Labels) -> None:
     with pytest.raises(ValueError, match="of 9 networks of val and 40 of test"):
         correlations(labels.with_networks(labels.networks[:49]), ghn)
