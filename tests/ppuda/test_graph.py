@@ -125,7 +125,14 @@ def test_batch(make_net: MakeNet) -> None:
     assert torch.equal(batch.edges[batch.edges[:, 3] == 1][:, :3], graphs[1].edges)
     assert (batch.net_args, batch.net_inds) == ([{"C": 8}, None], [3, None])
     assert batch.node_info[0] == graphs[0].node_info
-    assert len(GraphBatch([])) == 0
+
+
+def test_a_batch_of_nothing() -> None:
+    batch = GraphBatch([]).to_device("cpu")
+    assert len(batch) == 0
+    for part, shape in ((batch.n_nodes, (0,)), (batch.node_feat, (0, 2)), (batch.edges, (0, 4))):
+        assert part.shape == shape
+        assert part.dtype == torch.int64
 
 
 def test_properties() -> None:
@@ -167,6 +174,11 @@ def test_num_valid_nodes_leaves_the_model() -> None:
     assert Graph(model).num_valid_nodes() == -1
     with pytest.raises(ValueError, match="pass the model"):
         Graph.from_core(Graph(model).core).num_valid_nodes()
+
+
+def test_a_frozen_model_has_no_valid_nodes() -> None:
+    model = Residual().requires_grad_(False)
+    assert Graph(model).num_valid_nodes() == 0
 
 
 def test_node_types() -> None:

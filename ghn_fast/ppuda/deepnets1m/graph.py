@@ -154,6 +154,8 @@ class Graph:
             loss = (output[0] if isinstance(output, tuple | list) else output).mean()
             if not loss.isfinite():
                 return -1
+            if not loss.requires_grad:
+                return 0  # all parameters are frozen
             parameters = [p for p in model.parameters() if p.requires_grad]
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         return sum(g is not None and float(g.abs().sum()) > _SMALLEST_GRADIENT for g in gradients)
@@ -270,15 +272,17 @@ class GraphBatch:
     @property
     def n_nodes(self) -> Any:
         counts = [graph.n_nodes for graph in self.graphs]
-        return counts if self._device is None else torch.tensor(counts, device=self._device)
+        if self._device is None:
+            return counts
+        return torch.tensor(counts, dtype=torch.int64, device=self._device)
 
     @property
     def node_feat(self) -> Any:
-        return self._joined([graph.node_feat for graph in self.graphs])
+        return self._joined([graph.node_feat for graph in self.graphs], 1)
 
     @property
     def edges(self) -> Any:
-        return self._joined([graph.edges for graph in self.graphs])
+        return self._joined([graph.edges for graph in self.graphs], 3)
 
     @property
     def node_info(self) -> list[list[list[NodeInfo]]]:
@@ -292,13 +296,16 @@ class GraphBatch:
     def net_inds(self) -> list[int | None]:
         return [graph.net_idx for graph in self.graphs]
 
-    def _joined(self, rows: Sequence[Tensor]) -> Any:
-        """Rows of each graph with its number as their last column."""
+    def _joined(self, rows: Sequence[Tensor], width: int) -> Any:
+        """Rows of each graph, so wide, with its number as their last column."""
         numbered = [
             torch.cat((part, torch.full((len(part), 1), number)), dim=1)
             for number, part in enumerate(rows)
         ]
-        return numbered if self._device is None else torch.cat(numbered).to(self._device)
+        if self._device is None:
+            return numbered
+        none = torch.empty(0, width + 1, dtype=torch.int64)
+        return torch.cat([none, *numbered]).to(self._device)
 
     def __getitem__(self, index: int) -> Graph:
         return self.graphs[index]
