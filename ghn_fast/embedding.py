@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,8 @@ from ghn_fast.nets import DeepNets1M
 _BATCH = 32
 """Graphs; the distances of more do not stay in a core's cache."""
 
-Models = nn.Module | Graph | Iterable[nn.Module | Graph]
+Named = Mapping[str, nn.Module | Graph]
+Models = nn.Module | Graph | Named | Iterable[nn.Module | Graph]
 
 
 @torch.no_grad()
@@ -28,8 +28,8 @@ def embed(models_or_graphs: Models, ghn: GHN | str | Path | None = None) -> Tens
     """Each architecture as a vector: the mean of its node embeddings.
 
     Args:
-        models_or_graphs: a model or graph, or many; of a :class:`ghn_fast.DeepNets1M` no graphs
-            are made one by one.
+        models_or_graphs: a model or graph, or many, by name or not; of a
+            :class:`ghn_fast.DeepNets1M` no graphs are made one by one.
         ghn: a GHN, or what :func:`ghn_fast.from_pretrained` takes; by default the shipped one.
 
     Returns:
@@ -46,15 +46,14 @@ def embed(models_or_graphs: Models, ghn: GHN | str | Path | None = None) -> Tens
     network = resolve(ghn)
     if isinstance(models_or_graphs, DeepNets1M) and models_or_graphs.is_sampled:
         return _of_sampled(models_or_graphs, network)
-    one = isinstance(models_or_graphs, (nn.Module, Graph))
-    given: Iterable[Any] = [models_or_graphs] if one else models_or_graphs  # type: ignore[assignment]
-    means = [_means(network, GraphBatch(graphs)) for graphs in _batches(given, network)]
+    batches = _batches(_each(models_or_graphs), network)
+    means = [_means(network, GraphBatch(graphs)) for graphs in batches]
     return torch.cat(means) if means else torch.empty(0, network.config.hid)
 
 
 def similar(
     model: nn.Module | Graph,
-    among: Mapping[str, nn.Module | Graph] | Sequence[nn.Module | Graph],
+    among: Named | Sequence[nn.Module | Graph],
     ghn: GHN | str | Path | None = None,
 ) -> list[tuple[str | int, float]]:
     """Which of several architectures a GHN sees as most alike to one.
@@ -75,7 +74,7 @@ def similar(
         2
     """
     names: list[str | int] = list(among) if isinstance(among, Mapping) else [*range(len(among))]
-    others = embed(list(among.values()) if isinstance(among, Mapping) else among, ghn)
+    others = embed(among, ghn)
     centre = others.mean(dim=0)
     alike = torch.cosine_similarity(others - centre, embed(model, ghn) - centre)
     return [(names[place], float(alike[place])) for place in alike.argsort(descending=True)]
@@ -86,11 +85,26 @@ def principal_components(embeddings: Tensor, count: int = 2) -> Tensor:
 
     As in figure 6 of arXiv 2110.13100. The sign of each is that which makes its largest entry
     positive.
+
+    Raises:
+        ValueError: there are fewer embeddings or coordinates than ``count``.
     """
+    if not 1 <= count <= min(embeddings.shape):
+        rows, width = embeddings.shape
+        raise ValueError(
+            f"{rows} embeddings of {width} coordinates have {min(rows, width)} principal "
+            f"components, and count is {count}"
+        )
     left, scale, _ = torch.linalg.svd(embeddings - embeddings.mean(dim=0), full_matrices=False)
     found = left[:, :count] * scale[:count]
     largest = found.gather(0, found.abs().argmax(dim=0, keepdim=True))
     return found * largest.sign()
+
+
+def _each(models: Models) -> Iterable[nn.Module | Graph]:
+    if isinstance(models, (nn.Module, Graph)):
+        return [models]
+    return models.values() if isinstance(models, Mapping) else models
 
 
 def _batches(given: Iterable[nn.Module | Graph], ghn: GHN) -> Iterator[list[Graph]]:

@@ -32,6 +32,7 @@ def test_models_and_graphs_in_order(ghn: GHN) -> None:
     expected = torch.stack([ghn.embed(model) for model in models])
     torch.testing.assert_close(embed(given, ghn), expected)
     torch.testing.assert_close(embed(models[1], ghn), expected[1:])
+    torch.testing.assert_close(embed(dict(zip("ab", given, strict=True)), ghn), expected)
 
 
 def test_nothing_is_a_table_without_rows(ghn: GHN) -> None:
@@ -57,6 +58,12 @@ def test_principal_components() -> None:
     )
     assert found.var(dim=0)[0] > found.var(dim=0)[1]
     assert (found.gather(0, found.abs().argmax(dim=0, keepdim=True)) > 0).all()
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_no_more_principal_components_than_there_are(count: int) -> None:
+    with pytest.raises(ValueError, match=f"have 2 principal components, and count is {count}"):
+        principal_components(torch.randn(2, 5), count)
 
 
 def _first(centred: torch.Tensor) -> torch.Tensor:
