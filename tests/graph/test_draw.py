@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 
 from ghn_fast.graph import Graph, Node
 from ghn_fast.graph.draw import svg
@@ -125,6 +126,12 @@ def test_svg_shows_nodes_arrows_stages_and_shapes() -> None:
     assert not [element for element in picture.iter() if element.get("id")]
     words = {element.text for element in picture.iter(f"{SVG}text")}
     assert {"conv", "bn", "fc", "batch norm (1)"} <= words
+
+
+def test_svg_is_xml_whatever_the_names() -> None:
+    name = "a\x00\x1b\ufffe\ud800b\U0001f600.weight"
+    graph = Graph((Node("conv", name, (8, 3, 3, 3), name),), torch.empty(0, 2).long())
+    assert "a\ufffd\ufffd\ufffd\ufffdb\U0001f600.weight" in "".join(_drawn(svg(graph)).itertext())
 
 
 def test_svg_is_shaded_hollow_and_noted() -> None:

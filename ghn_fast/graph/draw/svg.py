@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from html import escape
@@ -21,6 +22,8 @@ _RADIUS = 8.0
 _LEGEND_WIDTH = 215.0
 _MOST_STAGES = 40
 _FONT = "font-family='system-ui, sans-serif'"
+_NO_CHARACTER = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Of XML 1.0, in which there is no way to write it (section 2.2)."""
 
 
 def svg(
@@ -58,7 +61,7 @@ def svg(
         fill = "white" if index in hollow else _shaded(style_of(node), (shades or {}).get(index))
         parts.append(_node(node, x, y, fill, (notes or {}).get(index, "")))
     parts += [*_legend(used, width - _LEGEND_WIDTH + 10), "</svg>"]
-    return "\n".join(parts)
+    return _NO_CHARACTER.sub("\ufffd", "\n".join(parts))
 
 
 def _pixel(point: tuple[float, ...], origin: Point) -> Point:
