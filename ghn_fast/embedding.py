@@ -3,6 +3,7 @@ section 5.2)."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -118,6 +119,9 @@ def _batches(given: Iterable[nn.Module | Graph], ghn: GHN) -> Iterator[list[Grap
 
 def _of_sampled(nets: DeepNets1M, ghn: GHN) -> Tensor:
     """In threads of one core each: the operations of a small batch do not fill several."""
+    # Output layers of other classes are encoded with the GHN's number, and all else is the same.
+    nets = copy.copy(nets)
+    nets.num_classes = ghn.config.num_classes
     parts = [range(start, min(start + _BATCH, len(nets))) for start in range(0, len(nets), _BATCH)]
 
     def run(indices: range) -> Tensor:

@@ -24,6 +24,14 @@ def test_of_a_split_as_of_its_graphs(ghn: GHN, split: str) -> None:
     torch.testing.assert_close(embed(nets, ghn), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("split", ["search", "test"])
+@pytest.mark.parametrize("large_images", [False, True])
+def test_classes_are_the_ghns(ghn: GHN, split: str, large_images: bool) -> None:
+    nets = ghn_fast.DeepNets1M(split, num_nets=20, num_classes=100, large_images=large_images)
+    torch.testing.assert_close(embed(nets, ghn), embed(list(nets), ghn), rtol=1e-5, atol=1e-6)
+    assert nets.num_classes == 100
+
+
 def test_models_and_graphs_in_order(ghn: GHN) -> None:
     models = [
         nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 3)) for width in (4, 9)
