@@ -332,15 +332,12 @@ class _Job:
         return head
 
     def write(self, fitted: _Fitted, out: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_model
-
         from ghn_fast._version import __version__
+        from ghn_fast.cli.models import write_model
         from ghn_fast.data.encoded import crop_share
 
         task, best = self.task, fitted.history.best
         metadata = {
-            "format": "pt",
             "model": self.name,
             "ghn": self.ghn_name,
             "ghn_fast": __version__,
@@ -357,11 +354,7 @@ class _Job:
             "top1": f"{fitted.history.test[best]:.1f}",
             "load": self._loading(fitted.model),
         }
-        model = fitted.model.cpu()
-        try:
-            replace(out, lambda aside: save_model(model, str(aside), metadata=metadata))
-        except (OSError, SafetensorError) as error:
-            raise UsageError(f"cannot write {out} ({error}); pass another file as --out") from None
+        write_model(fitted.model.cpu(), out, metadata)
         typer.echo(f"wrote {out}; how it is loaded and what it takes is in its metadata")
 
     def _loading(self, model: nn.Module) -> str:

@@ -1,13 +1,16 @@
-"""Models by name: torchvision's, timm's, DeepNets-1M's, or anything that can be imported."""
+"""Models by name, torchvision's, timm's, DeepNets-1M's or anything imported, and their files."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ghn_fast._system.files import replace
 from ghn_fast.cli.errors import UsageError
 
 
@@ -128,6 +131,22 @@ def takes_any_size(name: str) -> bool:
     if name.startswith("timm/"):
         return not _has_fixed_size(name[5:])
     return not name.startswith(("vit_", "maxvit_"))
+
+
+def write_model(model: nn.Module, out: Path, metadata: Mapping[str, str]) -> None:
+    """Writes a model's state dict as safetensors, for ``--out``.
+
+    Raises:
+        UsageError: it cannot be written there.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_model
+
+    content = {"format": "pt", **metadata}
+    try:
+        replace(out, lambda aside: save_model(model, str(aside), metadata=content))
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"cannot write {out} ({error}); pass another file as --out") from None
 
 
 def _imported_model(name: str) -> nn.Module:

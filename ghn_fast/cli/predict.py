@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ghn_fast._system.files import replace, write_text
+from ghn_fast._system.files import write_text
 from ghn_fast.cli import options
 from ghn_fast.cli.errors import UsageError
 
@@ -87,7 +87,7 @@ def predict(
     from ghn_fast.card import card as make_card
     from ghn_fast.card import noise_for
     from ghn_fast.cli.inputs import make_inputs
-    from ghn_fast.cli.models import build_model, network_of, takes_any_size
+    from ghn_fast.cli.models import build_model, network_of, takes_any_size, write_model
     from ghn_fast.evaluation import batches_in_order
     from ghn_fast.ghn.hub import from_pretrained
     from ghn_fast.graph import Graph
@@ -119,7 +119,8 @@ def predict(
     report.stages["load"] = loaded
     _print_report(model, ghn, report, built)
     if out is not None:
-        _write(target, out, model, ghn)
+        write_model(target, out, {"model": model, "ghn": ghn})
+        typer.echo(f"wrote {out}")
     test, accuracy = None, None
     if network.config.num_classes == 10 and small:
         test = _test_images(target, data, download, images)
@@ -193,18 +194,6 @@ def _print_report(model: str, ghn: str, report: PredictionReport, built: float) 
         highlight=False,
     )
     console.print(f"random initialisation took {built:.3f} s", highlight=False)
-
-
-def _write(model: nn.Module, out: Path, name: str, ghn: str) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_model
-
-    metadata = {"format": "pt", "model": name, "ghn": ghn}
-    try:
-        replace(out, lambda aside: save_model(model, str(aside), metadata=metadata))
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"cannot write {out} ({error}); pass another file as --out") from None
-    typer.echo(f"wrote {out}")
 
 
 def _test_images(
