@@ -484,11 +484,9 @@ def _tell_result(histories: dict[str, History], chosen_by: int) -> None:
 
 
 def _plot(histories: dict[str, History], title: str, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes: Any = figure.subplots()
     for start, history in histories.items():
         axes.plot(range(len(history.test)), history.test, marker="o", label=start)

@@ -32,7 +32,6 @@ def plot_run(folder: str | Path, out: str | Path | None = None) -> Path:
         ImportError: matplotlib is missing.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError(
@@ -40,7 +39,6 @@ def plot_run(folder: str | Path, out: str | Path | None = None) -> Path:
         ) from None
     lines = read_log(Path(folder) / LOG_FILE)
     figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
     draw = (_draw_loss, _draw_accuracy, _draw_rate, _draw_speed)
     for axes, panel in zip(figure.subplots(2, 2).flat, draw, strict=True):
         panel(axes, lines)
