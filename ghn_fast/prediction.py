@@ -27,6 +27,12 @@ from ghn_fast.graph import Graph, GraphBatch
 Model = TypeVar("Model", bound=nn.Module)
 
 
+NO_HEAD = (
+    "no output layer of a classifier was found, and the GHN has learned classifiers of images "
+    "only: compare what the model gives now with what its own start gives"
+)
+
+
 @dataclass(repr=False)
 class PredictionReport:
     """What :func:`predict` did.
@@ -39,6 +45,7 @@ class PredictionReport:
         rules: {parameter name: by which rule it was decoded}, see
             :class:`ghn_fast.ghn.place.plan.Group`.
         num_parameters: how many scalars the model has.
+        note: of a model unlike those that the GHN has learned, else empty.
         stages: {stage: seconds}; ``load`` (the GHN), ``graph`` and ``predict``.
         seconds: graph and prediction together.
 
@@ -56,6 +63,7 @@ class PredictionReport:
     unpredicted: dict[str, str] = field(default_factory=dict)
     rules: dict[str, str] = field(default_factory=dict)
     num_parameters: int = 0
+    note: str = ""
     stages: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -97,6 +105,7 @@ class PredictionReport:
         for reason, count in Counter(self.unpredicted.values()).most_common():
             example = next(name for name, why in self.unpredicted.items() if why == reason)
             lines.append(f"{count:,} {reason} ({example}{', ...' if count > 1 else ''})")
+        lines += [self.note] if self.note else []
         return "\n".join(lines)
 
 
@@ -203,8 +212,10 @@ def predict(
             graph = network.graph_of(model, graph, example_inputs).with_shapes(uses.parameters)
         with _timed(report, "predict"):
             plan = network.write(GraphBatch([graph]), [uses], fill)
+    if not graph.heads and not network.config.is_of_language:
+        report.note = NO_HEAD
     if not return_report:
-        _warn_of_head(graph, network)
+        _warn_of_head(graph, network, report.note)
         return model
     _account(report, uses.parameters, plan)
     return model, report
@@ -249,7 +260,9 @@ def _is_expanded(parameter: nn.Parameter) -> bool:
     return any(size > 1 and step == 0 for size, step in steps)
 
 
-def _warn_of_head(graph: Graph, ghn: GHN) -> None:
+def _warn_of_head(graph: Graph, ghn: GHN, note: str) -> None:
+    if note:
+        warnings.warn(note, stacklevel=3)
     reason = misfit(graph, ghn.config)
     if reason is None:
         return

@@ -368,3 +368,13 @@ def test_wrapped_models_are_called_as_what_they_wrap(
     _, report = ghn_fast.predict(wrap(Inception3()), ghn, return_report=True)
     assert len(report.predicted) == 4
     assert report.unpredicted == {}
+
+
+def test_what_is_no_classifier_is_said_to_be_none() -> None:
+    encoder = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 2, 2))
+    with pytest.warns(UserWarning, match="no output layer of a classifier was found"):
+        ghn_fast.predict(copy.deepcopy(encoder))
+    _, report = ghn_fast.predict(encoder, return_report=True)
+    assert str(report).splitlines()[-1] == report.note
+    _, report = ghn_fast.predict(SmallClassifier(), return_report=True)
+    assert not report.note
