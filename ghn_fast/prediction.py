@@ -184,7 +184,8 @@ def predict(
         The model, or the model and the report.
 
     Raises:
-        TypeError: a model that is no module; anything but strings in ``keep`` or ``only``.
+        TypeError: a model that is no module; a ``ghn`` that is no GHN, name or path; anything but
+            strings in ``keep`` or ``only``.
         ValueError: a model without parameters, or with some that cannot be written to: on the meta
             device, not yet initialised, expanded, sparse, sharded, quantised; a graph of another
             network; a name in ``keep`` or ``only`` that no parameter has; a buffer that ``fill``

@@ -4,6 +4,7 @@ import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,13 @@ def test_lazy_modules(ghn: GHN) -> None:
 def test_not_a_module(ghn: GHN) -> None:
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, not list"):
         ghn_fast.predict([1], ghn)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("given", [torch.zeros(2, 3, 4, 4), (torch.zeros(2),), 10, {}, ghn2])
+def test_inputs_in_the_place_of_the_ghn(given: Any) -> None:
+    message = f"a name or a path, not {type(given).__name__}; .* is example_inputs="
+    with pytest.raises(TypeError, match=message):
+        ghn_fast.predict(SmallClassifier(), given)
 
 
 def test_unknown_ghn() -> None:

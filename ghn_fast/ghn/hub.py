@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -70,6 +71,7 @@ def from_pretrained(
         check_finite: refuse parameters with values that are not finite.
 
     Raises:
+        TypeError: ``name_or_path`` is neither a name nor a path.
         CheckpointError: nothing has that name (with the nearest that exist), it cannot be
             downloaded, or the file is not a GHN's checkpoint.
 
@@ -78,7 +80,10 @@ def from_pretrained(
         >>> ghn.config.num_classes
         10
     """
-    name = str(name_or_path)
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        kind = type(name_or_path).__name__
+        raise TypeError(f"name_or_path must be a name or a path, not {kind}")
+    name = os.fspath(name_or_path)
     weights = weights_folder() / f"{name}.safetensors"
     if name in shipped():
         with resources.as_file(weights) as path:
@@ -124,10 +129,18 @@ def resolve(ghn: GHN | str | Path | None = None) -> GHN:
 
     It is in evaluation mode, and predicting with it does not change it. A file that was written
     anew is loaded anew.
+
+    Raises:
+        TypeError: ``ghn`` is none of these.
     """
     if isinstance(ghn, GHN):
         return ghn
-    name = str(ghn or DEFAULT)
+    if ghn is not None and not isinstance(ghn, (str, os.PathLike)):
+        raise TypeError(
+            f"ghn must be a GHN, a name or a path, not {type(ghn).__name__}; what predict calls "
+            "the model with is example_inputs="
+        )
+    name = os.fspath(ghn or DEFAULT)
     path = Path(name).expanduser()
     if not path.exists() or name in shipped():
         return _loaded(name, None)

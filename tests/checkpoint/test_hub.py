@@ -101,6 +101,11 @@ def test_unlist_models(weights: Path, ghn: GHN, name: str, message: str) -> None
         from_pretrained(name)
 
 
+def test_neither_a_name_nor_a_path(ghn: GHN) -> None:
+    with pytest.raises(TypeError, match="a name or a path, not GHN"):
+        from_pretrained(ghn)  # type: ignore[arg-type]
+
+
 def test_a_path_with_a_typing_mistake(tmp_path: Path, ghn: GHN) -> None:
     save(ghn, tmp_path / "best.safetensors")
     with pytest.raises(CheckpointError, match=r"did you mean .*/best\.safetensors"):
