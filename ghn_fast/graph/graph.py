@@ -104,6 +104,7 @@ class Graph:
                 (:attr:`ghn_fast.GHN.node_types`).
 
         Raises:
+            TypeError: the model is no module.
             ghn_fast.graph.TraceError: the model could not be run; says what to pass.
         """
         from ghn_fast.graph.trace import trace

@@ -7,6 +7,12 @@ from ghn_fast.graph import NODE_TYPES, Graph, GraphBatch, Node
 from tests.graphs import small_classifier
 
 
+@pytest.mark.parametrize("model", ["resnet18", small_classifier])
+def test_of_a_name_or_a_function(model: object) -> None:
+    with pytest.raises(TypeError, match=f"a torch.nn.Module, not {type(model).__name__}"):
+        Graph.from_model(model)  # type: ignore[arg-type]
+
+
 def test_types_and_distances() -> None:
     graph = small_classifier()
     assert [NODE_TYPES[i] for i in graph.node_types] == [node.type for node in graph.nodes]

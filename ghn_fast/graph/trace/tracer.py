@@ -86,8 +86,11 @@ def trace(
         types: that nodes may have.
 
     Raises:
+        TypeError: the model is no module.
         TraceError: the model has no parameters, is not built yet, or could not be run.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
     # A view made in inference mode does not know what it is a view of.
     with uncollected(), torch.inference_mode(False):
         modules = list(model.named_modules())
