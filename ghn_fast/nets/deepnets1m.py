@@ -167,6 +167,11 @@ class DeepNets1M(Dataset[Graph]):
         return content.hexdigest()
 
     def _checked(self, index: int) -> int:
+        if isinstance(index, slice):
+            raise TypeError(
+                "a network is taken by its number; of several make a torch.utils.data.Subset(nets, "
+                "range(start, stop)), or a list"
+            )
         if not -self._size <= index < self._size:  # len() has no number of 64 bits
             raise IndexError(f"network {index} of {self._size} in split {self.split!r}")
         return index % self._size

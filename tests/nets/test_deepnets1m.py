@@ -35,6 +35,8 @@ def test_items_are_graphs_of_their_networks() -> None:
     assert nets[-1].index == 2
     with pytest.raises(IndexError, match="network 3 of 3 in split 'test'"):
         nets[3]
+    with pytest.raises(TypeError, match="a network is taken by its number"):
+        nets[1:3]  # type: ignore[index]
 
 
 def test_large_images_have_a_thousand_classes() -> None:
