@@ -155,7 +155,7 @@ def train_step(
 
     Raises:
         ValueError: the GHN is not in training mode, or there is another number of batches of
-            images or labels than of networks.
+            images or labels than of networks, or (on CPUs) labels are not the networks' classes.
 
     Examples:
         >>> from ghn_fast.nets import build_ghost
@@ -410,7 +410,7 @@ class _Objective:
                 logits = model(images)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             wanted = targets.to(logits.dtype) if targets.is_floating_point() else targets
-            loss = F.cross_entropy(logits, wanted, label_smoothing=self.label_smoothing)
+            loss = self._cross_entropy(logits, wanted)
             loss.backward()
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
@@ -422,6 +422,16 @@ class _Objective:
         top1 = (logits.argmax(dim=1) == labels).to(loss.dtype).mean()
         measured = torch.stack((loss.detach(), top1, _norm(gradients)))
         return _Outcome(float("nan"), images=len(images), gradients=gradients, measured=measured)
+
+    def _cross_entropy(self, logits: Tensor, wanted: Tensor) -> Tensor:
+        try:
+            return F.cross_entropy(logits, wanted, label_smoothing=self.label_smoothing)
+        except IndexError as error:  # on CPUs; looking beforehand would have the host wait for GPUs
+            raise ValueError(
+                f"labels go from {wanted.min()} to {wanted.max()}, and the network has "
+                f"{logits.shape[1]} classes, numbered from 0: make it and the GHN for as many as "
+                "the data set has"
+            ) from error
 
 
 @torch.no_grad()

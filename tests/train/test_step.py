@@ -392,6 +392,13 @@ def test_a_ghn_in_evaluation_mode_is_refused(
         train_step(ghn, *parts(networks), *batch, sgd(ghn))
 
 
+def test_labels_beyond_the_classes(networks: list[Drawn], batch: tuple[Tensor, Tensor]) -> None:
+    ghn, (images, labels) = make_ghn(), batch
+    labels[0] = 20
+    with pytest.raises(ValueError, match="to 20, and the network has 10 classes"):
+        train_step(ghn, *parts(networks), images, labels, sgd(ghn))
+
+
 def test_models_get_their_own_parameters_back(
     networks: list[Drawn], batch: tuple[Tensor, Tensor]
 ) -> None:
