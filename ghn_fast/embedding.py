@@ -68,6 +68,9 @@ def similar(
         (name or position, cosine of the angle between the embeddings less the others' mean), the
         most alike first.
 
+    Raises:
+        ValueError: there are fewer than two others, which are their own mean.
+
     Examples:
         >>> import ghn_fast
         >>> nets = ghn_fast.DeepNets1M("test", num_nets=4)
@@ -75,6 +78,11 @@ def similar(
         2
     """
     names: list[str | int] = list(among) if isinstance(among, Mapping) else [*range(len(among))]
+    if len(names) < 2:
+        raise ValueError(
+            f"similar compares with the mean of the others, and there are {len(names)}: give two "
+            "or more"
+        )
     others = embed(among, ghn)
     centre = others.mean(dim=0)
     alike = torch.cosine_similarity(others - centre, embed(model, ghn) - centre)

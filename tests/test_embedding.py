@@ -56,6 +56,12 @@ def test_the_most_similar_is_itself(ghn: GHN) -> None:
     assert similar(nets[3], nets, ghn)[0][0] == 3
 
 
+def test_one_network_has_nothing_to_be_compared_by(ghn: GHN) -> None:
+    net = ghn_fast.DeepNets1M("test", num_nets=1)[0]
+    with pytest.raises(ValueError, match="there are 1: give two or more"):
+        similar(net, {"one": net}, ghn)
+
+
 def test_principal_components() -> None:
     torch.manual_seed(0)
     points = torch.randn(50, 3) * torch.tensor([5.0, 1.0, 0.1]) + 7
