@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ghn_fast._system.workers import one_core_workers
 from ghn_fast.ghn import GHN
 from ghn_fast.ghn.hub import resolve
-from ghn_fast.graph import NODE_TYPE_INDEX, Graph, GraphBatch
+from ghn_fast.graph import NODE_TYPE_INDEX, Graph, GraphBatch, TraceError
 from ghn_fast.nets import DeepNets1M
 
 _BATCH = 32
@@ -117,12 +117,19 @@ def _each(models: Models) -> Iterable[nn.Module | Graph]:
 
 
 def _batches(given: Iterable[nn.Module | Graph], ghn: GHN) -> Iterator[list[Graph]]:
-    graphs = (
-        item if isinstance(item, Graph) else Graph.from_model(item, types=ghn.node_types)
-        for item in given
-    )
+    graphs = (item if isinstance(item, Graph) else _graph(item, ghn) for item in given)
     while batch := list(islice(graphs, _BATCH)):
         yield batch
+
+
+def _graph(model: nn.Module, ghn: GHN) -> Graph:
+    try:
+        return ghn.graph_of(model)
+    except TraceError as error:
+        raise TraceError(
+            f"{error}\ngive embed or similar its graph instead: "
+            "ghn_fast.from_pretrained(...).graph_of(model, example_inputs=...)"
+        ) from error
 
 
 def _of_sampled(nets: DeepNets1M, ghn: GHN) -> Tensor:

@@ -56,6 +56,25 @@ def test_the_most_similar_is_itself(ghn: GHN) -> None:
     assert similar(nets[3], nets, ghn)[0][0] == 3
 
 
+class _OfTwo(nn.Module):
+    """Inputs of two widths, which its first layer does not tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 5), nn.Linear(4, 5)
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return self.one(one) + self.other(other)
+
+
+def test_a_model_that_needs_inputs_is_given_as_its_graph(ghn: GHN) -> None:
+    model = _OfTwo()
+    with pytest.raises(ghn_fast.graph.TraceError, match=r"graph_of\(model, example_inputs=...\)$"):
+        embed(model, ghn)
+    graph = ghn.graph_of(model, example_inputs=(torch.zeros(2, 3), torch.zeros(2, 4)))
+    assert embed(graph, ghn).shape == (1, 8)
+
+
 def test_one_network_has_nothing_to_be_compared_by(ghn: GHN) -> None:
     net = ghn_fast.DeepNets1M("test", num_nets=1)[0]
     with pytest.raises(ValueError, match="there are 1: give two or more"):
