@@ -48,6 +48,7 @@ def calibrate_(
         The same model.
 
     Raises:
+        TypeError: a data set instead of a loader of batches, or batches of other than tensors.
         ValueError: the loader is empty, or can be read only once where it has to be read again;
             statistics are not finite. The model is as it was then.
 

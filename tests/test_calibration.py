@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -188,6 +189,9 @@ def test_half_precision_and_large_means_do_not_lose_the_variance() -> None:
         (iter([torch.zeros(2, 3, 12, 12)]), True, "read only once"),
         ([torch.full((2, 3, 12, 12), torch.nan)], False, "1 is fed"),
         (["text"], False, "gave a str"),
+        ([(np.zeros((2, 3)), [0, 1])], False, "gave a tuple of ndarray, list; it has"),
+        ([((torch.zeros(2, 3), {}), [0, 1])], False, "gave a tuple of tuple, list; it has"),
+        (TensorDataset(_images(2)), False, "a TensorDataset gives items one by one"),
     ],
 )
 def test_what_cannot_be_calibrated_leaves_the_model(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from ghn_fast._system.device import images_to_device, to_device
 
@@ -19,8 +20,14 @@ def batches_of(loader: Iterable[Any] | Tensor) -> Iterator[Any]:
     """The batches of a loader; a tensor is one batch.
 
     Raises:
+        TypeError: it is a data set, which gives items one by one.
         ValueError: there are none.
     """
+    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
+        raise TypeError(
+            f"a {type(loader).__name__} gives items one by one, without a batch dimension: wrap "
+            "it in a torch.utils.data.DataLoader"
+        )
     batches = iter((loader,)) if isinstance(loader, Tensor) else iter(loader)
     for first in batches:
         return chain((first,), batches)
@@ -36,8 +43,11 @@ def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
         return {name: value for name, value in batch.items() if name not in LABELS}, labels
     if isinstance(batch, Sequence) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
         return batch[0], batch[1] if len(batch) == 2 else None
+    given = type(batch).__name__
+    if isinstance(batch, (tuple, list)) and batch:
+        given += f" of {', '.join(type(item).__name__ for item in batch[:3])}"
     raise TypeError(
-        f"the loader gave a {type(batch).__name__}; it has to give tensors of inputs, pairs of "
+        f"the loader gave a {given}; it has to give tensors of inputs, pairs of "
         "inputs and labels, or dictionaries of a model's arguments"
     )
 
