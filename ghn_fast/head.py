@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ghn_fast._system.batches import batches_of, logits_of, run, split_batch
 from ghn_fast._system.restored import restored
-from ghn_fast.graph import Graph
+from ghn_fast.graph import Graph, TraceError
 
 HELD_OUT = 0.2
 """Share of the pictures by which the ridge and the scale are chosen."""
@@ -70,10 +70,15 @@ class HeadReport:
     absent: tuple[int, ...] = ()
 
     def __str__(self) -> str:
+        fitted = (
+            f"{self.layer} ({self.features} features, {self.classes} classes) fitted to "
+            f"{self.pictures:,} pictures"
+        )
+        if not self.held_out:
+            return fitted
         present = self.classes - len(self.absent)
         return (
-            f"{self.layer} ({self.features} features, {self.classes} classes) fitted to "
-            f"{self.pictures:,} pictures: {self.accuracy:.1f} % of {self.held_out:,} held-out ones "
+            f"{fitted}: {self.accuracy:.1f} % of {self.held_out:,} held-out ones "
             f"(chance is {100 / max(present, 1):.1f} %)"
         )
 
@@ -105,6 +110,7 @@ def fit_head_(
         loader: of (inputs, labels) with labels (B,) from 0; dictionaries need ``labels``.
         ridge: as ``alpha`` of scikit-learn's ``Ridge``; by default the best for held-out pictures.
         held_out: share of each class that the choice is made by; the fit that is kept is to all.
+            0 needs ``ridge``.
         balance: every class weighs alike, however many pictures it has: the means of all classes
             count the same, and the scatter within classes is pooled. With as many pictures of
             each class this is plain ridge regression, which ``balance=False`` always is.
@@ -118,8 +124,9 @@ def fit_head_(
 
     Raises:
         ValueError: no single output layer, or one whose weight is computed from others; labels
-            that are not its classes; features that are not finite; too few pictures. The model
-            is as it was then.
+            that are not its classes; features that are not finite; too few pictures; a ridge that
+            is too small for them. The model is as it was then.
+        TypeError: a data set instead of a loader of batches, or batches of other than tensors.
 
     Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
@@ -129,6 +136,8 @@ def fit_head_(
     """
     if not 0 <= held_out < 1 or (ridge is not None and ridge < 0):
         raise ValueError("held_out must be from 0 to below 1, and ridge not negative")
+    if held_out == 0 and ridge is None:
+        raise ValueError("held_out=0 leaves nothing to choose the ridge by: pass ridge= too")
     with restored(model):
         model.eval()
         head, features, inputs = _collect(model, loader, held_out, layer)
@@ -232,7 +241,12 @@ def output_layers(model: nn.Module, inputs: Any) -> list[str]:
     Raises:
         ValueError: there is none.
     """
-    graph = Graph.from_model(model, inputs)
+    try:
+        graph = Graph.from_model(model, inputs)
+    except TraceError as error:
+        raise TraceError(
+            f"{error}\nfit_head_ calls it with what the loader has to give: batches of its inputs"
+        ) from error
     if len(graph.heads) > 1:
         return _names(graph, [head - (graph.nodes[head].type == "bias") for head in graph.heads])
     ends = _ends(graph)
@@ -392,7 +406,12 @@ def _checked(labels: Tensor | None, features: Tensor, head: _Head) -> Tensor:
             f"{labels.dtype} {tuple(labels.shape)}"
         )
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= head.classes:
+    if low < 0:
+        raise ValueError(
+            f"labels go from {low} to {high}, and the first class is 0: leave pictures out whose "
+            "label says to ignore them, as -1 may"
+        )
+    if high >= head.classes:
         raise ValueError(
             f"labels go from {low} to {high}, and the output layer {head.name!r} has "
             f"{head.classes} classes: build the model with num_classes={high + 1} or more"
@@ -439,7 +458,14 @@ class _Problem:
         """W (C, D) and b (C,), logits that have a mean of 0."""
         shifted = self.scatter.clone()
         shifted.diagonal().add_(max(ridge, 1e-14 * self.unit))
-        solution = torch.cholesky_solve(self.right, torch.linalg.cholesky(shifted))
+        factor, failed = torch.linalg.cholesky_ex(shifted)
+        if failed:
+            raise ValueError(
+                f"a ridge of {ridge:.3g} is too small to tell the features apart, whose mean "
+                f"square is {self.unit:.3g}: pass a larger ridge=, or none, or run "
+                "ghn_fast.calibrate_(model, loader) first"
+            )
+        solution = torch.cholesky_solve(self.right, factor)
         bias = self.shares - self.means @ solution
         return solution.T, bias - bias[self.shares > 0].mean()
 

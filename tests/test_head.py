@@ -371,7 +371,10 @@ def test_models_that_have_no_such_layer(make: Any, message: str) -> None:
         ([(torch.zeros(4, 6), torch.zeros(4))], "whole numbers"),
         ([(torch.zeros(4, 6), torch.zeros(4, 2, dtype=torch.int64))], "whole numbers"),
         ([(torch.zeros(4, 6), torch.tensor([0, 1, 2, 9]))], "num_classes=10"),
-        ([(torch.zeros(4, 6), torch.tensor([0, 1, 2, -1]))], "from -1"),
+        (
+            [(torch.zeros(4, 6), torch.tensor([0, 1, 2, -1]))],
+            "from -1 to 2, and the first class is 0",
+        ),
         ([(torch.full((4, 6), torch.inf), torch.tensor([0, 1, 2, 3]))], "calibrate_"),
         ([(torch.zeros(4, 6), torch.tensor([0, 1, 2, 3]))], "same features"),
         ([(torch.randn(4, 6), torch.tensor([0, 1, 2, 3]))], "too few"),
@@ -384,3 +387,27 @@ def test_what_cannot_be_fitted_leaves_the_model(batches: Any, message: str) -> N
         ghn_fast.fit_head_(model, batches)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training
+
+
+def test_without_held_out_pictures_a_ridge_is_needed_and_no_figure_given() -> None:
+    batches = _batches(*_data())
+    with pytest.raises(ValueError, match="pass ridge= too"):
+        ghn_fast.fit_head_(Classifier(), batches, held_out=0)
+    report = ghn_fast.fit_head_(Classifier(), batches, held_out=0, ridge=1.0)
+    assert str(report) == "fc (12 features, 4 classes) fitted to 200 pictures"
+
+
+def test_a_ridge_that_is_too_small_leaves_the_model() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(192, 512), nn.ReLU(), nn.Linear(512, 4))
+    before = copy.deepcopy(model.state_dict())
+    batches = [(10 + 0.01 * torch.randn(48, 192), torch.arange(48) % 4)] * 2
+    with pytest.raises(ValueError, match="ridge of 0 is too small"):
+        ghn_fast.fit_head_(model, batches, ridge=0.0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_inputs_that_the_model_does_not_take_are_the_loaders() -> None:
+    batches = [(torch.zeros(4, 5), torch.arange(4))]
+    with pytest.raises(ghn_fast.graph.TraceError, match="loader has to give"):
+        ghn_fast.fit_head_(Classifier(), batches)
