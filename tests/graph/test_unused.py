@@ -13,11 +13,14 @@ from ghn_fast.graph.trace.tracer import trace
 from ghn_fast.graph.trace.unused import (
     AT_RANDOM,
     GUESSED,
+    NOT_GIVEN,
     NOT_TAKEN,
     TRAINING_ONLY,
     UNREACHED,
 )
 from tests.graph.test_trace import Runs
+
+PARAMETERS = ("weight", "bias")
 
 
 def test_layer_that_is_never_called() -> None:
@@ -79,6 +82,49 @@ def test_stochastic_depth() -> None:
     unused = trace(model, torch.zeros(2, 4)).unused
     assert len(unused) == 6
     assert set(unused.values()) == {AT_RANDOM}
+
+
+class Decoder(nn.Module):
+    """Blocks with attention to what may not be there, and depth that is random in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = ("own", "cross")
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(4, 4) for name in names}) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            if random.random() < 0.0:
+                continue
+            x = block["own"](x)
+            x = x if other is None else x + block["cross"](other)
+        return x
+
+
+@pytest.mark.parametrize(("inputs", "why"), [(None, GUESSED), (torch.zeros(2, 4), NOT_GIVEN)])
+def test_what_no_block_runs_is_not_left_out_at_random(inputs: Tensor | None, why: str) -> None:
+    unused = trace(Decoder(), inputs).unused
+    assert unused == {f"blocks.{i}.cross.{name}": why for i in (0, 1) for name in PARAMETERS}
+
+
+class PerImage(nn.Module):
+    """A layer for each of several images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 8, 3) for _ in range(3))
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        maps = [layer(x) for layer, x in zip(self.layers, images, strict=False)]
+        return self.last(torch.stack(maps).mean((0, -2, -1)))
+
+
+def test_a_loop_over_an_input_that_was_guessed() -> None:
+    assert trace(PerImage()).unused == {f"layers.2.{name}": GUESSED for name in PARAMETERS}
+    assert not trace(PerImage(), ([torch.zeros(2, 3, 8, 8)] * 3,)).unused
 
 
 class Noisy(nn.Module):

@@ -272,6 +272,12 @@ def from_data(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     return rec.tag(func(*args, **kwargs), rec.outside())
 
 
+def unbind(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
+    """Also what a loop over a tensor does."""
+    rec.looped = rec.looped or rec.input in rec.records_in(args, kwargs)
+    return rec.generic(func, args, kwargs)
+
+
 def get_item(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     """Indexing: constant masks become positions, as shapes alone cannot be masked."""
     x, index = args[0], args[1]

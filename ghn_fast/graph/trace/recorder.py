@@ -140,6 +140,7 @@ class Recorder(TorchFunctionMode):
         branches: those of these products that are added to something else.
         after: what else is done with the result of a call (:mod:`ghn_fast.graph.trace.channels`).
         random: and on random numbers.
+        looped: the model takes its input apart, item by item.
 
     Args:
         modules: the model's, with their names.
@@ -169,7 +170,7 @@ class Recorder(TorchFunctionMode):
         self.opaque = 0
         self.inside = False
         self.taken: list[int] = []
-        self.asked = self.random = False
+        self.asked = self.random = self.looped = False
         self.scaled: dict[int, frozenset[int]] = {}
         self.branches: set[int] = set()
         self._written: dict[int, tuple[Tensor, int]] = {}

@@ -132,6 +132,7 @@ CONTRACTED: tuple[Row, ...] = (
     (nodeless.binary, _tensor("sub", "sub_", "div", "div_", "true_divide")),
     (nodeless.to, _tensor("to", "type_as", "cpu", "cuda", *nodeless._DTYPE_METHODS)),
     (nodeless.get_item, [Tensor.__getitem__]),
+    (nodeless.unbind, _tensor("unbind")),
     (nodeless.set_item, [Tensor.__setitem__]),
     (nodeless.select, _tensor("nonzero", "where", "masked_select")),
     (nodeless.unique, [torch.unique, Tensor.unique]),

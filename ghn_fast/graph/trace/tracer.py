@@ -30,7 +30,14 @@ from ghn_fast.graph.trace.preserve import preserved
 from ghn_fast.graph.trace.recorder import Kind, NeedsValues, Parameter, Recorder
 from ghn_fast.graph.trace.rules import MODULES, ROLES, function_rules
 from ghn_fast.graph.trace.search import Search, describe_failures, innermost
-from ghn_fast.graph.trace.unused import FROZEN, GUESSED, TRAINING_ONLY, reason, whole_parts
+from ghn_fast.graph.trace.unused import (
+    FROZEN,
+    GUESSED,
+    NOT_GIVEN,
+    TRAINING_ONLY,
+    reasons,
+    whole_parts,
+)
 from ghn_fast.graph.types import LANGUAGE_NODE_TYPES, NODE_TYPES
 
 UNDECODED = ("embedding", "norm_offset")
@@ -103,7 +110,8 @@ def trace(
         if result.missing:
             result = _with_training_parts(call, result)
         if example_inputs is None and result.missing:
-            for name in whole_parts(modules, result.missing):
+            others = {name for name, why in result.unused.items() if why == NOT_GIVEN}
+            for name in others | whole_parts(modules, result.missing):
                 result.unused[name] = GUESSED
         return result
 
@@ -505,6 +513,7 @@ def _reaches(parameter: Parameter, live: NDArray[np.bool_]) -> bool:
 def _account(recorder: Recorder, live: NDArray[np.bool_], result: Trace) -> None:
     """Says of every parameter without a node what it is or why it has none."""
     carried = {n.parameter for n in result.nodes} | {n.bias for n in result.nodes}
+    idle: list[Parameter] = []
     for parameter in recorder.parameters.values():
         if parameter.name in carried:
             if parameter.role in UNDECODED:
@@ -513,7 +522,8 @@ def _account(recorder: Recorder, live: NDArray[np.bool_], result: Trace) -> None
         if parameter.source is not None and live[parameter.source]:
             result.other[parameter.name] = _role(parameter)
         else:
-            result.unused[parameter.name] = reason(recorder, recorder.is_used(parameter))
+            idle.append(parameter)
+    result.unused.update(reasons(recorder, idle))
 
 
 def _set_head_aside(result: Trace) -> None:
