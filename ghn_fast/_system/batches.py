@@ -48,7 +48,7 @@ def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
         given += f" of {', '.join(type(item).__name__ for item in batch[:3])}"
     raise TypeError(
         f"the loader gave a {given}; it has to give tensors of inputs, pairs of "
-        "inputs and labels, or dictionaries of a model's arguments"
+        "such a tensor and labels, or dictionaries of a model's arguments"
     )
 
 
