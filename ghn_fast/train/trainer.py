@@ -26,7 +26,8 @@ from ghn_fast._system.random import seeded
 from ghn_fast._system.workers import one_core_workers
 from ghn_fast.checkpoint.errors import CheckpointError
 from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
-from ghn_fast.checkpoint.training import check_finite, fitted, load_optimizer, write_state
+from ghn_fast.checkpoint.training import check_finite, fitted, load_optimizer
+from ghn_fast.checkpoint.training import write_state as _write_checkpoint
 from ghn_fast.data import DataError, Images, ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
 from ghn_fast.evaluation.results import images_digest
@@ -502,7 +503,7 @@ class Trainer:
             **{name: getattr(self, name) for name in _COUNTERS},
         }
         with self._timed("save"):
-            write_state(state, self.folder / CHECKPOINT_FILE)
+            _write_checkpoint(state, self.folder / CHECKPOINT_FILE)
             self._found = _version(self.folder / CHECKPOINT_FILE)
             save(self.average, self.folder / EXPORT_FILE, {"steps": str(self.step)})
 
