@@ -47,7 +47,7 @@ def draw(
 
 
 def _graph(name: str, num_classes: int | None, seed: int, large_images: bool) -> Graph:
-    from ghn_fast.cli.models import build_model, network_of
+    from ghn_fast.cli.models import build_model, check_num_classes, network_of
     from ghn_fast.graph import Graph
     from ghn_fast.nets import DeepNets1M
 
@@ -55,4 +55,5 @@ def _graph(name: str, num_classes: int | None, seed: int, large_images: bool) ->
         split, index = network
         limit = None if split == "predefined" else index + 1
         return DeepNets1M(split, seed, limit, large_images, num_classes=num_classes)[index]
+    check_num_classes(name, num_classes)
     return Graph.from_model(build_model(name, num_classes or 1000))

@@ -251,6 +251,8 @@ class _Job:
         """Refuses what cannot be built, or cannot take pictures of that size, before all else."""
         import torch
 
+        from ghn_fast._system.batches import logits_of
+
         model, size = self.build(), self.task.size
         if model is self.build():
             raise UsageError(
@@ -259,12 +261,18 @@ class _Job:
             )
         try:
             with torch.no_grad():
-                model.train(trains)(torch.zeros(2, 3, size, size))
+                output = model.train(trains)(torch.zeros(2, 3, size, size))
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"{self.name} cannot take pictures of {size} pixels ({error}); pass another "
                 "--image-size"
             ) from error
+        outputs, classes = logits_of(output).shape[-1], self.task.train.num_classes
+        if outputs > classes:
+            typer.echo(
+                f"{self.name} has {outputs} outputs for {classes} classes; the others are never "
+                "predicted (a parameter num_classes would be told how many are wanted)"
+            )
 
     def choose(self, device: torch.device) -> str:
         """The start whose features tell held-out pictures apart better, the predicted if alike.
@@ -359,19 +367,15 @@ class _Job:
 
     def _loading(self, model: nn.Module) -> str:
         """Lines of Python that load the file ``path``, without ghn_fast."""
-        from ghn_fast.cli.models import network_of, recipe
+        from ghn_fast.cli.models import recipe
 
-        if ":" in self.name and network_of(self.name) is None:
-            module, _, attribute = self.name.partition(":")
-            lines = [f"import {module}", f"model = {module}.{attribute}()"]
-        else:
-            function, arguments = recipe(self.name, self.task.train.num_classes, self.task.size)
-            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-            lines = ["import torch", f"import {function.rpartition('.')[0]}"]
-            lines.append(f"model = {function}({given})")
+        function, arguments = recipe(self.name, self.task.train.num_classes, self.task.size)
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         return "\n".join(
             [
-                *lines,
+                "import torch",
+                f"import {function.rpartition('.')[0]}",
+                f"model = {function}({given})",
                 *_replaced_layers(self.build_plain(), model),
                 "import safetensors.torch",
                 "safetensors.torch.load_model(model, path)",

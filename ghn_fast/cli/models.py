@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,18 @@ def build_model(name: str, num_classes: int, image_size: int | None = None) -> n
 
     Args:
         name: a torchvision classifier (``resnet50``), ``timm/<name>``, a network of DeepNets-1M
-            (``val:3``), or ``package.module:callable``, which is called without arguments.
-        num_classes: of all but the last.
-        image_size: of those whose tables of positions are made for one size; None for their own.
+            (``val:3``), or ``package.module:callable``.
+        num_classes: of the last where it takes it by that name.
+        image_size: of those whose tables of positions are made for one size, and of the last as
+            above; None for their own.
 
     Raises:
         UsageError: nothing has that name, with the nearest suggested, or it cannot be made for
             that size.
     """
-    if ":" in name and not name.startswith("timm/") and network_of(name) is None:
-        return _imported_model(name)
     function, options = recipe(name, num_classes, image_size)
+    if is_imported(name):
+        return _imported_model(name, options)
     try:
         return _called(function, options)
     except (AssertionError, TypeError, ValueError) as error:
@@ -41,16 +43,38 @@ def build_model(name: str, num_classes: int, image_size: int | None = None) -> n
 def recipe(
     name: str, num_classes: int, image_size: int | None = None
 ) -> tuple[str, dict[str, Any]]:
-    """What makes a model of a library: the function's name and its arguments.
+    """What makes a model: the function's name and its arguments.
 
     Raises:
         UsageError: nothing has that name.
     """
     if (network := network_of(name)) is not None:
         return "ghn_fast.nets.build_net", _network_options(*network, num_classes, image_size)
+    if is_imported(name):
+        return name.replace(":", "."), _imported_options(name, num_classes, image_size)
     if name.startswith("timm/"):
         return "timm.create_model", _timm_options(name[5:], num_classes, image_size)
     return "torchvision.models.get_model", _torchvision_options(name, num_classes, image_size)
+
+
+def is_imported(name: str) -> bool:
+    """Whether it is ``package.module:callable``."""
+    return ":" in name and not name.startswith("timm/") and network_of(name) is None
+
+
+def check_num_classes(name: str, num_classes: int | None) -> None:
+    """That a model can have as many classes as were asked for; None where none were.
+
+    Raises:
+        UsageError: it is made by a callable that takes no number of classes.
+    """
+    if num_classes is None or not is_imported(name):
+        return
+    if "num_classes" not in recipe(name, num_classes)[1]:
+        raise UsageError(
+            f"{name} has no parameter num_classes, and so decides itself how many it has: leave "
+            "--num-classes out"
+        )
 
 
 def network_of(name: str) -> tuple[str, int] | None:
@@ -149,16 +173,45 @@ def write_model(model: nn.Module, out: Path, metadata: Mapping[str, str]) -> Non
         raise UsageError(f"cannot write {out} ({error}); pass another file as --out") from None
 
 
-def _imported_model(name: str) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
+def _imported_model(name: str, options: dict[str, Any]) -> nn.Module:
+    factory = _imported(name)
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"cannot import {name!r}: {error}") from error
-    model = factory() if callable(factory) and not isinstance(factory, nn.Module) else factory
+        model = factory(**options) if _is_factory(factory) else factory
+    except TypeError as error:
+        given = ", ".join(f"{option}={value}" for option, value in options.items())
+        raise UsageError(f"{name} cannot be called as ({given}): {error}") from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"{name!r} made a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _imported_options(name: str, num_classes: int, image_size: int | None) -> dict[str, Any]:
+    """Those that the callable takes by name.
+
+    ``**kwargs`` take a number of classes, but no size: torchvision's functions pass them on.
+    """
+    factory = _imported(name)
+    try:
+        parameters = inspect.signature(factory).parameters.values() if _is_factory(factory) else ()
+    except ValueError:  # some that are written in C do not tell
+        return {}
+    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        taken.add("num_classes")
+    options = {"num_classes": num_classes, "image_size": image_size}
+    return {key: value for key, value in options.items() if key in taken and value is not None}
+
+
+def _imported(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"cannot import {name!r}: {error}") from error
+
+
+def _is_factory(imported: Any) -> bool:
+    return callable(imported) and not isinstance(imported, nn.Module)
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:

@@ -87,13 +87,20 @@ def predict(
     from ghn_fast.card import card as make_card
     from ghn_fast.card import noise_for
     from ghn_fast.cli.inputs import make_inputs
-    from ghn_fast.cli.models import build_model, network_of, takes_any_size, write_model
+    from ghn_fast.cli.models import (
+        build_model,
+        check_num_classes,
+        network_of,
+        takes_any_size,
+        write_model,
+    )
     from ghn_fast.evaluation import batches_in_order
     from ghn_fast.ghn.hub import from_pretrained
     from ghn_fast.graph import Graph
     from ghn_fast.nets import adjust_net
     from ghn_fast.prediction import predict as predict_parameters
 
+    check_num_classes(model, num_classes)
     start = time.perf_counter()
     network = from_pretrained(ghn)
     loaded = time.perf_counter() - start

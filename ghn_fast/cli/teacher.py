@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghn_fast.cli.errors import UsageError
-from ghn_fast.cli.models import build_model, network_of
+from ghn_fast.cli.models import build_model, is_imported
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,7 +56,7 @@ def _own_name(file: Path, said: dict[str, str]) -> str:
     name = said.get("model")
     if name is None:
         raise UsageError(f"{file} does not say of which model it is: give NAME@{file}")
-    if ":" in name and not name.startswith("timm/") and network_of(name) is None:
+    if is_imported(name):
         raise UsageError(
             f"{file} is of {name}, which would have to be imported: if you trust it, give "
             f"{name}@{file}"

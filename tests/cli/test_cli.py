@@ -329,6 +329,8 @@ def test_the_default_ghn_is_that_of_the_library() -> None:
     [
         (("predict", "resnet55"), "did you mean resnet"),
         (("predict", "resnet18", "--ghn", "ghn2-cifar11"), "ghn2-cifar10"),
+        (("predict", "torch.nn:ReLU", "--num-classes", "3"), "no parameter num_cl"),
+        (("draw", "torch.nn:ReLU", "--num-classes", "3"), "no parameter num_cl"),
         (("train", "--out", "x", "--set", "speed=3"), "unknown settings: speed"),
         (("eval", "--data", "no/such/folder"), "no/such/folder"),
         (("eval", "--sgd-epochs", "0"), "--sgd-epochs takes more than 0, not 0"),
@@ -343,7 +345,8 @@ def test_errors_are_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    extra = () if "--ghn" in arguments or arguments[0] == "train" else ("--ghn", str(ghn_file))
+    takes_ghn = "--ghn" not in arguments and arguments[0] in ("predict", "eval")
+    extra = ("--ghn", str(ghn_file)) if takes_ghn else ()
     assert run(monkeypatch, *arguments, *extra) == 1
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")

@@ -63,6 +63,10 @@ def small() -> nn.Module:
     return SmallClassifier(num_classes=3)
 
 
+def ten() -> nn.Module:
+    return SmallClassifier(num_classes=10)
+
+
 class Untracked(nn.Module):
     """Wide, without running statistics, as all of DeepNets-1M are; returns a dictionary."""
 
@@ -129,6 +133,21 @@ def test_the_file_loads_with_its_library_and_says_how_to_normalise(
     pixels = (test.images / 255 - mean) / std
     with torch.no_grad():
         torch.testing.assert_close(teacher.model.eval()(pixels), model(pixels))
+
+
+def test_an_own_model_has_as_many_outputs_as_there_are_classes(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "model.safetensors"
+    for name, outputs in (("tests.graphs:SmallClassifier", 3), ("tests.cli.test_fit:ten", 10)):
+        assert run(monkeypatch, name, "--data", pictures, "--out", out) == 0
+        model, _ = loaded(out)
+        assert model.fc.out_features == outputs
+        said = f"{name} has 10 outputs for 3 classes" in capsys.readouterr().out
+        assert said == (outputs == 10)
 
 
 def test_pictures_are_as_those_that_the_ghn_was_trained_with(

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from ghn_fast.cli.errors import UsageError
-from ghn_fast.cli.models import build_model, recipe
+from ghn_fast.cli.models import build_model, check_num_classes, recipe
 from ghn_fast.nets import DeepNets1M, Network, build_net
 
 
@@ -15,6 +15,38 @@ def test_torchvision() -> None:
 
 def test_imported() -> None:
     assert isinstance(build_model("tests.graphs:SmallClassifier", num_classes=10), nn.Module)
+
+
+def named(num_classes: int, *, image_size: int = 0) -> nn.Module:
+    return nn.Linear(image_size, num_classes)
+
+
+def passed_on(**settings: int) -> nn.Module:
+    return nn.Linear(5, settings.pop("num_classes"), **settings)
+
+
+def fixed(**settings: int) -> nn.Module:
+    return nn.Linear(5, 10, **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "features"), [("named", (64, 7)), ("passed_on", (5, 7)), ("INSTANCE", (2, 2))]
+)
+def test_an_imported_callable_gets_what_it_takes(name: str, features: tuple[int, int]) -> None:
+    model = build_model(f"tests.cli.test_models:{name}", 7, 64)
+    assert (model.in_features, model.out_features) == features
+
+
+INSTANCE = nn.Linear(2, 2)
+
+
+def test_what_an_imported_callable_does_not_take() -> None:
+    with pytest.raises(UsageError, match=r"cannot be called as \(num_classes=7\): .*unexpected"):
+        build_model("tests.cli.test_models:fixed", 7)
+    check_num_classes("tests.cli.test_models:INSTANCE", None)
+    for name in ("tests.cli.test_models:INSTANCE", "torch.nn:ReLU"):
+        with pytest.raises(UsageError, match="has no parameter num_classes"):
+            check_num_classes(name, 7)
 
 
 @pytest.mark.parametrize(("size", "is_large"), [(None, False), (32, False), (64, True)])
