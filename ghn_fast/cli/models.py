@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +178,8 @@ def write_model(model: nn.Module, out: Path, metadata: Mapping[str, str]) -> Non
 def _imported_model(name: str, options: dict[str, Any]) -> nn.Module:
     factory = _imported(name)
     try:
-        model = factory(**options) if _is_factory(factory) else factory
+        with _current_folder_first():
+            model = factory(**options) if _is_factory(factory) else factory
     except TypeError as error:
         given = ", ".join(f"{option}={value}" for option, value in options.items())
         raise UsageError(f"{name} cannot be called as ({given}): {error}") from error
@@ -205,9 +208,24 @@ def _imported_options(name: str, num_classes: int, image_size: int | None) -> di
 def _imported(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        with _current_folder_first():
+            return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"cannot import {name!r}: {error}") from error
+
+
+@contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """For imports of the user's: scripts have their own folder there, ``python -m`` the current.
+
+    Not for longer, as its files could hide what is imported later.
+    """
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
 
 
 def _is_factory(imported: Any) -> bool:

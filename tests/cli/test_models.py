@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from torch import nn
 
@@ -35,6 +38,18 @@ def fixed(**settings: int) -> nn.Module:
 def test_an_imported_callable_gets_what_it_takes(name: str, features: tuple[int, int]) -> None:
     model = build_model(f"tests.cli.test_models:{name}", 7, 64)
     assert (model.in_features, model.out_features) == features
+
+
+def test_a_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the command's script, unlike ``python -m``, does not have on its path."""
+    (tmp_path / "own_part.py").write_text("from torch.nn import ReLU as Part\n")
+    own = "def whole():\n    from own_part import Part\n    return Part()\n"
+    (tmp_path / "own_model.py").write_text(own)
+    paths = [path for path in sys.path if path not in ("", str(tmp_path))]
+    monkeypatch.setattr(sys, "path", [*paths])
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(build_model("own_model:whole", 10), nn.ReLU)
+    assert sys.path == paths
 
 
 INSTANCE = nn.Linear(2, 2)
