@@ -138,6 +138,9 @@ def fit(
 
 def _check_place(out: Path) -> None:
     """That a model can be written there, and its curves beside it."""
+    from ghn_fast.cli.models import check_ending
+
+    check_ending(out)
     if out.is_dir() or out.suffix == ".png":
         raise UsageError(f"--out is the file of the model, {out / 'model.safetensors'} for example")
     if not out.absolute().parent.is_dir():

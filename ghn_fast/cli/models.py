@@ -159,6 +159,21 @@ def takes_any_size(name: str) -> bool:
     return not name.startswith(("vit_", "maxvit_"))
 
 
+def check_ending(out: Path) -> None:
+    """That a file's name does not say another format than that of :func:`write_model`.
+
+    Raises:
+        UsageError: it is one by which ``torch.load`` would be expected to read it.
+    """
+    if out.suffix in _PICKLES:
+        raise UsageError(
+            f"--out {out}: the file is safetensors: call it {out.with_suffix('.safetensors').name}"
+        )
+
+
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+
+
 def write_model(model: nn.Module, out: Path, metadata: Mapping[str, str]) -> None:
     """Writes a model's state dict as safetensors, for ``--out``.
 

@@ -89,6 +89,7 @@ def predict(
     from ghn_fast.cli.inputs import make_inputs
     from ghn_fast.cli.models import (
         build_model,
+        check_ending,
         check_num_classes,
         network_of,
         takes_any_size,
@@ -101,6 +102,8 @@ def predict(
     from ghn_fast.prediction import predict as predict_parameters
 
     check_num_classes(model, num_classes)
+    if out is not None:
+        check_ending(out)
     start = time.perf_counter()
     network = from_pretrained(ghn)
     loaded = time.perf_counter() - start

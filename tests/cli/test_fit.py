@@ -375,6 +375,7 @@ def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) ->
         (("vit_b_16", "--small-images"), "has no stem that --small-images could fit"),
         (("inception_v3", "--image-size", 96, "--epochs", 1), "cannot take pictures of 96 pixels"),
         (("resnet18", "--out", "."), "--out is the file of the model"),
+        (("resnet18", "--out", "a.pth"), "the file is safetensors: call it a.safetensors"),
         (("resnet18", "--out", "a.png"), "--out is the file of the model"),
         (("resnet18", "--out", "none/a.safetensors"), "is in a folder that does not exist"),
     ],
