@@ -116,6 +116,12 @@ def _torchvision_options(name: str, num_classes: int, image_size: int | None) ->
     from torchvision import models
 
     known = models.list_models(module=models)
+    if name not in known and name in models.list_models():
+        raise UsageError(
+            f"torchvision's {name} is not known by name, as only its plain classifiers of pictures "
+            "are: pass a function of your own that makes it without weights, as "
+            "package.module:callable"
+        )
     if name not in known:
         raise UsageError(_unknown("torchvision model", name, known))
     options: dict[str, Any] = {"name": name, "num_classes": num_classes}

@@ -94,6 +94,7 @@ def test_a_network_that_cannot_be(name: str, size: int | None, message: str) -> 
     [
         ("resnet55", r"no torchvision model is called 'resnet55'; did you mean resnet"),
         ("zzz", "no torchvision model is called 'zzz'; for example alexnet"),
+        ("r3d_18", "torchvision's r3d_18 is not known by name, .* as package.module:callable"),
         ("tests.graphs:Missing", "cannot import 'tests.graphs:Missing'"),
         ("no_such_package:f", "cannot import"),
         ("os:getpid", "made a int, not a torch"),
