@@ -110,6 +110,9 @@ def predict(
     classes = network.config.num_classes if num_classes is None else num_classes
     small = network.config.num_classes < 1000 if small_images is None else small_images
 
+    is_measured = network.config.num_classes == 10 and small
+    if is_measured and data is not None and not download:
+        _check_folder(data)
     size = 224 if network_of(model) is not None and not small else None
     target = build_model(model, classes, size)  # imports what it needs
     start = time.perf_counter()
@@ -132,7 +135,7 @@ def predict(
         write_model(target, out, {"model": model, "ghn": ghn})
         typer.echo(f"wrote {out}")
     test, accuracy = None, None
-    if network.config.num_classes == 10 and small:
+    if is_measured:
         test = _test_images(target, data, download, images)
     elif data is not None or download:
         typer.echo(
@@ -204,6 +207,16 @@ def _print_report(model: str, ghn: str, report: PredictionReport, built: float) 
         highlight=False,
     )
     console.print(f"random initialisation took {built:.3f} s", highlight=False)
+
+
+def _check_folder(data: Path) -> None:
+    """That CIFAR-10 is there, before anything is predicted that would then not be measured."""
+    from ghn_fast.data import find_cifar10
+
+    if find_cifar10(data) is None:
+        raise UsageError(
+            f"--data {data} is no folder of CIFAR-10: pass another, or --download to get it there"
+        )
 
 
 def _test_images(

@@ -113,7 +113,8 @@ def _read(root: str | Path | None, split: str, download: bool) -> Images:
         raise DataError(
             f"no CIFAR-10 found in: {tried}. Looked for {_stored(split)}-*.parquet (the Hugging "
             f"Face layout) and {_TORCHVISION_FOLDER} (torchvision's). Pass the folder, set "
-            f"${DATA_VARIABLE}, or download it with load_cifar10(download=True)."
+            f"${DATA_VARIABLE}, or download it with load_cifar10(download=True), --download "
+            "on the command line."
         )
     if _layout(folder) == "parquet":
         return _read_parquet(folder, split)

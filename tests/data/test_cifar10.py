@@ -114,7 +114,8 @@ def test_the_folder_is_found(parquet_folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_missing_folder_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"(?s){tmp_path}.*parquet.*batches-py.*GHN_FAST_DATA"):
+    message = rf"(?s){tmp_path}.*parquet.*batches-py.*GHN_FAST_DATA.*, --download on the command"
+    with pytest.raises(DataError, match=message):
         load_cifar10(tmp_path, "test")
 
 
