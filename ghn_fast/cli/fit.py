@@ -104,6 +104,9 @@ def fit(
         raise UsageError(f"--start takes {', '.join((BEST, *STARTS))}, not {start!r}")
     if normalise not in NORMALISATIONS:
         raise UsageError(f"--normalise takes {', '.join(NORMALISATIONS)}, not {normalise!r}")
+    if not 0 < lr < float("inf"):
+        raise UsageError(f"--lr takes more than 0, not {lr:g}")
+    place = choose_device(device)
     network = from_pretrained(ghn)
     is_small = network.config.num_classes < 1000
     size = image_size or network.config.image_size or (32 if is_small else 224)
@@ -117,7 +120,6 @@ def fit(
         raise UsageError(f"{model} has no stem that --small-images could fit")
     job.check(trains=epochs > 0)
     task.describe()
-    place = choose_device(device)
     unfinished = [start for start in STARTS if _state_file(out, start).exists()]
     starts = STARTS if compare is not None else (start,)
     if starts == (BEST,):

@@ -13,6 +13,8 @@ from ghn_fast.cli import options
 from ghn_fast.cli.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from ghn_fast.data import Images
     from ghn_fast.evaluation import Labels, NetworkLabels
     from ghn_fast.properties import Correlations
@@ -157,6 +159,7 @@ def search(
 
     Fitted on all labels. Needs scikit-learn.
     """
+    from ghn_fast._system.processes import choose_device
     from ghn_fast.evaluation import load_labels
     from ghn_fast.ghn.hub import from_pretrained
     from ghn_fast.nets import DeepNets1M
@@ -167,6 +170,7 @@ def search(
         raise UsageError(f"--by takes {', '.join(LARGER_IS_BETTER)}, not {by!r}")
     if train is not None and num_nets < 2:
         raise UsageError("--train compares with other networks: --num-nets takes 2 or more with it")
+    place = choose_device(device)
     measured = load_labels(labels or ())
     nets = DeepNets1M("search", num_nets=num_nets)
     found = find(measured, from_pretrained(ghn), by, nets)
@@ -177,7 +181,7 @@ def search(
         f"{found.median:.4g}. ghn-fast nets sample --split search --index {found.index}"
     )
     if train is not None:
-        _train(measured, found.index, num_nets, train, data, download, device)
+        _train(measured, found.index, num_nets, train, data, download, place)
 
 
 def _train(
@@ -187,13 +191,13 @@ def _train(
     count: int,
     data: str | None,
     download: bool,
-    device: str,
+    device: torch.device,
 ) -> None:
     """The network that was found and random ones, at the width and for the steps of the labels."""
     import random
     from statistics import fmean, stdev
 
-    from ghn_fast._system.processes import ALONE, choose_device
+    from ghn_fast._system.processes import ALONE
     from ghn_fast.cli.images import load_parts
     from ghn_fast.evaluation import top1
     from ghn_fast.evaluation.labels import train_at_width
@@ -202,11 +206,11 @@ def _train(
     others = [index for index in range(num_nets) if index != best]
     chosen = random.Random(0).sample(others, min(count, len(others)))
     train, held_out = load_parts(ALONE, data, ("train", "val"), 32, download)
-    images, place = held_out.first(labels.num_images), choose_device(device)
+    images = held_out.first(labels.num_images)
     reached = []
     for index in (best, *chosen):
         net_args = sample_net_args("search", 0, index)
-        model, _ = train_at_width(net_args, train, labels.steps, labels.width, index, place)
+        model, _ = train_at_width(net_args, train, labels.steps, labels.width, index, device)
         reached.append(top1(model, images))
         typer.echo(f"search:{index}: {reached[-1]:.1f} % after {labels.steps} steps")
     own, rest = reached[0], reached[1:]
