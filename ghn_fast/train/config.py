@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import sys
@@ -335,12 +336,10 @@ class TrainConfig:
         Raises:
             ConfigError: an unknown field.
         """
-        known = {item.name for item in fields(cls)}
-        unknown = sorted(set(values) - known)
+        known = [item.name for item in fields(cls)]
+        unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ConfigError(
-                f"unknown settings: {', '.join(unknown)}; there are {', '.join(sorted(known))}"
-            )
+            raise ConfigError(f"unknown settings: {', '.join(unknown)}; {_hint(unknown[0], known)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -363,6 +362,13 @@ class TrainConfig:
             if type(values) is not dict:
                 raise FileError(f"it has {shown(values)}, and settings are a dictionary")
             return cls.from_dict({**values, **changes})
+
+
+def _hint(name: str, known: list[str]) -> str:
+    """A message has no room for all names."""
+    close = difflib.get_close_matches(name, known)
+    meant = f"did you mean {', '.join(close)}? " if close else ""
+    return f"{meant}help(ghn_fast.train.TrainConfig) says which there are"
 
 
 def _check_mixture(mixture: Mapping[str, float]) -> None:

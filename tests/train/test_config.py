@@ -63,7 +63,8 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
         ({"betas": (0.9,)}, r"betas must be tuple\[float, float\], not \(0\.9,\)"),
         ({"tensorboard": 1}, "tensorboard must be bool, not 1"),
         ({"ghn": 3}, "ghn must be"),
-        ({"learning_rate": 1.0}, "unknown settings: learning_rate; there are"),
+        ({"image_sise": 8}, r"unknown settings: image_sise; did you mean image_size.*\?"),
+        ({"foo": 1}, r"unknown settings: foo; help\(ghn_fast.train.TrainConfig\) says"),
     ],
 )
 def test_impossible_settings_are_named(values: dict[str, Any], message: str) -> None:
