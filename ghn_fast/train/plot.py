@@ -31,13 +31,18 @@ def plot_run(folder: str | Path, out: str | Path | None = None) -> Path:
         FileNotFoundError: the folder has no log.
         ImportError: matplotlib is missing.
     """
+    log = Path(folder) / LOG_FILE
+    if not log.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not the folder of a training run: no {LOG_FILE} in it"
+        )
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError(
             "a plot needs the package matplotlib: pip install 'ghn-fast[train]'"
         ) from None
-    lines = read_log(Path(folder) / LOG_FILE)
+    lines = read_log(log)
     figure = Figure(figsize=(11, 7), layout="constrained")
     draw = (_draw_loss, _draw_accuracy, _draw_rate, _draw_speed)
     for axes, panel in zip(figure.subplots(2, 2).flat, draw, strict=True):

@@ -333,6 +333,7 @@ def test_the_default_ghn_is_that_of_the_library() -> None:
         (("predict", "resnet18", "--out", "x/m.pt"), "the file is safetensors: call it m.safet"),
         (("predict", "resnet18", "--data", "none"), "--data none is no folder of CIFAR-10"),
         (("nets", "search", "--device", "cuda:99"), "device cuda:99 is not there"),
+        (("plot", "nodir"), "nodir is not the folder of a training run: no log.jsonl in it"),
         (("draw", "torch.nn:ReLU", "--num-classes", "3"), "no parameter num_cl"),
         (("train", "--out", "x", "--set", "speed=3"), "unknown settings: speed"),
         (("eval", "--data", "no/such/folder"), "no/such/folder"),
