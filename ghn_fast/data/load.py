@@ -418,7 +418,9 @@ def _from_hub(name: str) -> Path:
     """The folder of a data set of the hub, downloaded once."""
     from huggingface_hub import snapshot_download
 
-    if name.count("/") != 1:
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise DataError(f"{name}: no such folder or file")
+    if "/" not in name:
         raise DataError(f"{name} is neither a folder nor a data set of the hub (owner/name)")
     try:
         path = snapshot_download(name, repo_type="dataset", allow_patterns="*.parquet")

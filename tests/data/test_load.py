@@ -184,7 +184,10 @@ def test_what_is_no_data_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)no images in a known layout.*train-\*.parquet"):
         load_images(tmp_path)
     with pytest.raises(DataError, match="neither a folder nor a data set of the hub"):
-        load_images(tmp_path / "missing")
+        load_images("missing")
+    for path in ("/missing", "./missing", "~/missing", "missing/of/this", tmp_path / "missing"):
+        with pytest.raises(DataError, match=f"{path}: no such folder or file"):
+            load_images(path)
     with pytest.raises(ValueError, match="image_size must be positive, not -5"):
         load_images(tmp_path, image_size=-5)
     with pytest.raises(ValueError, match="unknown split 'dev'"):
