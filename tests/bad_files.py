@@ -228,7 +228,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "an integer weight": (lambda: saved({WEIGHT: state()[WEIGHT].int()}), "not of a floating"),
     "an integer weight in safetensors": (
         lambda: safetensors(changes={WEIGHT: state()[WEIGHT].int()}),
-        "decoder.fc.0.weight is of type I32",
+        "decoder.fc.0.weight is of torch.int32, not of a floating type",
     ),
     "NaN": (lambda: infinite(float("nan")), "not finite"),
     "an infinite value": (lambda: infinite(float("-inf")), "not finite"),

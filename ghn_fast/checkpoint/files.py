@@ -34,6 +34,16 @@ _SAFETENSORS_TYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_READ_TYPES = {
+    **_SAFETENSORS_TYPES,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Of other files too, so that they are told by their tensors, as those of torch.save are."""
 
 
 def load(path: str | Path) -> tuple[Any, dict[str, Tensor]]:
@@ -209,9 +219,9 @@ def _safetensors_state(path: Path) -> dict[str, Tensor]:
         for name, entry in entries.items():
             if name == "__metadata__":
                 continue
-            if entry["dtype"] not in _SAFETENSORS_TYPES:
+            if entry["dtype"] not in _READ_TYPES:
                 raise FileError(f"{name} is of type {entry['dtype']}")
-            dtype = _SAFETENSORS_TYPES[entry["dtype"]]
+            dtype = _READ_TYPES[entry["dtype"]]
             tensor = torch.empty(entry["shape"], dtype=dtype, device="cpu")
             file.seek(8 + size + entry["data_offsets"][0])
             if file.readinto(tensor.view(-1).view(torch.uint8).numpy().data) != tensor.nbytes:

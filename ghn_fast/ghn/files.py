@@ -213,5 +213,6 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _another_kind(state: Mapping[str, Tensor]) -> str:
-    names = ", ".join(list(state)[:4])
+    weights_first = sorted(state, key=lambda name: -state[name].dim())
+    names = ", ".join(weights_first[:4])
     return f"it is not a GHN's checkpoint: its tensors are {names or 'none'} ..."
