@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -12,6 +14,11 @@ from ghn_fast.cli.errors import UsageError
 
 _LARGEST_EXAMPLE = 2**28
 """Numbers in it, of which a gigabyte is taken."""
+
+_OPTIONS = (
+    "pass the shape of one example as --input (3x64x64), how many token ids as --input-ids, or "
+    "anything else in Python: ghn_fast.predict(model, example_inputs=...)"
+)
 
 
 def make_inputs(
@@ -44,6 +51,18 @@ def make_inputs(
         return None
     named = inputs.keys() <= inspect.signature(model.forward).parameters.keys()
     return inputs if named else tuple(inputs.values())
+
+
+@contextmanager
+def advice_by_options() -> Iterator[None]:
+    """Where a model cannot be run, the options are named rather than the library's argument."""
+    from ghn_fast.graph import TraceError
+    from ghn_fast.graph.trace.tracer import ADVICE
+
+    try:
+        yield
+    except TraceError as error:
+        raise UsageError(str(error).replace(ADVICE, _OPTIONS)) from error
 
 
 def _check_size(numbers: int, option: str) -> None:

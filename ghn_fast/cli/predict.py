@@ -86,7 +86,7 @@ def predict(
     """Predict a model's parameters; tell what was decoded, how fast, and how good it is."""
     from ghn_fast.card import card as make_card
     from ghn_fast.card import noise_for
-    from ghn_fast.cli.inputs import make_inputs
+    from ghn_fast.cli.inputs import advice_by_options, make_inputs
     from ghn_fast.cli.models import (
         build_model,
         check_ending,
@@ -122,13 +122,14 @@ def predict(
         target = adjust_net(target)
     inputs = make_inputs(target, input_shape, input_ids)
     random = None if card is None else _random_start(target, fill)
-    _, report = predict_parameters(
-        *(target, network, inputs),
-        return_report=True,
-        keep=keep or (),
-        only=only or None,
-        fill=fill,
-    )
+    with advice_by_options():
+        _, report = predict_parameters(
+            *(target, network, inputs),
+            return_report=True,
+            keep=keep or (),
+            only=only or None,
+            fill=fill,
+        )
     report.stages["load"] = loaded
     _print_report(model, ghn, report, built)
     if out is not None:

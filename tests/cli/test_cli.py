@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,13 @@ def cifar10(tmp_path_factory: pytest.TempPathFactory) -> Path:
         table = pa.table({"img": images, "label": [index % 10 for index in range(count)]})
         pq.write_table(table, root / f"{split}-00000-of-00001.parquet")
     return root
+
+
+class OfPairs(SmallClassifier):
+    """Cannot be called with anything that could be guessed."""
+
+    def forward(self, pair: Any) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(pair.left + pair.right)
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +151,22 @@ def test_predict_calls_the_model_as_told(
     run(monkeypatch, "predict", "tests.graphs:SmallClassifier", "--ghn", ghn_file, *option)
     (inputs,) = seen[0]
     assert inputs.shape == ((2, 3, 9, 9) if option[0] == "--input" else (2, 4))
+
+
+@pytest.mark.parametrize(
+    "arguments", [("resnet18", "--input", "1x64x64"), ("tests.cli.test_cli:OfPairs",)]
+)
+def test_predict_says_by_which_options_a_model_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ghn_file: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    assert run(monkeypatch, "predict", *arguments, "--ghn", ghn_file) == 1
+    printed = capsys.readouterr().err
+    assert "could not be run" in printed
+    assert "--input (3x64x64), how many token ids as --input-ids" in printed
+    assert "pass example_inputs" not in printed
 
 
 def test_predict_keeps_and_limits(

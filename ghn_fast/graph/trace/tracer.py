@@ -44,6 +44,12 @@ UNDECODED = ("embedding", "norm_offset")
 """Roles of parameters that have a node but are not what the published definition means by it."""
 
 
+ADVICE = (
+    "pass example_inputs=...: a tensor, a tuple of arguments or a dict of keyword arguments "
+    "(a dict or a graph that is itself an argument goes into a tuple: ({...},), (data,))"
+)
+
+
 class TraceError(RuntimeError):
     """The model's graph could not be built; the message says what to pass."""
 
@@ -235,10 +241,7 @@ def _explain(call: _Call, error: Exception) -> TraceError:
 def _advice(on_meta: bool, errors: Sequence[Exception]) -> str:
     if on_meta and any(isinstance(error, NeedsValues) for error in errors):
         return "its course depends on values, so it needs parameters that are not on meta"
-    return (
-        "pass example_inputs=...: a tensor, a tuple of arguments or a dict of keyword arguments "
-        "(a dict or a graph that is itself an argument goes into a tuple: ({...},), (data,))"
-    )
+    return ADVICE
 
 
 def _arguments(example_inputs: Any) -> Inputs:
