@@ -13,7 +13,7 @@ import ghn_fast
 import ghn_fast.checkpoint
 import ghn_fast.graph
 from ghn_fast.ghn.place.fill import LAYER_SCALE, RULES, TABLE_STD, Loose, value_of
-from ghn_fast.graph import Graph
+from ghn_fast.graph import CHANNEL_NODE_TYPES, Graph
 
 
 def filled(shape: tuple[int, ...], kind: str, name: str = "value") -> tuple[str, Tensor]:
@@ -234,7 +234,7 @@ def test_what_has_no_value_to_keep_is_filled(monkeypatch: pytest.MonkeyPatch) ->
     [
         ({"ghn": "typo.pt"}, ghn_fast.checkpoint.CheckpointError),
         ({"keep": "layer9"}, ValueError),
-        ({"graph": Graph.from_model(nn.Linear(8, 10))}, ValueError),
+        ({"graph": Graph.from_model(nn.Linear(8, 10), types=CHANNEL_NODE_TYPES)}, ValueError),
         ({"example_inputs": (IDS, IDS)}, ghn_fast.graph.TraceError),
     ],
 )

@@ -421,7 +421,7 @@ def test_models_are_whole_after_an_error(
     labels = [torch.full_like(batch[1], 10), batch[1], batch[1]]
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(workers)) if workers else None
-        with pytest.raises(IndexError):
+        with pytest.raises(ValueError, match="labels go from 10 to 10"):
             train_step(ghn, models, graphs, [batch[0]] * 3, labels, sgd(ghn), workers=pool)
         for model, before in zip(models, own, strict=True):
             assert all(parameter is before[name] for name, parameter in model.named_parameters())
@@ -467,7 +467,7 @@ def test_an_error_waits_for_the_other_networks(
     labels = [torch.full_like(batch[1], 10), batch[1]]
     ghn = make_ghn()
     with ThreadPoolExecutor(2) as pool:
-        with pytest.raises(IndexError):
+        with pytest.raises(ValueError, match="labels go from 10 to 10"):
             train_step(ghn, models, graphs, [batch[0]] * 2, labels, sgd(ghn), workers=pool)
         assert done == [True]
 
