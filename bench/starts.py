@@ -43,13 +43,12 @@ import ghn_fast
 from ghn_fast._system.device import memory_format
 from ghn_fast._system.files import append_line, write_text
 from ghn_fast._system.processes import choose_device
-from ghn_fast.cli.fit import REFINE_FROM, REFINE_NOISE
 from ghn_fast.data import Images, load_images, normalised_by
 from ghn_fast.data.images import CIFAR10_MEAN, CIFAR10_STD
 from ghn_fast.evaluation import batches_in_order, calibrate
 from ghn_fast.evaluation.results import ghn_digest
 from ghn_fast.finetune import FinetuneConfig, History, finetune_
-from ghn_fast.refine import count_layers
+from ghn_fast.refine import refine_last_third_
 
 ARCHITECTURES = (
     *("resnet18", "mobilenet_v2", "convnext_tiny", "vit_tiny", "efficientnet_b0"),
@@ -179,8 +178,7 @@ def prepare(job: Job, task: Task, ghn: ghn_fast.GHN, device: torch.device) -> nn
     if job.start == "LSUV":
         ghn_fast.lsuv_(model, task.train.batch(torch.arange(min(SCALED_BY, len(task.train)))))
     elif job.start == "predicted, refined":
-        first = 1 + round(REFINE_FROM * count_layers(model))
-        ghn_fast.refine_(model, noise=REFINE_NOISE, first_layer=first)
+        refine_last_third_(model)
     calibrate(model, task.train)
     ghn_fast.fit_head_(model, batches_in_order(task.train, BATCH))
     return model

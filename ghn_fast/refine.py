@@ -74,6 +74,28 @@ def refine_(
     return model
 
 
+def refine_last_third_(model: Model, generator: torch.Generator | None = None) -> Model:
+    """:func:`refine_` with the noise and the share of layers that ``ghn-fast fit --refine`` takes.
+
+    Args:
+        model: with its parameters predicted.
+        generator: of the noise; None for PyTorch's default one.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: see :func:`refine_`.
+
+    Examples:
+        >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
+        >>> model is refine_last_third_(model)
+        True
+    """
+    first = 1 + round(2 / 3 * count_layers(model))
+    return refine_(model, noise=3e-5, first_layer=first, generator=generator)
+
+
 def count_layers(model: nn.Module) -> int:
     """How many weights :func:`refine_` counts, the classification layer's among them."""
     return len(_weights(model))

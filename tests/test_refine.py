@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ghn_fast
-from ghn_fast.refine import count_layers, orthogonal
+from ghn_fast.refine import count_layers, orthogonal, refine_last_third_
 
 
 def make_model() -> nn.Sequential:
@@ -184,3 +184,15 @@ def test_computed_weights_are_refused() -> None:
     nn.utils.parametrizations.weight_norm(model[2])
     with pytest.raises(ValueError, match=r"2\.weight is computed from other parameters"):
         ghn_fast.refine_(model)
+
+
+def test_last_third() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6)), nn.Linear(8, 4))
+    before = [layer.weight.clone() for layer in model]
+    refine_last_third_(model)
+    changed = [
+        not torch.equal(layer.weight, weight) for layer, weight in zip(model, before, strict=True)
+    ]
+    assert changed == [False] * 5 + [True, False], "the output layer is the seventh"
+    torch.testing.assert_close(model[5].weight @ model[5].weight.T, torch.eye(8))

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 LARGEST_SMALL_STEM = 64
 """Pixels up to which stems are fitted to small images by default."""
-REFINE_NOISE, REFINE_FROM = 3e-5, 2 / 3
-"""Of ``--refine``, as in arXiv 2207.10049: noise, and the share of layers that are left before."""
 STARTS: tuple[str, ...] = ("predicted", "random")
 BEST = "best"
 TRIAL_PICTURES, TRIAL_OF_CLASS = 1024, 20
@@ -319,7 +317,7 @@ class _Job:
         import torch
 
         import ghn_fast
-        from ghn_fast.refine import count_layers
+        from ghn_fast.refine import refine_last_third_
 
         model = self.build()
         if start == "predicted":
@@ -331,8 +329,7 @@ class _Job:
             )
             if self.refine:
                 generator = torch.Generator().manual_seed(self.seed)
-                first = 1 + round(REFINE_FROM * count_layers(model))
-                ghn_fast.refine_(model, noise=REFINE_NOISE, first_layer=first, generator=generator)
+                refine_last_third_(model, generator)
         return _placed(model, device)
 
     def _fit_head(self, start: str, model: nn.Module, pictures: ImageSource) -> HeadReport:

@@ -97,7 +97,6 @@ def predict(
     )
     from ghn_fast.evaluation import batches_in_order
     from ghn_fast.ghn.hub import from_pretrained
-    from ghn_fast.graph import Graph
     from ghn_fast.nets import adjust_net
     from ghn_fast.prediction import predict as predict_parameters
 
@@ -151,7 +150,7 @@ def predict(
             if test is None
             else next(batches_in_order(test, batch_size))[0]
         )
-        graph = Graph.from_model(target, inputs, network.node_types)
+        graph = network.graph_of(target, example_inputs=inputs)
         _write_card(card, make_card(model, random, target, graph, report, seen, accuracy))
 
 

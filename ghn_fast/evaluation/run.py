@@ -253,7 +253,7 @@ class _Job:
         if self.result.baseline != "ghn":
             return _Made(model, name)
         assert self.ghn is not None
-        graph = graph or Graph.from_model(model, types=self._node_types)
+        graph = self.ghn.graph_of(model, graph)
         return _Made(_predict(self.ghn, model, graph), name, (*graph.other, *graph.unused))
 
 

@@ -311,7 +311,7 @@ class GHN(Pretrained, nn.Module):
     def embed(self, model_or_graph: nn.Module | Graph) -> Tensor:
         """(hid,): the mean of the node embeddings (arXiv 2110.13100, section 5.2)."""
         if not isinstance(model_or_graph, Graph):
-            model_or_graph = Graph.from_model(model_or_graph, types=self.node_types)
+            model_or_graph = self.graph_of(model_or_graph)
         return self.node_embeddings(GraphBatch([model_or_graph])).mean(dim=0)
 
     @property
@@ -335,7 +335,7 @@ class GHN(Pretrained, nn.Module):
             ValueError: as many graphs as models are needed, each of its model.
         """
         if graphs is None:
-            return GraphBatch([Graph.from_model(m, types=self.node_types) for m in models])
+            return GraphBatch([self.graph_of(model) for model in models])
         passed = [graphs] if isinstance(graphs, Graph) else list(graphs)
         if len(passed) != len(models):
             raise ValueError(f"{len(models)} models were passed with {len(passed)} graphs")
@@ -357,6 +357,15 @@ class GHN(Pretrained, nn.Module):
                 nodes that the GHN knows. Without ``channel_nodes`` a graph does not show which
                 channels change places, and is made anew for a GHN that knows them.
             example_inputs: see :meth:`ghn_fast.Graph.from_model`.
+
+        Raises:
+            ghn_fast.graph.TraceError: the model could not be run; says what to pass.
+
+        Examples:
+            >>> model = torchvision.models.resnet18(num_classes=10)
+            >>> graph = ghn_fast.from_pretrained().graph_of(model)
+            >>> model is ghn_fast.predict(model, graph=graph)
+            True
         """
         if graph is not None and self._reads(graph):
             return graph
@@ -365,7 +374,7 @@ class GHN(Pretrained, nn.Module):
             return made
         warnings.warn(
             "the graph was made with other types of nodes than the GHN knows, and is made anew: "
-            "make it by Graph.from_model(model, types=ghn.node_types)",
+            "make it by ghn.graph_of(model)",
             stacklevel=3,
         )
         return replace(made, max_distance=graph.max_distance)
@@ -387,11 +396,9 @@ class GHN(Pretrained, nn.Module):
             fault = (
                 f"has nodes of types {', '.join(sorted(unknown))}, which the GHN does not know"
                 if unknown
-                else "was made with fewer types of nodes than the GHN knows"
+                else "was made with other types of nodes than the GHN knows"
             )
-            raise ValueError(
-                f"the graph {fault}: make it by Graph.from_model(model, types=ghn.node_types)"
-            )
+            raise ValueError(f"the graph {fault}: make it by ghn.graph_of(model)")
         encoded = decoded_nodes(graph, self.config)
         if misfit(graph, self.config) is None:
             return encoded

@@ -96,7 +96,7 @@ def test_a_graph_of_other_types_is_made_anew(knows: bool) -> None:
     wanted, other = shufflenet(), shufflenet()
     ghn_fast.predict(wanted, ghn)
     graph = Graph.from_model(other, types=NODE_TYPES if knows else CHANNEL_NODE_TYPES)
-    with pytest.warns(UserWarning, match=r"from_model\(model, types=ghn.node_types"):
+    with pytest.warns(UserWarning, match=r"make it by ghn\.graph_of\(model\)"):
         ghn_fast.predict(other, ghn, graph=graph)
     assert torch.equal(parameters(other), parameters(wanted))
     again = shufflenet()
@@ -111,7 +111,7 @@ def test_a_graph_of_other_types_alone_is_refused() -> None:
     with pytest.raises(ValueError, match="types shuffle, split, which the GHN does not know"):
         ghn_fast.embed(graph, ghn2(**SMALL))
     graph = Graph.from_model(shufflenet())
-    with pytest.raises(ValueError, match="fewer types of nodes than the GHN knows"):
+    with pytest.raises(ValueError, match="other types of nodes than the GHN knows"):
         ghn_fast.embed(graph, ghn2(**SMALL, channel_nodes=True))
     norm = nn.Sequential(nn.Conv2d(3, 8, 1), nn.RMSNorm(8), nn.Linear(8, 8))
     graph = Graph.from_model(norm, torch.zeros(1, 3, 8, 8), LANGUAGE_NODE_TYPES)
