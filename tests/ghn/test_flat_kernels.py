@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import ghn_fast
 from ghn_fast.checkpoint import from_pretrained
 from ghn_fast.ghn import GHN, ghn2, ghn3
-from ghn_fast.graph import Graph
+from ghn_fast.graph import Graph, GraphBatch
 from ghn_fast.nets import build_net, graph_of, sample_net_args
 
 
@@ -80,6 +81,23 @@ def test_in_training_as_in_prediction(ghn: GHN) -> None:
     for a, b in zip(*gradients, strict=True):
         assert (a is None) == (b is None)
         assert a is None or b is None or torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "share"), [(4, 1.0), (8, 1.0), (16, 1 / 4), (24, 1 / 9)])
+def test_heads_over_large_maps_are_those_of_averaged_ones(
+    ghn: GHN, side: int, share: float
+) -> None:
+    """Else their logits would grow with the map."""
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Flatten(), nn.Linear(6 * side**2, 10))
+    image = torch.zeros(2, 3, side, side)
+    weight = ghn_fast.predict(model, ghn, image)[2].weight.detach().view(10, 6, side, side)
+    assert torch.equal(weight, weight[..., :1, :1].expand_as(weight))
+    graph = ghn.graph_of(model, example_inputs=image)
+    (head,) = (n for n, node in enumerate(graph.nodes) if node.parameter == "2.weight")
+    decoded = ghn.decoder.class_weight(ghn.node_embeddings(GraphBatch([graph]))[[head]], 6)[0]
+    largest = min(side, 8)
+    scale = share * math.sqrt(2 / (6 * largest**2))
+    torch.testing.assert_close(weight[..., 0, 0], scale * decoded.detach())
 
 
 def test_heads_of_deepnets() -> None:

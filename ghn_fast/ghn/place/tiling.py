@@ -12,6 +12,8 @@ from ghn_fast.ops.tile.reference import normalised, repeated
 
 # The standard deviation of rows of a position table that stand for no position.
 EXTRA_ROW_STD = 0.02
+# Of the largest maps that classification layers are trained on.
+CLASSIFIED_POSITIONS = 64
 
 
 def repeat(blocks: Tensor, shape: Sequence[int]) -> Tensor:
@@ -66,6 +68,9 @@ def normalisation(
     one-dimensional ones). Weights of normalisation layers are 2 sigmoid(p/2), in (0, 2); biases
     are tanh(p/5), in (-1, 1).
 
+    A classification layer over a map is the same at each position. Over one of more than
+    ``CLASSIFIED_POSITIONS`` it gives what it would for the averages of so many parts of the map.
+
     Args:
         rule: of decoding, see :class:`ghn_fast.ghn.place.plan.Group`.
         fan_in: of weights, where it is not the product of all dimensions but the first.
@@ -74,6 +79,9 @@ def normalisation(
         return "norm_weight", 1.0
     if rule in ("bias", "norm_bias", "class_bias"):
         return "bias", 1.0
+    if rule == "class_weight":
+        averaged = max(1.0, math.prod(shape[2:]) / CLASSIFIED_POSITIONS)
+        fan_in = averaged * (fan_in or math.prod(shape[1:]))
     return "scale", weight_scale(shape, fan_in)
 
 
