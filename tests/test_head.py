@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import ghn_fast
-from ghn_fast import head as head_module
-from ghn_fast.head import best_scale, output_layers
+from ghn_fast.head import best_scale, fit, output_layers
 
 WIDTH = 12
 
@@ -168,7 +167,7 @@ def test_only_the_head_changes() -> None:
 
 
 def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_module, "MOST_HELD_OUT", 32)
+    monkeypatch.setattr(fit, "MOST_HELD_OUT", 32)
     inputs, labels = _data(2000)
     given: list[weakref.ref[Tensor]] = []
 
@@ -183,12 +182,12 @@ def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch)
     model = Classifier()
     report = ghn_fast.fit_head_(model, loader(), balance=False)
     assert (report.pictures, report.held_out) == (2000, 32)
-    kept = head_module._HeldOut(head_module._Head(model, "fc"), 0.2, torch.device("cpu"))
+    kept = fit._HeldOut(fit._Head(model, "fc"), 0.2, torch.device("cpu"))
     assert len(kept.labels) == 32
 
 
 def test_held_out_ones_are_of_all_classes_even_if_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_module, "MOST_HELD_OUT", 64)
+    monkeypatch.setattr(fit, "MOST_HELD_OUT", 64)
     inputs, labels = _data(1000)
     order = labels.argsort(stable=True)
     report = ghn_fast.fit_head_(Classifier(), _batches(inputs[order], labels[order]))
