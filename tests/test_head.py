@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import ghn_fast
-from ghn_fast.head import best_scale, fit, output_layers
+from ghn_fast.head import best_scale, output_layers
+from ghn_fast.head.ridge import HeldOut
 
 WIDTH = 12
 
@@ -167,7 +168,7 @@ def test_only_the_head_changes() -> None:
 
 
 def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "MOST_HELD_OUT", 32)
+    monkeypatch.setattr("ghn_fast.head.ridge.MOST_HELD_OUT", 32)
     inputs, labels = _data(2000)
     given: list[weakref.ref[Tensor]] = []
 
@@ -182,12 +183,12 @@ def test_memory_does_not_grow_with_the_pictures(monkeypatch: pytest.MonkeyPatch)
     model = Classifier()
     report = ghn_fast.fit_head_(model, loader(), balance=False)
     assert (report.pictures, report.held_out) == (2000, 32)
-    kept = fit._HeldOut(fit._Head(model, "fc"), 0.2, torch.device("cpu"))
+    kept = HeldOut(4, WIDTH, 0.2, torch.device("cpu"))
     assert len(kept.labels) == 32
 
 
 def test_held_out_ones_are_of_all_classes_even_if_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit, "MOST_HELD_OUT", 64)
+    monkeypatch.setattr("ghn_fast.head.ridge.MOST_HELD_OUT", 64)
     inputs, labels = _data(1000)
     order = labels.argsort(stable=True)
     report = ghn_fast.fit_head_(Classifier(), _batches(inputs[order], labels[order]))

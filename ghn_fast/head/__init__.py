@@ -7,6 +7,16 @@ regression of the classes on the features that the predicted network gives (Hoer
 
 from __future__ import annotations
 
-from ghn_fast.head.fit import HeadReport, best_scale, fit_head_, output_layers
+from ghn_fast.head.fit import HELD_OUT, HeadReport, fit_head_
+from ghn_fast.head.layers import output_layers
+from ghn_fast.head.ridge import ABSENT_LOGIT, RIDGES, best_scale
 
-__all__ = ["HeadReport", "best_scale", "fit_head_", "output_layers"]
+__all__ = [
+    "ABSENT_LOGIT",
+    "HELD_OUT",
+    "RIDGES",
+    "HeadReport",
+    "best_scale",
+    "fit_head_",
+    "output_layers",
+]

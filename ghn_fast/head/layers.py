@@ -1,0 +1,156 @@
+"""Output layers: which one a model has, what it is fed, and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghn_fast._system.batches import logits_of, run
+from ghn_fast.graph import Graph, TraceError
+
+
+class Head:
+    """An output layer: ``features`` are what it was last fed, ``logits`` what it made of them."""
+
+    def __init__(self, model: nn.Module, name: str, *others: str) -> None:
+        self.name = name
+        try:
+            self.module: Any = model.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(f"the model has no layer {name!r}: {error}") from None
+        self.others: list[Any] = [model.get_submodule(other) for other in others]
+        is_linear = isinstance(self.module, nn.Linear)
+        is_conv = isinstance(self.module, nn.Conv2d) and self.module.kernel_size == (1, 1)
+        if not (is_linear or (is_conv and self.module.groups == 1)):
+            kind = type(self.module).__name__
+            raise ValueError(
+                f"the output layer {name!r} is a {kind}, not linear or 1x1 convolution"
+            )
+        if not all(isinstance(value, nn.Parameter) for value in self.values()):
+            raise ValueError(
+                f"the weight of {name!r} is computed from other parameters (weight normalisation, "
+                "for example); fit it before it is parametrised so"
+            )
+        everywhere = model.named_parameters(remove_duplicate=False)
+        uses = [use for use, value in everywhere if value is self.module.weight]
+        if len(uses) > 1:
+            raise ValueError(
+                f"the weight of {name!r} is that of other layers too ({', '.join(uses)}): fitting "
+                "it would change what it is fed"
+            )
+        self.classes, self.width = self.values()[0].shape[:2]
+        self.features = self.logits = torch.empty(0)
+
+    def values(self) -> list[Tensor]:
+        layers = (self.module, *self.others)
+        return [v for m in layers for v in (m.weight, m.bias) if v is not None]
+
+    def write(self, weight: Tensor, bias: Tensor | None) -> None:
+        for value in self.values():
+            value.zero_()
+        self.module.weight.copy_(weight.reshape(self.module.weight.shape))
+        if bias is not None:
+            self.module.bias.copy_(bias)
+
+    def make_up(self, model: nn.Module, inputs: Any) -> None:
+        """For the share that the layer has of a mean, so that the model returns its logits."""
+        if self.others:
+            share = self.run(model, inputs).norm() / self.logits.norm()
+            for value in self.values():
+                value.div_(share)
+
+    def restore(self, kept: list[Tensor]) -> None:
+        for value, old in zip(self.values(), kept, strict=True):
+            value.copy_(old)
+
+    def run(self, model: nn.Module, inputs: Any) -> Tensor:
+        """The model's output; keeps what the layer was fed and gave."""
+        self.features = torch.empty(0)
+
+        def keep(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+            self.features, self.logits = self._pooled(arguments[0]), output
+
+        with self.module.register_forward_hook(keep):
+            output = run(model, inputs)
+        if not self.features.numel():
+            raise ValueError(f"the model does not run its layer {self.name!r}: pass layer=")
+        return logits_of(output)
+
+    def _pooled(self, fed: Tensor) -> Tensor:
+        """(B, D); of a convolution the mean over positions, as of its outputs it is taken."""
+        if isinstance(self.module, nn.Conv2d):
+            return fed.mean((2, 3), dtype=torch.float32)
+        if fed.numel() != len(fed) * self.width:
+            raise ValueError(
+                f"the layer {self.name!r} is fed {tuple(fed.shape)}: an output at each of several "
+                "positions has no label of its own"
+            )
+        return fed.reshape(len(fed), self.width)
+
+
+def output_layers(model: nn.Module, inputs: Any) -> list[str]:
+    """The name of the layer whose outputs no further parameter changes.
+
+    Of several, as of auxiliary classifiers or of a second task, the one that gives what the model
+    returns first in evaluation mode, or all of those whose mean it is.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        graph = Graph.from_model(model, inputs)
+    except TraceError as error:
+        raise TraceError(
+            f"{error}\nfit_head_ calls it with what the loader has to give: batches of its inputs"
+        ) from error
+    if len(graph.heads) > 1:
+        return _names(graph, [head - (graph.nodes[head].type == "bias") for head in graph.heads])
+    ends = _ends(graph)
+    if len(ends) == 1:
+        return ends
+    given: dict[str, Tensor] = {}
+    with ExitStack() as stack:
+        for name in ends:
+            keep = partial(_keep, given, name)
+            stack.enter_context(model.get_submodule(name).register_forward_hook(keep))
+        output = logits_of(run(model, inputs))
+    same = [name for name, value in given.items() if _same(value, output)]
+    if not same:
+        raise ValueError(
+            f"the model's first output is not that of a single layer (layers that nothing with "
+            f"parameters follows: {', '.join(ends) or 'none'}): pass layer="
+        )
+    return same[-1:]
+
+
+def _ends(graph: Graph) -> list[str]:
+    followed = {source for source, target in graph.edges.tolist() if _is_weight(graph, target)}
+    for source, target in reversed(graph.edges.tolist()):
+        if target in followed:
+            followed.add(source)
+    nodes = enumerate(graph.nodes)
+    return _names(graph, [i for i, node in nodes if node.type == "conv" and i not in followed])
+
+
+def _names(graph: Graph, weights: Iterable[int]) -> list[str]:
+    names = (str(graph.nodes[weight].parameter) for weight in weights)
+    return [name.partition(".parametrizations")[0].removesuffix(".weight") for name in names]
+
+
+def _keep(given: dict[str, Tensor], name: str, *arguments: Any) -> None:
+    given[name] = arguments[-1]
+
+
+def _same(value: Any, output: Tensor) -> bool:
+    is_one = isinstance(value, Tensor) and value.numel() == output.numel()
+    return is_one and torch.equal(value.reshape(output.shape), output)
+
+
+def _is_weight(graph: Graph, index: int) -> bool:
+    node = graph.nodes[index]
+    return node.parameter is not None and node.type != "bias"
