@@ -41,6 +41,10 @@ SEED = Range("from 0 to 2**64 - 1", lambda number: 0 <= number < 2**64)
 IMAGE_SIZE = Range(
     f"from 1 to {LARGEST_IMAGE_SIZE}", lambda number: 1 <= number <= LARGEST_IMAGE_SIZE
 )
+FREE = "a resumed run may have another value"
+"""Marks settings that do not decide what a run learns. Of meta-batch, accumulation and processes
+only the product does, but for what :mod:`ghn_fast.train.resume` counts. The data and the teacher
+may have another name, but have to be the same."""
 _OWN = dict.fromkeys(OWN_SETTINGS, True)
 """What the graphs and the decoding of new GHNs have, and the published ones have not."""
 _CIFAR10_EPOCH = 703
@@ -208,18 +212,18 @@ class TrainConfig:
     """
 
     ghn: dict[str, Any] = field(default_factory=lambda: dict(_OWN))
-    data: str | None = None
+    data: Annotated[str | None, FREE] = None
     image_size: Annotated[int, IMAGE_SIZE] = 32
-    device: str = "auto"
+    device: Annotated[str, FREE] = "auto"
     init: str | None = None
-    teacher: str | None = None
+    teacher: Annotated[str | None, FREE] = None
     teacher_share: Annotated[float, SHARE] = 0.5
     teacher_temperature: Annotated[float, POSITIVE] = 2.0
     seed: Annotated[int, SEED] = 0
     steps: Annotated[int | None, POSITIVE] = None
-    max_minutes: Annotated[float | None, POSITIVE] = 90.0
-    meta_batch: Annotated[int, POSITIVE] = 8
-    accumulate: Annotated[int, POSITIVE] = 1
+    max_minutes: Annotated[float | None, POSITIVE, FREE] = 90.0
+    meta_batch: Annotated[int, POSITIVE, FREE] = 8
+    accumulate: Annotated[int, POSITIVE, FREE] = 1
     max_nodes: Annotated[int | None, POSITIVE] = None
     image_batch: Annotated[int, POSITIVE] = 32
     own_images: bool = True
@@ -229,7 +233,7 @@ class TrainConfig:
     mixture: dict[str, float] = field(default_factory=lambda: {DEEPNETS: 1.0})
     first_come: bool = False
     num_networks: Annotated[int | None, POSITIVE] = 4000
-    cached_networks: Annotated[int, NOT_NEGATIVE] = 4000
+    cached_networks: Annotated[int, NOT_NEGATIVE, FREE] = 4000
     widths: tuple[int, ...] | None = (16, 24, 32, 48, 64)
     max_work: Annotated[float | None, POSITIVE] = 25.0
     max_cells: Annotated[int | None, POSITIVE] = None
@@ -250,13 +254,13 @@ class TrainConfig:
     predicted_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     ema_decay: Annotated[float, BELOW_1] = 0.998
     precision: str = "float32"
-    threads: Annotated[int, NOT_NEGATIVE] = 0
-    log_every: Annotated[int, NOT_NEGATIVE] = 10
-    validate_every: Annotated[int, NOT_NEGATIVE] = 2000
-    checkpoint_every: Annotated[int, NOT_NEGATIVE] = 250
-    validation_networks: Annotated[int, POSITIVE] = 6
-    validation_images: Annotated[int, POSITIVE] = 256
-    tensorboard: bool = False
+    threads: Annotated[int, NOT_NEGATIVE, FREE] = 0
+    log_every: Annotated[int, NOT_NEGATIVE, FREE] = 10
+    validate_every: Annotated[int, NOT_NEGATIVE, FREE] = 2000
+    checkpoint_every: Annotated[int, NOT_NEGATIVE, FREE] = 250
+    validation_networks: Annotated[int, POSITIVE, FREE] = 6
+    validation_images: Annotated[int, POSITIVE, FREE] = 256
+    tensorboard: Annotated[bool, FREE] = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -285,9 +289,9 @@ class TrainConfig:
         for name, hint in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
             numbers = list(_numbers(value))
-            for range_ in getattr(hint, "__metadata__", ()):
-                if not all(map(range_.holds, numbers)):
-                    raise ConfigError(f"{name} must be {range_.words}, not {value}")
+            for mark in getattr(hint, "__metadata__", ()):
+                if isinstance(mark, Range) and not all(map(mark.holds, numbers)):
+                    raise ConfigError(f"{name} must be {mark.words}, not {value}")
             if not all(abs(number) <= sys.float_info.max for number in numbers):
                 raise ConfigError(f"{name} must be finite, not {value}")
 
@@ -362,6 +366,12 @@ class TrainConfig:
             if type(values) is not dict:
                 raise FileError(f"it has {shown(values)}, and settings are a dictionary")
             return cls.from_dict({**values, **changes})
+
+
+def free_settings() -> set[str]:
+    """Those of :class:`TrainConfig` that are marked ``FREE``."""
+    hints = get_type_hints(TrainConfig, include_extras=True)
+    return {name for name, hint in hints.items() if FREE in getattr(hint, "__metadata__", ())}
 
 
 def _hint(name: str, known: list[str]) -> str:

@@ -19,14 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ghn_fast._system.device import images_to_device, to_device
-from ghn_fast._system.errors import failures
 from ghn_fast._system.files import lock, remove_leftovers
 from ghn_fast._system.processes import Processes, Tickets, choose_device
 from ghn_fast._system.random import seeded
 from ghn_fast._system.workers import one_core_workers
-from ghn_fast.checkpoint.errors import CheckpointError
-from ghn_fast.checkpoint.tensor_pickle import load_tensor_pickle
-from ghn_fast.checkpoint.training import check_finite, fitted, load_optimizer
 from ghn_fast.checkpoint.training import write_state as _write_checkpoint
 from ghn_fast.data import DataError, Images, ImageSource, ImageStream
 from ghn_fast.evaluation import EvaluationResult, evaluate
@@ -41,6 +37,7 @@ from ghn_fast.train.log import LOG_FILE, Meter, RunLog
 from ghn_fast.train.networks import Drawn, NetworkStream, image_counts, values_to_device
 from ghn_fast.train.plot import has_matplotlib, plot_run
 from ghn_fast.train.pointwise import use_products
+from ghn_fast.train.resume import COUNTERS, Run, is_seen, version
 from ghn_fast.train.schedule import learning_rate, update_average
 from ghn_fast.train.soap import SOAP
 from ghn_fast.train.step import Arrival, StepResult, train_step, train_step_as_they_come
@@ -51,26 +48,6 @@ CHECKPOINT_FILE = "checkpoint.pt"
 EXPORT_FILE = "ghn.safetensors"
 TEACHER_FILE = "teacher-logits.safetensors"
 LOCK_FILE = "lock"
-_FORMAT = 1
-_MAY_CHANGE = {
-    "data",
-    "teacher",
-    "device",
-    "meta_batch",
-    "accumulate",
-    "max_minutes",
-    "cached_networks",
-    "threads",
-    "log_every",
-    "validate_every",
-    "checkpoint_every",
-    "validation_networks",
-    "validation_images",
-    "tensorboard",
-}
-"""Settings that a resumed run may have other values of, as they do not decide what it learns. Of
-meta-batch, accumulation and processes only the product does, but for :func:`_parts_that_decide`.
-The data and the teacher may have another name, but have to be the same."""
 
 
 class _Batch(NamedTuple):
@@ -262,7 +239,7 @@ class Trainer:
             lock(stack.enter_context((self.folder / LOCK_FILE).open("ab")))
         except BlockingIOError:
             return False
-        return _version(self.folder / CHECKPOINT_FILE) == self._found
+        return version(self.folder / CHECKPOINT_FILE) == self._found
 
     def _loop(
         self,
@@ -491,21 +468,31 @@ class Trainer:
         self.processes.check_equal(self.ghn)
         if not self.processes.is_first:
             return
-        state = {
-            "format": _FORMAT,
-            "config": self.config.to_dict(),
-            "processes": self.processes.size,
-            "images": self.images_digest,
-            "teacher": self.teacher_digest,
-            "ghn": self.ghn.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            **{name: getattr(self, name) for name in _COUNTERS},
-        }
+        path, state = self.folder / CHECKPOINT_FILE, self._run().state(self._counters())
         with self._timed("save"):
-            _write_checkpoint(state, self.folder / CHECKPOINT_FILE)
-            self._found = _version(self.folder / CHECKPOINT_FILE)
+            _write_checkpoint(state, path)
+            self._found = version(path)
             save(self.average, self.folder / EXPORT_FILE, {"steps": str(self.step)})
+
+    def _resume(self) -> None:
+        path = self.folder / CHECKPOINT_FILE
+        self._found = version(path)
+        if is_seen(path, self.processes):
+            vars(self).update(self._run().resume(path, self._counters()))
+
+    def _run(self) -> Run:
+        return Run(
+            self.config,
+            self.processes.size,
+            self.images_digest,
+            self.teacher_digest,
+            self.ghn,
+            self.average,
+            self.optimizer,
+        )
+
+    def _counters(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COUNTERS}
 
     def _save_if_possible(self, log: RunLog) -> None:
         """A full disk need not end a run that can write its next checkpoint."""
@@ -515,34 +502,6 @@ class Trainer:
             self.failed_checkpoints += 1
             warnings.warn(f"step {self.step}: no checkpoint was written: {error}", stacklevel=2)
             log.write("failed_checkpoint", self.step, {"reason": str(error)})
-
-    def _resume(self) -> None:
-        path = self.folder / CHECKPOINT_FILE
-        self._found = _version(path)
-        found = self.processes.gather(path.exists())
-        if any(found) and not all(found):
-            missing = [str(rank) for rank, there in enumerate(found) if not there]
-            raise ConfigError(
-                f"{path} is not seen by the processes {', '.join(missing)}; all of them need the "
-                "same folder"
-            )
-        if not all(found):
-            return
-        state = _load_checkpoint(path)
-        with failures(path, ConfigError):
-            saved = TrainConfig.from_dict(state["config"])
-            _check_same_run(self.config, self.processes.size, saved, state.get("processes", 1))
-            if state.get("images", self.images_digest) != self.images_digest:
-                raise ConfigError("it learned from other images, or normalised in another way")
-            if state.get("teacher") != self.teacher_digest:
-                raise ConfigError("its teacher is another one, or one of the two has none")
-            for name, ghn in (("ghn", self.ghn), ("average", self.average)):
-                ghn.load_state_dict(fitted(state[name], ghn.state_dict(), f"its {name}"))
-                check_finite(ghn.state_dict(), f"its {name}")
-            load_optimizer(self.optimizer, state["optimizer"])
-            for name in _COUNTERS:
-                own = getattr(self, name)
-                setattr(self, name, fitted(state.get(name, own), own, f"its {name}"))
 
     def _report(self, meter: Meter) -> dict[str, Any]:
         return {
@@ -564,17 +523,6 @@ class Trainer:
                 log.write("left_out", self.step, {"network": numbers[position], "reason": reason})
         if result.skipped is not None:
             log.write("skipped", self.step, {"reason": result.skipped})
-
-
-_COUNTERS = (
-    "step",
-    "network_position",
-    "minutes",
-    "skipped_steps",
-    "left_out_networks",
-    "failed_checkpoints",
-    "longest",
-)
 
 
 def _make_ghn(config: TrainConfig, images: ImageSource) -> GHN:
@@ -621,54 +569,6 @@ def _make_optimizer(config: TrainConfig, ghn: GHN) -> torch.optim.Optimizer:
         weight_decay=config.weight_decay,
         fused=True,
     )
-
-
-def _load_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = load_tensor_pickle(path)
-    except CheckpointError as error:
-        raise ConfigError(
-            f"{path} is not a readable checkpoint ({error}); move it away to start the run anew"
-        ) from error
-    needed = {"config", "ghn", "average", "optimizer"}
-    if not isinstance(state, dict) or state.get("format") != _FORMAT or not needed <= set(state):
-        raise ConfigError(f"{path} is not a checkpoint of this trainer; use another folder")
-    return state
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """What another writing of the file would change."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_ino
-
-
-def _check_same_run(
-    config: TrainConfig, processes: int, saved: TrainConfig, saved_processes: int
-) -> None:
-    now, then = config.to_dict(), saved.to_dict()
-    for values, one, count in ((now, config, processes), (then, saved, saved_processes)):
-        values["networks_per_step"] = one.networks_per_step(count)
-        values.update(_parts_that_decide(one, count))
-    names = [name for name in now if name not in _MAY_CHANGE]
-    changed = [name for name in names if now[name] != then.get(name)]
-    if changed:
-        differences = ", ".join(f"{name}: {then.get(name)!r} -> {now[name]!r}" for name in changed)
-        raise ConfigError(
-            f"it belongs to a run with other settings ({differences}); use these, or another folder"
-        )
-
-
-def _parts_that_decide(config: TrainConfig, processes: int) -> dict[str, int]:
-    """In how many parts a step is divided, where limits are those of a part."""
-    parts = {}
-    if config.network_clip > 0 and not config.normalise_networks:
-        parts["parts of accumulate"] = config.accumulate
-    if config.max_nodes is not None:
-        parts["accumulate x processes"] = config.accumulate * processes
-    return parts
 
 
 @contextmanager

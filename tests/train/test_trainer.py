@@ -27,6 +27,7 @@ from ghn_fast.train import (
     plot_run,
     read_log,
 )
+from ghn_fast.train.config import free_settings
 from ghn_fast.train.log import RunLog
 from tests.graphs import SmallClassifier
 
@@ -302,6 +303,24 @@ def test_tensorboard_gets_the_numbers(tmp_path: Path) -> None:
 def test_other_settings_are_refused(uninterrupted: Path) -> None:
     with pytest.raises(ConfigError, match=r"other settings \(lr: 0\.002 -> 0\.1\)"):
         make_trainer(uninterrupted, replace(TINY, lr=0.1))
+
+
+def test_settings_that_are_marked_free_may_differ(uninterrupted: Path) -> None:
+    other: dict[str, Any] = {
+        "data": "elsewhere",
+        "device": "cpu",
+        "max_minutes": 5.0,
+        "cached_networks": 3,
+        "threads": 2,
+        "log_every": 3,
+        "validate_every": 3,
+        "checkpoint_every": 3,
+        "validation_networks": 3,
+        "validation_images": 3,
+        "tensorboard": True,
+    }
+    assert free_settings() == {*other, "teacher", "meta_batch", "accumulate"}
+    assert make_trainer(uninterrupted, replace(TINY, **other)).step == TINY.steps
 
 
 def test_parts_that_max_nodes_counts_are_kept(tmp_path: Path) -> None:
