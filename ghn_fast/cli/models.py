@@ -6,8 +6,9 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,25 @@ def build_model(name: str, num_classes: int, image_size: int | None = None) -> n
         UsageError: nothing has that name, with the nearest suggested, or it cannot be made for
             that size.
     """
+    return model_builder(name, num_classes, image_size)()
+
+
+def model_builder(
+    name: str, num_classes: int, image_size: int | None = None
+) -> Callable[[], nn.Module]:
+    """:func:`build_model` to be called later, with all imported and looked up that it needs.
+
+    What it takes then is the initialisation's time alone.
+    """
     function, options = recipe(name, num_classes, image_size)
     if is_imported(name):
-        return _imported_model(name, options)
+        return partial(_imported_model, name, options)
+    return partial(_known_model, name, function, options, image_size)
+
+
+def _known_model(
+    name: str, function: str, options: dict[str, Any], image_size: int | None
+) -> nn.Module:
     try:
         return _called(function, options)
     except (AssertionError, TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ghn_fast.card import Accuracy
     from ghn_fast.data import Images
+    from ghn_fast.graph import Graph
     from ghn_fast.prediction import PredictionReport
 
 LIKELY_BY_CHANCE = 2.0
@@ -84,18 +85,15 @@ def predict(
     batch_size: options.BatchSize = 64,
 ) -> None:
     """Predict a model's parameters; tell what was decoded, how fast, and how good it is."""
-    from ghn_fast.card import card as make_card
-    from ghn_fast.card import noise_for
     from ghn_fast.cli.inputs import advice_by_options, make_inputs
     from ghn_fast.cli.models import (
-        build_model,
         check_ending,
         check_num_classes,
+        model_builder,
         network_of,
         takes_any_size,
         write_model,
     )
-    from ghn_fast.evaluation import batches_in_order
     from ghn_fast.ghn.hub import from_pretrained
     from ghn_fast.nets import adjust_net
     from ghn_fast.prediction import predict as predict_parameters
@@ -113,9 +111,9 @@ def predict(
     if is_measured and data is not None and not download:
         _check_folder(data)
     size = 224 if network_of(model) is not None and not small else None
-    target = build_model(model, classes, size)  # imports what it needs
+    build = model_builder(model, classes, size)  # imports what it needs
     start = time.perf_counter()
-    build_model(model, classes, size)
+    target = build()
     built = time.perf_counter() - start
     if small and ":" not in model and takes_any_size(model):
         target = adjust_net(target)
@@ -134,24 +132,17 @@ def predict(
     if out is not None:
         write_model(target, out, {"model": model, "ghn": ghn})
         typer.echo(f"wrote {out}")
-    test, accuracy = None, None
+    measured = None
     if is_measured:
-        test = _test_images(target, data, download, images)
+        measured = _measure(target, data, download, images, batch_size)
     elif data is not None or download:
         typer.echo(
             "accuracy: not measured, as CIFAR-10 is for GHNs of 10 classes and models for small "
             f"images; {OTHER_PICTURES}"
         )
-    if test is not None:
-        accuracy = _print_accuracy(target, test, batch_size)
     if card is not None and random is not None:
-        seen = (
-            noise_for(random, inputs)
-            if test is None
-            else next(batches_in_order(test, batch_size))[0]
-        )
         graph = network.graph_of(target, example_inputs=inputs)
-        _write_card(card, make_card(model, random, target, graph, report, seen, accuracy))
+        _write_card(card, model, random, target, graph, report, inputs, measured)
 
 
 def _random_start(model: nn.Module, fill: bool) -> nn.Module:
@@ -167,7 +158,21 @@ def _random_start(model: nn.Module, fill: bool) -> nn.Module:
     return start
 
 
-def _write_card(path: Path, page: str) -> None:
+def _write_card(
+    path: Path,
+    name: str,
+    random: nn.Module,
+    predicted: nn.Module,
+    graph: Graph,
+    report: PredictionReport,
+    inputs: dict[str, Tensor] | tuple[Tensor, ...] | None,
+    measured: tuple[Tensor, Accuracy] | None,
+) -> None:
+    """Both models are shown on the pictures that were measured with, or on noise."""
+    from ghn_fast.card import card, noise_for
+
+    seen, accuracy = measured or (noise_for(random, inputs), None)
+    page = card(name, random, predicted, graph, report, seen, accuracy)
     try:
         write_text(path, page)
     except OSError as error:
@@ -217,6 +222,18 @@ def _check_folder(data: Path) -> None:
         raise UsageError(
             f"--data {data} is no folder of CIFAR-10: pass another, or --download to get it there"
         )
+
+
+def _measure(
+    model: nn.Module, data: Path | None, download: bool, num_images: int, batch_size: int
+) -> tuple[Tensor, Accuracy] | None:
+    """A batch of CIFAR-10 and the accuracy on all of it; None, and why, where there is none."""
+    from ghn_fast.evaluation import batches_in_order
+
+    test = _test_images(model, data, download, num_images)
+    if test is None:
+        return None
+    return next(batches_in_order(test, batch_size))[0], _print_accuracy(model, test, batch_size)
 
 
 def _test_images(

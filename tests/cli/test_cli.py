@@ -226,21 +226,31 @@ def test_predict_says_that_it_does_not_use_the_data(
     assert "accuracy" not in capsys.readouterr().out
 
 
-def test_random_initialisation_is_timed_without_imports(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ghn_file: Path
+SLOW_IMPORT = """
+import time
+from tests.graphs import SmallClassifier
+time.sleep(100)
+def model():
+    time.sleep(1)
+    return SmallClassifier()
+"""
+
+
+def test_random_initialisation_is_timed_without_imports_and_made_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ghn_file: Path,
 ) -> None:
-    calls: list[float] = []
-
-    def build(name: str, num_classes: int, size: int | None) -> SmallClassifier:
-        calls.append(time.perf_counter())
-        time.sleep(0.5 if len(calls) == 1 else 0.0)  # the first imports
-        return SmallClassifier()
-
-    monkeypatch.setattr("ghn_fast.cli.models.build_model", build)
-    assert run(monkeypatch, "predict", "some", "--ghn", ghn_file, "--no-small-images") == 0
-    took = re.search(r"random initialisation took (\S+) s", capsys.readouterr().out)
-    assert took is not None
-    assert float(took[1]) < 0.4
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "perf_counter", lambda: sum(slept))
+    (tmp_path / "slowly_imported.py").write_text(SLOW_IMPORT)
+    monkeypatch.chdir(tmp_path)
+    name = "slowly_imported:model"
+    assert run(monkeypatch, "predict", name, "--ghn", ghn_file, "--no-small-images") == 0
+    assert "random initialisation took 1.000 s" in capsys.readouterr().out
+    assert slept == [100, 1]
 
 
 def test_predict_measures_no_model_of_other_classes(
