@@ -32,6 +32,7 @@ from ghn_fast.nets.families.reparametrised import reparametrised
 from ghn_fast.nets.families.residual import residual
 from ghn_fast.nets.families.shuffle import shuffle
 from ghn_fast.nets.families.signature import signature
+from ghn_fast.nets.families.small import small
 from ghn_fast.nets.families.swin import swin
 from ghn_fast.nets.families.transformer import IMAGE_SIZE, transformer
 from ghn_fast.nets.families.work import counted
@@ -58,6 +59,7 @@ FAMILIES: dict[str, tuple[int, Callable[[Draw, int], nn.Module]]] = {
     "reparametrised": (2, reparametrised),
     "ghostnet": (1, ghostnet),
     "pyramid": (2, pyramid),
+    "small": (4, small),
 }
 """Each family's share and how its networks are drawn."""
 SPLITS = {"families/train": 300, "families/val": 301, "families/test": 302}

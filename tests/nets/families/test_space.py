@@ -79,6 +79,18 @@ def test_all_parameters_are_predicted_or_have_values(family: str) -> None:
         assert all(leaf.grad is not None for leaf in leaves.tensors)
 
 
+def test_small_networks_are_perceptrons_or_have_flattened_or_averaged_maps() -> None:
+    kinds = {"perceptron": 0, "flattened": 0, "averaged": 0}
+    for index in range(40):
+        model = sample_member("families/train", 0, index, family="small").model
+        layers = {type(layer) for layer in model.modules()}
+        averaged = nn.AdaptiveAvgPool2d in layers
+        kind = "averaged" if averaged else "flattened" if nn.Conv2d in layers else "perceptron"
+        kinds[kind] += 1
+    assert min(kinds.values()) >= 3
+    assert kinds["flattened"] > 20
+
+
 def test_the_number_of_classes_is_an_argument() -> None:
     for index in range(8):
         member = sample_member("families/test", 0, index, num_classes=7, max_work=150)
