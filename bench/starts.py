@@ -40,7 +40,7 @@ import torch
 from torch import nn
 
 import ghn_fast
-from ghn_fast._system.device import memory_format
+from ghn_fast._system.device import place
 from ghn_fast._system.files import append_line, write_text
 from ghn_fast._system.processes import choose_device
 from ghn_fast.data import Images, load_images, normalised_by
@@ -174,7 +174,7 @@ def prepare(job: Job, task: Task, ghn: ghn_fast.GHN, device: torch.device) -> nn
         ghn_fast.predict(model, ghn, task.train.batch(torch.arange(2)), return_report=True)
     elif job.start == "mimetic":
         ghn_fast.mimetic_(model)
-    model.to(device, memory_format=memory_format(model, device))
+    place(model, device)
     if job.start == "LSUV":
         ghn_fast.lsuv_(model, task.train.batch(torch.arange(min(SCALED_BY, len(task.train)))))
     elif job.start == "predicted, refined":

@@ -407,9 +407,10 @@ def _replaced_layer(name: str, layer: nn.Module) -> str:
 
 
 def _placed(model: nn.Module, device: torch.device) -> nn.Module:
-    from ghn_fast._system.device import memory_format
+    from ghn_fast._system.device import place
 
-    return model.to(device).to(memory_format=memory_format(model, device))
+    place(model, device)
+    return model
 
 
 def _fit(
