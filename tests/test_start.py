@@ -1,0 +1,188 @@
+"""Which start a model gets, what it is left with, and what is said of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ghn_fast
+import ghn_fast.start
+from ghn_fast.data import Images
+from ghn_fast.evaluation import batches_in_order, calibrate
+from ghn_fast.ghn import GHN, ghn2
+from ghn_fast.prediction import PredictionReport
+from ghn_fast.refine import refine_last_third_
+from ghn_fast.start import StartReport, start_
+from tests.graphs import SmallClassifier
+
+
+def untracked() -> nn.Module:
+    """Its norm has no statistics before it is given some."""
+    model = SmallClassifier(num_classes=3)
+    model.bn = nn.BatchNorm2d(8, track_running_stats=False)
+    return model
+
+
+MODELS = [lambda: SmallClassifier(num_classes=3), untracked]
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Images:
+    """Classes that differ in colour."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 3
+    pixels = torch.randint(0, 176, (120, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    pixels[torch.arange(120), labels] += 60
+    return Images(pixels, labels, num_classes=3)
+
+
+@pytest.fixture(scope="module")
+def ghn() -> GHN:
+    torch.manual_seed(0)
+    return ghn2(num_classes=3, hid=8, max_shape=(8, 8, 3, 3)).eval()
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(1)
+    return make()
+
+
+def silence(weight: Tensor) -> None:
+    """All features but one are the same for all pictures."""
+    nn.init.zeros_(weight[1:])
+
+
+def spoil_prediction(monkeypatch: pytest.MonkeyPatch, how: Callable[[Tensor], object]) -> None:
+    def spoilt(model: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        result = ghn_fast.predict(model, *arguments, **keywords)
+        how(next(model.parameters()))
+        return result
+
+    monkeypatch.setattr(ghn_fast.start, "predict", spoilt)
+
+
+def assert_same(model: nn.Module, other: nn.Module) -> None:
+    values, others = model.state_dict(), other.state_dict()
+    assert values.keys() == others.keys()
+    assert all(torch.equal(value, others[name]) for name, value in values.items())
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("better", ["predicted", "random"])
+def test_the_better_start_is_kept(
+    make: Callable[[], nn.Module],
+    better: str,
+    pictures: Images,
+    ghn: GHN,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the model is as if that one had been asked for."""
+    model = made(make)
+    if better == "predicted":
+        silence(next(model.parameters()).data)
+    else:
+        spoil_prediction(monkeypatch, silence)
+    asked = copy.deepcopy(model)
+    report = start_(model, pictures, ghn)
+    assert report.start == better
+    assert list(report.heads) == ["predicted", "random"]
+    assert report.head == report.heads[better] == max(report.heads.values(), key=_accuracy)
+    assert len({head.accuracy for head in report.heads.values()}) == 2
+    assert start_(asked, pictures, ghn, start=better) == StartReport(
+        better, report.head, {better: report.head}
+    )
+    assert_same(model, asked)
+    assert not model.training
+
+
+def _accuracy(head: ghn_fast.HeadReport) -> float:
+    return head.accuracy
+
+
+def test_the_predicted_one_if_both_are_alike(pictures: Images, ghn: GHN) -> None:
+    model = made(MODELS[0])
+    for parameter in model.parameters():
+        parameter._no_reinit = True  # type: ignore[attr-defined]
+    report = start_(model, pictures, ghn)
+    assert report.heads["predicted"] == report.heads["random"]
+    assert report.start == "predicted"
+
+
+def test_many_pictures_are_compared_by_the_first(
+    pictures: Images, ghn: GHN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for most, of_class, tried in ((60, 1, 60), (1, 25, 75), (200, 1, 120)):
+        monkeypatch.setattr(ghn_fast.start, "TRIAL_PICTURES", most)
+        monkeypatch.setattr(ghn_fast.start, "TRIAL_OF_CLASS", of_class)
+        model = made(MODELS[0])
+        report = start_(model, pictures, ghn)
+        assert [head.pictures for head in report.heads.values()] == [tried, tried]
+        assert report.head.pictures == 120
+        asked = made(MODELS[0])
+        start_(asked, pictures, ghn, start=report.start)
+        assert_same(model, asked)
+
+
+@pytest.mark.parametrize("make", MODELS)
+def test_a_prediction_that_cannot_be_used_is_left(
+    make: Callable[[], nn.Module], pictures: Images, ghn: GHN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_prediction(monkeypatch, lambda weight: nn.init.constant_(weight, torch.inf))
+    model, random = made(make), made(make)
+    said: list[tuple[str, object]] = []
+    report = start_(model, pictures, ghn, on_report=lambda *one: said.append(one))
+    assert (report.start, list(report.heads)) == ("random", ["random"])
+    assert "not finite" in report.error or "no finite" in report.error
+    assert [(start, type(one)) for start, one in said] == [
+        ("predicted", PredictionReport),
+        ("predicted", ValueError),
+        ("random", ghn_fast.HeadReport),
+    ]
+    start_(random, pictures, start="random")
+    assert_same(model, random)
+    with pytest.raises(ValueError, match="finite"):
+        start_(model, pictures, ghn, start="predicted")
+    assert_same(model, random)
+
+
+def test_what_is_raised_leaves_the_model_its_parameters(pictures: Images, ghn: GHN) -> None:
+    model, before = made(MODELS[0]), made(MODELS[0])
+    with pytest.raises(ValueError, match="no-such-ghn"):
+        start_(model, pictures, "no-such-ghn")
+    assert_same(model, before)
+    with pytest.raises(ValueError, match="start takes best, predicted, random, not 'mine'"):
+        start_(model, pictures, ghn, start="mine")
+    other = replace(pictures, labels=pictures.labels + 1, num_classes=4)
+    with pytest.raises(ValueError, match="classes"):
+        start_(model, other, ghn)
+    assert_same(model, before)
+
+
+def test_it_is_what_its_steps_make_one_by_one(pictures: Images, ghn: GHN) -> None:
+    model, by_hand = made(MODELS[0]), made(MODELS[0])
+    generator = torch.Generator()
+    said: list[tuple[str, object]] = []
+    report = start_(
+        *(model, pictures, ghn),
+        start="predicted",
+        refine=True,
+        generator=generator.manual_seed(3),
+        device="cpu",
+        batch_size=7,
+        on_report=lambda *one: said.append(one),
+    )
+    ghn_fast.predict(by_hand, ghn)
+    refine_last_third_(by_hand, generator.manual_seed(3))
+    by_hand.to(memory_format=torch.channels_last)
+    calibrate(by_hand, pictures)
+    head = ghn_fast.fit_head_(by_hand, batches_in_order(pictures, 7))
+    assert_same(model, by_hand)
+    assert next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
+    assert said[1:] == [("predicted", head)]
+    assert report == StartReport("predicted", head, {"predicted": head})
