@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ghn_fast.finetune import FinetuneConfig, History
     from ghn_fast.ghn import GHN
     from ghn_fast.head import HeadReport
+    from ghn_fast.prediction import PredictionReport
+    from ghn_fast.start import StartReport
 
 LARGEST_SMALL_STEM = 64
 """Pixels up to which stems are fitted to small images by default."""
 STARTS: tuple[str, ...] = ("predicted", "random")
 BEST = "best"
-TRIAL_PICTURES, TRIAL_OF_CLASS = 1024, 20
-"""To train with, that starts are compared by: so many, or so many of a class where that is more."""
 
 
 def fit(
@@ -120,14 +120,16 @@ def fit(
     task.describe()
     unfinished = [start for start in STARTS if _state_file(out, start).exists()]
     starts = STARTS if compare is not None else (start,)
-    if starts == (BEST,):
-        starts = (unfinished[0] if unfinished else job.choose(place),)
+    if starts == (BEST,) and unfinished:
+        starts = (unfinished[0],)
     fitted: dict[str, _Fitted] = {}
     of = f"{ghn_digest(network)} {images_digest(task.train, task.validation, task.test)}"
-    for each in starts:
+    for wanted in starts:
+        begun, each = job.begin(wanted, _state_file(out, wanted), place)
         name = f"{model} {each} {of} {size} {has_small_stem} {refine}"
         config = FinetuneConfig(epochs, lr, batch_size, seed, name)
-        fitted[each] = _fit(job, each, config, _state_file(out, each), place, progress)
+        history = _train(begun, each, task, config, _state_file(out, each), progress)
+        fitted[each] = _Fitted(begun, history, each)
     kept = _kept(fitted) if start == BEST else start
     job.write(fitted[kept], out)
     if compare is not None or epochs > 0:
@@ -225,7 +227,6 @@ class _Job:
     refine: bool
     batch_size: int
     seed: int
-    prepared: dict[str, nn.Module] = field(default_factory=dict)
 
     def build_plain(self) -> nn.Module:
         """Random, as its library makes it for the classes and the size of the pictures."""
@@ -277,69 +278,55 @@ class _Job:
                 "predicted (a parameter num_classes would be told how many are wanted)"
             )
 
-    def choose(self, device: torch.device) -> str:
-        """The start whose features tell held-out pictures apart better, the predicted if alike.
+    def begin(self, start: str, state_file: Path, device: torch.device) -> tuple[nn.Module, str]:
+        """The model with a start, and which that is; what was interrupted has got its own."""
+        import torch
 
-        Both are prepared, from a part of the pictures where there are many.
-        """
-        number = max(TRIAL_PICTURES, TRIAL_OF_CLASS * self.task.train.num_classes)
-        some = self.task.train.first(number)
-        begun, heads = {}, {}
-        for start in STARTS:
-            begun[start] = self._begin(start, device)
-            try:
-                heads[start] = self._fit_head(start, begun[start], some)
-            except ValueError as error:
-                if start != "predicted":
-                    raise
-                typer.echo(f"{start} cannot be used: {error}")
-        best = max(heads, key=lambda start: heads[start].accuracy)
+        from ghn_fast._system.device import place
+        from ghn_fast.start import start_
+
+        model = self.build()
+        if state_file.exists():
+            typer.echo(f"{start}: going on from {state_file}")
+            place(model, device)
+            return model, start
+        report = start_(
+            model,
+            self.task.train,
+            self.ghn,
+            start=start,
+            refine=self.refine,
+            generator=torch.Generator().manual_seed(self.seed),
+            device=device,
+            batch_size=self.batch_size,
+            on_report=self._tell,
+        )
+        self._tell_choice(report)
+        return model, report.start
+
+    def _tell_choice(self, report: StartReport) -> None:
+        best, heads = report.start, report.heads
         if best == "random" and "predicted" in heads:
             typer.echo(
                 f"random initialisation is ahead, {heads[best].accuracy:.1f} against "
                 f"{heads['predicted'].accuracy:.1f} % of {heads[best].held_out:,} held-out "
                 "pictures: prediction does not help here, and the random start is kept"
             )
-        if len(some) < len(self.task.train):
-            self._fit_head(best, begun[best], self.task.train)
-        self.prepared = {best: begun[best]}
-        return best
+        if report.head is not heads[best]:
+            self._tell(best, report.head)
 
-    def prepare(self, start: str, device: torch.device) -> nn.Module:
-        """With statistics and an output layer, by one forward pass and one linear solve."""
-        if start in self.prepared:
-            return self.prepared.pop(start)
-        model = self._begin(start, device)
-        self._fit_head(start, model, self.task.train)
-        return model
+    def _tell(self, start: str, report: PredictionReport | HeadReport | ValueError) -> None:
+        from ghn_fast.head import HeadReport
 
-    def _begin(self, start: str, device: torch.device) -> nn.Module:
-        import torch
-
-        import ghn_fast
-        from ghn_fast.refine import refine_last_third_
-
-        model = self.build()
-        if start == "predicted":
-            some = self.task.train.batch(torch.arange(min(2, len(self.task.train))))
-            _, report = ghn_fast.predict(model, self.ghn, some, return_report=True)
+        if isinstance(report, ValueError):
+            typer.echo(f"{start} cannot be used: {report}")
+        elif isinstance(report, HeadReport):
+            typer.echo(f"{start}: output layer {report}")
+        else:
             typer.echo(
                 f"{start}: {report.num_predicted:,} parameters by {self.ghn_name} in "
                 f"{report.seconds:.2f} s"
             )
-            if self.refine:
-                generator = torch.Generator().manual_seed(self.seed)
-                refine_last_third_(model, generator)
-        return _placed(model, device)
-
-    def _fit_head(self, start: str, model: nn.Module, pictures: ImageSource) -> HeadReport:
-        import ghn_fast
-        from ghn_fast.evaluation import batches_in_order, calibrate
-
-        calibrate(model, pictures)
-        head = ghn_fast.fit_head_(model, batches_in_order(pictures, self.batch_size))
-        typer.echo(f"{start}: output layer {head}")
-        return head
 
     def write(self, fitted: _Fitted, out: Path) -> None:
         from ghn_fast._version import __version__
@@ -406,32 +393,20 @@ def _replaced_layer(name: str, layer: nn.Module) -> str:
     return f"vars(model.get_submodule({name!r})).update({settings})"
 
 
-def _placed(model: nn.Module, device: torch.device) -> nn.Module:
-    from ghn_fast._system.device import place
-
-    place(model, device)
-    return model
-
-
-def _fit(
-    job: _Job,
+def _train(
+    model: nn.Module,
     start: str,
+    task: _Task,
     config: FinetuneConfig,
     state_file: Path,
-    device: torch.device,
     progress: bool,
-) -> _Fitted:
-    """One start, from its first parameters or from where an interrupted run was."""
+) -> History:
+    """From the first parameters or from where an interrupted run was."""
     from rich.progress import Progress
 
     from ghn_fast.finetune import DivergedError, finetune_
 
-    if state_file.exists():
-        typer.echo(f"{start}: going on from {state_file}")
-        model = _placed(job.build(), device)
-    else:
-        model = job.prepare(start, device)
-    task, chance = job.task, 100 / job.task.train.num_classes
+    chance = 100 / task.train.num_classes
 
     def tell(epoch: int, history: History) -> None:
         if epoch == 1 and history.lr < config.lr:
@@ -451,7 +426,7 @@ def _fit(
     with Progress(disable=not progress or config.epochs == 0) as bar:
         row = bar.add_task(start, total=None)
         try:
-            history = finetune_(
+            return finetune_(
                 model,
                 task.train,
                 task.validation,
@@ -462,9 +437,8 @@ def _fit(
                 on_epoch=tell,
             )
         except DivergedError as error:
-            history = error.history
             bar.console.print(f"{start}: {error} (--lr); its best epoch is kept", highlight=False)
-    return _Fitted(model, history, start)
+            return error.history
 
 
 def _show_curves(histories: dict[str, History], job: _Job, out: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -299,16 +300,21 @@ def spoil(
 ) -> None:
     """What is done to the first weight of one of the starts."""
     import ghn_fast.cli.fit
+    import ghn_fast.start
 
-    begin = ghn_fast.cli.fit._Job._begin
+    where, name = {
+        "predicted": (ghn_fast.start, "predict"),
+        "random": (ghn_fast.cli.fit._Job, "build_plain"),
+    }[start]
+    make = getattr(where, name)
 
-    def spoilt(job: ghn_fast.cli.fit._Job, begun: str, device: torch.device) -> nn.Module:
-        model = begin(job, begun, device)
-        if begun == start:
-            how(next(model.parameters()))
-        return model
+    def spoilt(job_or_model: Any, *arguments: Any, **keywords: Any) -> Any:
+        made = make(job_or_model, *arguments, **keywords)
+        model = job_or_model if start == "predicted" else made
+        how(next(model.parameters()))
+        return made
 
-    monkeypatch.setattr(ghn_fast.cli.fit._Job, "_begin", spoilt)
+    monkeypatch.setattr(where, name, spoilt)
 
 
 def test_a_prediction_that_cannot_be_used_leaves_the_random_start(
@@ -335,8 +341,8 @@ def test_the_better_start_is_kept(
     """One that is spoilt, so that all its features are nearly the same, is not."""
     worse = "predicted" if better == "random" else "random"
     spoil(monkeypatch, worse, lambda weight: nn.init.zeros_(weight[1:]))
-    monkeypatch.setattr("ghn_fast.cli.fit.TRIAL_PICTURES", 40)
-    monkeypatch.setattr("ghn_fast.cli.fit.TRIAL_OF_CLASS", 1)
+    monkeypatch.setattr("ghn_fast.start.TRIAL_PICTURES", 40)
+    monkeypatch.setattr("ghn_fast.start.TRIAL_OF_CLASS", 1)
     out = tmp_path / "model.safetensors"
     assert run(monkeypatch, SMALL, "--data", pictures, "--out", out) == 0
     text = capsys.readouterr().out
