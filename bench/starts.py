@@ -45,10 +45,9 @@ from ghn_fast._system.files import append_line, write_text
 from ghn_fast._system.processes import choose_device
 from ghn_fast.data import Images, load_images, normalised_by
 from ghn_fast.data.images import CIFAR10_MEAN, CIFAR10_STD
-from ghn_fast.evaluation import batches_in_order, calibrate
 from ghn_fast.evaluation.results import ghn_digest
 from ghn_fast.finetune import FinetuneConfig, History, finetune_
-from ghn_fast.refine import refine_last_third_
+from ghn_fast.start import start_
 
 ARCHITECTURES = (
     *("resnet18", "mobilenet_v2", "convnext_tiny", "vit_tiny", "efficientnet_b0"),
@@ -170,17 +169,14 @@ def prepare(job: Job, task: Task, ghn: ghn_fast.GHN, device: torch.device) -> nn
     """The model at the start, with statistics and an output layer."""
     torch.manual_seed(job.seed)
     model = make_model(job.architecture, task.train.num_classes)
-    if job.start.startswith("predicted"):
-        ghn_fast.predict(model, ghn, task.train.batch(torch.arange(2)), return_report=True)
-    elif job.start == "mimetic":
+    if job.start == "mimetic":
         ghn_fast.mimetic_(model)
-    place(model, device)
-    if job.start == "LSUV":
+    elif job.start == "LSUV":
+        place(model, device)
         ghn_fast.lsuv_(model, task.train.batch(torch.arange(min(SCALED_BY, len(task.train)))))
-    elif job.start == "predicted, refined":
-        refine_last_third_(model)
-    calibrate(model, task.train)
-    ghn_fast.fit_head_(model, batches_in_order(task.train, BATCH))
+    start = "predicted" if job.start.startswith("predicted") else "random"
+    is_refined = job.start.endswith("refined")
+    start_(model, task.train, ghn, start=start, refine=is_refined, device=device)
     return model
 
 
