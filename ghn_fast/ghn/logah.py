@@ -14,7 +14,7 @@ from ghn_fast.ghn.embed.shape_encoder import ShapeEncoder
 from ghn_fast.ghn.ghn3 import GHN3, GHN3Config
 from ghn_fast.ghn.mlp import MLP
 from ghn_fast.ghn.place.plan import Group
-from ghn_fast.ghn.place.tiling import along_channels, channel_axis, repeat
+from ghn_fast.ghn.place.tiling import repeat
 from ghn_fast.graph import LANGUAGE_NODE_TYPES
 
 # hid, layers, heads, rank and the side of the largest block of each size of the paper (table 1).
@@ -110,10 +110,6 @@ class LoGAH(GHN3):
             return repeat(self._kernels(x, (*shape, 1, 1)).flatten(3).squeeze(3), shape)
         if rule == "class_weight":
             rule = "weight"
-        elif len(shape) == 1 and not self.config.use_1d_decoder:
-            vectors = self._column(x, shape[channel_axis(shape)])[:, int(rule != "norm_weight")]
-            values = self._normalised(repeat(vectors, shape), rule)
-            return along_channels(values, shape)
         return super().decode(x, rule, shape, fan_in)
 
     def _decode_groups(
@@ -126,9 +122,12 @@ class LoGAH(GHN3):
                 tensors = tensors * scale.view(-1, *(1,) * (tensors.dim() - 1))
             yield group, tensors
 
-    def _column(self, x: Tensor, channels: int) -> Tensor:
-        count = rounded_channels(channels, self.config.max_shape[0])
-        return weight_and_bias(self.decoder, x, min(count, self.config.max_ck_lora // 2))
+    def _vectors_of(self, x: Tensor, rule: str, length: int) -> Tensor:
+        if self.config.use_1d_decoder:
+            return super()._vectors_of(x, rule, length)
+        count = rounded_channels(length, self.config.max_shape[0])
+        column = weight_and_bias(self.decoder, x, min(count, self.config.max_ck_lora // 2))
+        return column[:, 0 if rule == "norm_weight" else 1]
 
     def _kernels(self, x: Tensor, wanted: Sequence[int]) -> Tensor:
         out, channels, height, width = wanted

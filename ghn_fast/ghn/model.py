@@ -298,8 +298,8 @@ class GHN(Pretrained, nn.Module):
             return over_time(self.decode(x, "weight", kernel, fan_in), shape[2])
         if rule in (*VECTOR_RULES, "class_bias"):
             length = shape[channel_axis(shape)]
-            vectors = self._normalised(repeat(self._vectors_of(x, rule), (length,)), rule)
-            return along_channels(vectors, shape)
+            vectors = repeat(self._vectors_of(x, rule, length), (length,))
+            return along_channels(self._normalised(vectors, rule), shape)
         blocks = self._blocks(x, rule, shape)
         values = repeat(blocks.view(len(x), *blocks.shape[1 : 1 + len(shape)]), shape)
         return self._normalised(values, rule, fan_in)
@@ -410,8 +410,8 @@ class GHN(Pretrained, nn.Module):
             nodes[position] = replace(node, shape=shape)
         return nodes
 
-    def _vectors_of(self, x: Tensor, rule: str) -> Tensor:
-        """(n, channels): the vectors that a rule takes."""
+    def _vectors_of(self, x: Tensor, rule: str, length: int) -> Tensor:
+        """(n, channels): what a rule makes vectors of a length from."""
         if rule == "class_bias":
             return self.bias_class(self._vectors(x)[:, 1])
         return self._vectors(x)[:, 0 if rule == "norm_weight" else 1]

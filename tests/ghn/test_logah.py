@@ -65,6 +65,33 @@ def test_vectors_are_a_column() -> None:
     torch.testing.assert_close(weight_and_bias(decoder, x, 20).flatten(1), column[:, :40])
 
 
+@pytest.mark.parametrize("use_1d_decoder", [False, True])
+@pytest.mark.parametrize("rule", ["bias", "norm_weight", "norm_bias"])
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (8, 5, 5)])
+def test_vectors_of_several_dimensions(
+    shape: tuple[int, ...], rule: str, use_1d_decoder: bool
+) -> None:
+    torch.manual_seed(0)
+    ghn, x = small(use_1d_decoder=use_1d_decoder), torch.randn(2, 16)
+    vector = ghn.decode(x, rule, (8,)).view(2, *(8 if size == 8 else 1 for size in shape))
+    assert torch.equal(ghn.decode(x, rule, shape), vector.expand(2, *shape))
+
+
+@pytest.mark.parametrize("language", [False, True])
+def test_predicts_norms_over_maps(language: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.LayerNorm((8, 6, 6)), nn.Flatten(), nn.Linear(288, 10))
+    )
+    _, report = ghn_fast.predict(
+        model, small(language=language), torch.zeros(2, 3, 8, 8), return_report=True
+    )
+    assert report.unpredicted == {}
+    weight = model[1].weight.detach()
+    assert torch.equal(weight, weight[:, :1, :1].expand(8, 6, 6))
+    assert len(weight.unique()) == 8
+
+
 @pytest.mark.parametrize(
     ("channels", "counted"), [(8, 8), (12, 16), (63, 128), (64, 128), (500, 128), (40, 40)]
 )
