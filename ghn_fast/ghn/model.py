@@ -41,7 +41,8 @@ _plans = PlanCache(size=64)
 class GHN(Pretrained, nn.Module):
     """A Graph HyperNetwork (arXiv 1810.05749, arXiv 2110.13100).
 
-    Parameter names and mathematics are those of the published checkpoints.
+    Parameter names and mathematics are those of the published checkpoints. Autocast makes no
+    difference to what is predicted.
 
     Args:
         config: see :class:`GHNConfig`.
@@ -184,7 +185,6 @@ class GHN(Pretrained, nn.Module):
         """Writes predicted values into the models' own parameters.
 
         What follows from the architecture alone is kept for the next time (:class:`PlanCache`).
-        Autocast makes no difference to the values.
 
         Args:
             batch: of the models' graphs.
@@ -195,12 +195,9 @@ class GHN(Pretrained, nn.Module):
         Returns:
             The plan, which says also what was done to parameters that are not decoded.
         """
-        device = self.node_type_embedding.weight.device.type
-        with torch.autocast(device, enabled=False):
-            uses = uses if fill else _keeping(batch, uses)
-            plan, table = _plans.get(batch, self.config, uses, self.interpolates)
-            decoded = self._decode_batch(batch, table)
-            done = assign(uses, plan, decoded, "fill" if fill else "write")
+        uses = uses if fill else _keeping(batch, uses)
+        plan, table = _plans.get(batch, self.config, uses, self.interpolates)
+        done = assign(uses, plan, self._decode_batch(batch, table), "fill" if fill else "write")
         kept = [{**reasons, **set_} for reasons, set_ in zip(plan.kept, done, strict=True)]
         return replace(plan, kept=kept)
 
@@ -209,8 +206,13 @@ class GHN(Pretrained, nn.Module):
 
     def _decode_batch(self, batch: GraphBatch, table: BlockTable) -> Decoded:
         embeddings = self.node_embeddings(batch)
-        blocks = self.blocks(embeddings, table)
-        return Decoded(blocks, table, list(self._decode_groups(embeddings, table.direct)))
+        with self.without_autocast():
+            blocks = self.blocks(embeddings, table)
+            return Decoded(blocks, table, list(self._decode_groups(embeddings, table.direct)))
+
+    def without_autocast(self) -> torch.autocast:
+        """In which a GHN is run: what it predicts are weights, whatever their networks run in."""
+        return torch.autocast(self.node_type_embedding.weight.device.type, enabled=False)
 
     def blocks(self, embeddings: Tensor, table: BlockTable) -> list[Tensor]:
         """The tensors of blocks, one for each of the table's views.
@@ -269,9 +271,10 @@ class GHN(Pretrained, nn.Module):
             indices = torch.cat(shapes)
         else:
             indices = self.shape_enc.indices_of(sizes)
-        x = self.shape_enc(types(batch.node_types), to_device(indices, device))
-        x = self._propagate(x, batch)
-        return self.ln(x) if self.config.layernorm else x
+        with self.without_autocast():
+            x = self.shape_enc(types(batch.node_types), to_device(indices, device))
+            x = self._propagate(x, batch)
+            return self.ln(x) if self.config.layernorm else x
 
     def _propagate(self, x: Tensor, batch: GraphBatch) -> Tensor:
         """(sum N, hid) to the same: what the nodes learn from each other."""

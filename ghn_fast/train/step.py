@@ -144,7 +144,7 @@ def train_step(
             are predicted together, in all processes.
         normalise_networks: instead, scale every network's gradient to length 1, so that all of
             them count alike.
-        autocast: run the networks in this lower precision.
+        autocast: run the networks in this lower precision, whatever the step is called in.
         workers: threads that share the networks; without them one after another.
         accumulate: predict the networks in so many parts, one after another, whose gradients add
             up: the same step with the GHN's memory of one part, but that ``network_clip`` compares
@@ -179,7 +179,7 @@ def train_step(
     def run(position: int, leaves: Sequence[Tensor]) -> _Outcome:
         return objective.run(models[position], leaves, x[position], y[position], t[position])
 
-    with _own_parameters(models):
+    with _own_parameters(models), ghn.without_autocast():
         for part in _parts(len(models), accumulate):
             chosen = [models[position] for position in part]
             leaves, failure = _predict(ghn, chosen, graphs, part)
@@ -243,7 +243,7 @@ def train_step_as_they_come(
     is_whole = True
     for model, graph, images, labels, targets in networks:
         clock.lap("wait")
-        with _own_parameters([model]):
+        with _own_parameters([model]), ghn.without_autocast():
             leaves, failure = _predict(ghn, [model], GraphBatch([graph]), range(1))
             clock.lap("predict")
             if leaves is None:

@@ -5,7 +5,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ghn_fast.ghn import GHN, GHNConfig, ghn1, ghn2, make_plan
+from ghn_fast.ghn import (
+    GHN,
+    GHN3Config,
+    GHNConfig,
+    LoGAHConfig,
+    ghn1,
+    ghn2,
+    make_ghn,
+    make_plan,
+)
 from ghn_fast.ghn.decode.decoder import ConvDecoder
 from ghn_fast.graph import GraphBatch
 from tests.graphs import SmallClassifier, small_classifier
@@ -36,6 +45,30 @@ def test_gradients_reach_every_parameter_of_the_ghn() -> None:
     # The shape embeddings get a gradient only in the rows that the graph uses, which is enough.
     without = [name for name, p in ghn.named_parameters() if p.grad is None]
     assert without == []
+
+
+SMALL = {"hid": 16, "max_shape": (8, 8, 3, 3), "num_classes": 10}
+CONFIGS = [
+    GHNConfig(**SMALL),
+    GHN3Config(**SMALL, layers=1, heads=2),
+    LoGAHConfig(**SMALL, layers=1, heads=2, lora_r=4, max_ck_lora=128),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["ghn2", "ghn3", "logah"])
+def test_autocast_makes_no_difference_in_training(config: GHNConfig) -> None:
+    ghn, graph, found = make_ghn(config).train(), small_classifier(), []
+    for enabled in (False, True):
+        model = SmallClassifier()
+        ghn.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            ghn(model, graph)
+            embedding = ghn.embed(graph)
+        predicted = [model.conv.weight, model.bn.weight, model.fc.weight, model.fc.bias]
+        torch.stack([p.square().sum() for p in predicted]).sum().backward()
+        found.append([embedding, *predicted, *(p.grad for p in ghn.parameters())])
+    for usual, lower in zip(*found, strict=True):
+        assert lower is None or torch.equal(lower, usual)
 
 
 def test_batch_equals_one_by_one(ghn: GHN) -> None:

@@ -384,6 +384,19 @@ def test_lower_precision_gives_nearly_the_same_loss(
     assert results[0].loss == pytest.approx(results[1].loss, rel=0.05)
 
 
+def test_it_is_as_precise_inside_autocast(
+    networks: list[Drawn], batch: tuple[Tensor, Tensor]
+) -> None:
+    models, graphs = parts(networks)
+    ghns, losses = [make_ghn(), make_ghn()], []
+    for ghn, enabled in zip(ghns, (False, True), strict=True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            losses.append(train_step(ghn, models, graphs, *batch, sgd(ghn)).loss)
+    assert losses[0] == losses[1]
+    for usual, inside in zip(*(ghn.parameters() for ghn in ghns), strict=True):
+        torch.testing.assert_close(inside, usual)
+
+
 def test_a_ghn_in_evaluation_mode_is_refused(
     networks: list[Drawn], batch: tuple[Tensor, Tensor]
 ) -> None:
