@@ -198,6 +198,14 @@ def test_graphs_from_models_on_a_gpu() -> None:
     assert [str(node) for node in on_cpu.nodes] == [str(node) for node in on_gpu.nodes]
 
 
+def test_graphs_of_edges_on_a_gpu() -> None:
+    graph = Graph.from_model(classifier())
+    moved = Graph(graph.nodes, graph.edges.to(CUDA))
+    assert torch.equal(moved.edges, graph.edges)
+    assert moved.digest() == graph.digest()
+    ghn_fast.predict(classifier(), ghn2(), graph=moved)
+
+
 def test_images_on_a_gpu_are_contiguous() -> None:
     images = normalise(make_images(4).images)
     moved = images_to_device(images, CUDA)

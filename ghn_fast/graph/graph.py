@@ -33,7 +33,7 @@ class Graph:
     Attributes:
         nodes: N nodes in topological order, the input first. In a classifier the last two are
             the weight and the bias of the classification layer.
-        edges: (E, 2) int64, the 1-hop edges (source, target), sorted and unique.
+        edges: (E, 2) int64, the 1-hop edges (source, target), sorted and unique; on the CPU.
         max_distance: paths longer than this have no virtual edge.
         unused: parameters that no node carries, and why.
         other: parameters that reach the output but are no layer of the published definition of
@@ -79,7 +79,7 @@ class Graph:
         given = self.edges
         if not isinstance(given, Tensor):
             given = torch.tensor(given, dtype=torch.int64, device="cpu")
-        edges = as_pairs(given)
+        edges = as_pairs(given).cpu()
         self.edges = edges if _ascending(edges) else torch.unique(edges, dim=0)
         self.node_types = torch.tensor(_type_indices(self.nodes), dtype=torch.int64, device="cpu")
         check_edges(len(self.nodes), self.edges)
@@ -203,7 +203,7 @@ def _published_heads(nodes: Sequence[Node]) -> tuple[int, ...]:
 
 def _ascending(edges: Tensor) -> bool:
     """Whether edges are sorted and unique, as those of a trace are."""
-    pairs = edges.numpy(force=True)
+    pairs = edges.numpy()
     source, target = pairs[:, 0], pairs[:, 1]
     same = source[1:] == source[:-1]
     return bool(((source[1:] > source[:-1]) | (same & (target[1:] > target[:-1]))).all())
