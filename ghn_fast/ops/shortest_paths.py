@@ -159,9 +159,10 @@ def check_size(num_nodes: int) -> None:
 def _on_device(
     num_nodes: Sequence[int], edges: Sequence[Tensor], max_distance: int, device: torch.device
 ) -> list[Tensor]:
+    edges = [as_pairs(pairs) for pairs in edges]
     for count, pairs in zip(num_nodes, edges, strict=True):
-        check_edges(count, pairs if pairs.device.type == "cpu" else pairs[:0])
-    edges = [to_device(as_pairs(pairs), device) for pairs in edges]
+        check_edges(count, pairs if pairs.is_cpu else pairs[:0])
+    edges = [to_device(pairs, device) for pairs in edges]
     node_offsets, matrix_offsets, successor_offsets, successors = (
         to_device(part, device) for part in device_dags(num_nodes, edges)
     )

@@ -3,13 +3,17 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import networkx as nx
 import pytest
 import torch
 
+from ghn_fast._core import core
 from ghn_fast.ops.shortest_paths import (
+    _on_device,
     check_edges,
     device_dags,
     runs_on_cuda,
@@ -141,6 +145,22 @@ def by_cuda_source(
     assert memory[0] == memory[-1] == 77
     pairs = zip(memory[1:-1].split(counts), sizes, strict=True)
     return [matrix.view(size, size) for matrix, size in pairs]
+
+
+def test_on_device_without_edges(
+    cuda_source_on_cpu: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(*arguments: int) -> None:
+        kinds = [ctypes.c_void_p] * 4 + [ctypes.c_int, ctypes.c_int64, ctypes.c_int]
+        passed = zip([*kinds, ctypes.c_void_p], arguments[:-1], strict=True)
+        cuda_source_on_cpu.shortest_paths_on_cpu(*(kind(value) for kind, value in passed))
+
+    monkeypatch.setattr(core, "shortest_paths_cuda", launch, raising=False)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
+    edges = [torch.tensor([]), torch.tensor([[0, 1]])]
+    found = _on_device([3, 2], edges, 50, torch.device("cpu"))
+    assert [matrix.tolist() for matrix in found] == [[[0] * 3] * 3, [[0, 1], [0, 0]]]
 
 
 @pytest.mark.parametrize("max_distance", [1, 7, 50, 254])
