@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, overload
 import torch
 from torch import nn
 
-from ghn_fast._system.writable import check_writable
+from ghn_fast._system.writable import check_writable, is_expanded
 from ghn_fast.ghn import GHN, Plan
 from ghn_fast.ghn.hub import resolve
 from ghn_fast.ghn.place.keep import NO_NODE, by_choice
@@ -249,16 +249,11 @@ def _check(model: nn.Module, uses: Uses, fill: bool) -> None:
                 f"parameter {name!r} ({type(parameter.data).__name__}) has no memory of its own to "
                 "write to: predict before sharding or quantising the model"
             )
-        if 0 in parameter.stride() and _is_expanded(parameter):
+        if is_expanded(parameter):
             raise ValueError(
                 f"parameter {name!r} is expanded: several of its elements share one place in "
                 "memory, so that they cannot be written to; clone() it first"
             )
-
-
-def _is_expanded(parameter: nn.Parameter) -> bool:
-    steps = zip(parameter.shape, parameter.stride(), strict=True)
-    return any(size > 1 and step == 0 for size, step in steps)
 
 
 def _warn_of_head(graph: Graph, ghn: GHN, note: str) -> None:

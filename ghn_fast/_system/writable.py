@@ -1,4 +1,4 @@
-"""Whether parameters can be written to."""
+"""Whether tensors can be written to."""
 
 from __future__ import annotations
 
@@ -37,3 +37,9 @@ def check_writable(parameters: Iterable[tuple[str, Tensor]], fill: bool = False)
                 f"parameter {name!r} was made in inference mode and cannot be written outside it: "
                 "build the model outside torch.inference_mode(), or stay inside"
             )
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether several of its elements share one place in memory."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return not tensor.is_contiguous() and any(size > 1 and step == 0 for size, step in steps)

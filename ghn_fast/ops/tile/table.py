@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ghn_fast._system.writable import is_expanded
+
 RULES = ("scale", "norm_weight", "bias")
 """How values p are normalised: scale * p, 2 sigmoid(p / 2), tanh(p / 5)."""
 
@@ -150,7 +152,7 @@ def check_parameters(parameters: Sequence[Tensor], table: TileTable) -> None:
             raise ValueError(
                 f"parameter {number} has shape {tuple(parameter.shape)}, its tile {tile.shape}"
             )
-        if not parameter.is_contiguous() and _overlaps_itself(parameter):
+        if is_expanded(parameter):
             raise ValueError(f"parameter {number} is expanded: its elements share memory")
 
 
@@ -162,8 +164,3 @@ def check_gradients(grads: Sequence[Tensor | None], table: TileTable) -> None:
             raise ValueError(
                 f"gradient {number} has shape {tuple(grad.shape)}, its tile {tile.shape}"
             )
-
-
-def _overlaps_itself(tensor: Tensor) -> bool:
-    dims = zip(tensor.shape, tensor.stride(), strict=True)
-    return any(size > 1 and stride == 0 for size, stride in dims)
