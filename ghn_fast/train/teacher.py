@@ -53,7 +53,9 @@ class Teacher:
     def check(self, images: ImageSource) -> None:
         """Raises a ConfigError unless it gives logits of the images' classes."""
         try:
-            shape = tuple(self._of(self._taken(images).batch(torch.arange(1))).shape)
+            with restored(self.model):
+                first = self._taken(images).batch(torch.arange(1))
+                shape = tuple(self._of(first).shape)
         except Exception as error:
             raise ConfigError(f"the teacher cannot take the training images: {error}") from error
         if shape != (1, images.num_classes):
@@ -70,9 +72,10 @@ class Teacher:
         """
         taken = self._taken(images)
         parts = []
-        for chosen in torch.arange(len(images)).split(BATCH_SIZE):
-            pixels = taken.batch(to_device(chosen, images.labels.device))
-            parts.append(torch.stack([self._of(pixels), self._of(pixels.flip(-1))], dim=1))
+        with restored(self.model):
+            for chosen in torch.arange(len(images)).split(BATCH_SIZE):
+                pixels = taken.batch(to_device(chosen, images.labels.device))
+                parts.append(torch.stack([self._of(pixels), self._of(pixels.flip(-1))], dim=1))
         logits = torch.cat(parts)
         if not logits.isfinite().all():
             raise ConfigError("the teacher's logits are not finite in half precision")
@@ -85,8 +88,7 @@ class Teacher:
 
     @torch.no_grad()
     def _of(self, pixels: Tensor) -> Tensor:
-        with restored(self.model):
-            return logits_of(run(self.model.eval(), pixels)).half().cpu()
+        return logits_of(run(self.model.eval(), pixels)).half().cpu()
 
 
 def kept_logits(
