@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -108,10 +109,11 @@ def trace(
     with uncollected(), torch.inference_mode(False):
         modules = list(model.named_modules())
         _check_parameters(model, modules)
+        call = _Call(model, modules, types)
         if example_inputs is None:
-            call, result = _guessed(model, modules, types)
+            call, result = _guessed(call)
         else:
-            call = _Call(model, modules, *_arguments(example_inputs), types)
+            call = call.of(_arguments(example_inputs))
             result = _attempt(call, training=False)
         if result.missing:
             result = _with_training_parts(call, result)
@@ -131,9 +133,14 @@ class _Call:
 
     model: nn.Module
     modules: Modules
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
     types: tuple[str, ...]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, inputs: Inputs) -> _Call:
+        """The same model, called with these."""
+        args, kwargs = inputs
+        return replace(self, args=args, kwargs=kwargs)
 
     @property
     def scripted(self) -> bool:
@@ -161,31 +168,28 @@ def _describe(value: Any) -> str:
     return type(value).__name__
 
 
-def _guessed(model: nn.Module, modules: Modules, types: tuple[str, ...]) -> tuple[_Call, Trace]:
+def _guessed(call: _Call) -> tuple[_Call, Trace]:
     """The graph for the first inputs that the model runs with."""
 
     def run(inputs: Inputs, real: bool) -> Trace:
-        call = _Call(model, modules, *inputs, types)
-        return _run(call, training=False, execute=real or call.scripted)
+        return _run(call.of(inputs), training=False, execute=real or call.scripted)
 
     def run_method(method: Callable[..., Any], inputs: Inputs, real: bool) -> Any:
-        call = _Call(model, modules, *inputs, types)
-        with _watched(call, False, real) as (recorder, (args, kwargs)), recorder:
+        watched = _watched(call.of(inputs), False, real)
+        with watched as (recorder, (args, kwargs)), recorder:
             return method(*args, **kwargs)
 
-    def on_meta() -> bool:
-        return any(p.is_meta for p in model.parameters())
-
-    search: Search[Trace] = Search(run, may_run=lambda: not on_meta())
-    parts = [module for _, module in modules]
+    model = call.model
+    search: Search[Trace] = Search(run, may_run=lambda: not call.on_meta)
+    parts = [module for _, module in call.modules]
     found = search.first(guesses(model, modules=parts, thin=True, run_method=run_method))
     if found is not None:
         inputs, result = found
-        return _Call(model, modules, *inputs, types), result
-    tried = [(str(_Call(model, modules, *inputs, types)), e) for inputs, e in search.failures]
+        return call.of(inputs), result
+    tried = [(str(call.of(inputs)), error) for inputs, error in search.failures]
     raise TraceError(
         f"{type(model).__name__} could not be run with any input that was worked out from it:\n"
-        f"{describe_failures(tried)}\n{_advice(on_meta(), [error for _, error in tried])}\n"
+        f"{describe_failures(tried)}\n{_advice(call.on_meta, [error for _, error in tried])}\n"
         f"its forward takes {', '.join(arguments_of(unwrapped(model).forward)[1])}"
     ) from search.failures[0][1]
 
@@ -316,8 +320,6 @@ def _outputs(
 @contextmanager
 def _eager() -> Iterator[None]:
     """Compiled functions run as they were written."""
-    import sys
-
     if "torch._dynamo" not in sys.modules:
         yield
         return
@@ -555,7 +557,7 @@ def _role(parameter: Parameter) -> str:
     return "scale" if is_norm(parameter.module) else "unknown"
 
 
-def _set_frozen_aside(parameters: Any, result: Trace) -> None:
+def _set_frozen_aside(parameters: Iterable[Parameter], result: Trace) -> None:
     """Frozen parameters among trained ones keep their nodes but are not to be predicted."""
     frozen = {p.name for p in parameters if not p.tensor.requires_grad}
     if not frozen:
