@@ -113,14 +113,14 @@ class _Statistics:
 
     def __init__(self, norm: _BatchNorm) -> None:
         self.norm = norm
-        self.count = self.batches = self.calls = self.uses = 0
-        self.mean = self.squares = torch.zeros(())
-        self.fixed = self.is_last = False
+        self.calls = self.uses = 0
+        self.is_last = False
         self.order: dict[_Statistics, None] = {}
+        self.restart()
 
     def restart(self) -> None:
         self.count = self.batches = 0
-        self.mean = self.squares = torch.zeros(())
+        self.mean = self.squares = torch.zeros((), device="cpu")
         self.fixed = False
 
     def feed(self, norm: nn.Module, arguments: tuple[Any, ...]) -> None:

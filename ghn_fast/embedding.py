@@ -49,7 +49,7 @@ def embed(models_or_graphs: Models, ghn: GHN | str | Path | None = None) -> Tens
         return _of_sampled(models_or_graphs, network)
     batches = _batches(_each(models_or_graphs), network)
     means = [_means(network, GraphBatch(graphs)) for graphs in batches]
-    return torch.cat(means) if means else torch.empty(0, network.config.hid)
+    return torch.cat(means) if means else torch.empty(0, network.config.hid, device="cpu")
 
 
 def similar(
@@ -148,7 +148,7 @@ def _of_sampled(nets: DeepNets1M, ghn: GHN) -> Tensor:
 
     with one_core_workers(torch.get_num_threads()) as workers:
         means = list(workers.map(torch.no_grad()(run), parts))
-    return torch.cat(means) if means else torch.empty(0, ghn.config.hid)
+    return torch.cat(means) if means else torch.empty(0, ghn.config.hid, device="cpu")
 
 
 def _flattening(batch: GraphBatch) -> list[int]:

@@ -15,6 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast._system.batches import run
+from ghn_fast._system.device import on_cpu
 from ghn_fast._system.restored import restored
 from ghn_fast._system.writable import check_writable
 
@@ -287,6 +288,7 @@ class _Attention:
         for bias in self.biases:
             bias.zero_()
 
+    @on_cpu()
     def _factorise(
         self,
         left: Tensor,
@@ -318,6 +320,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
     return next((value for n in names if (value := getattr(module, n, None)) is not None), None)
 
 
+@on_cpu()
 def _initialise_positions(table: Tensor) -> None:
     """Of a table (1, N, D) whose last tokens are a square grid; others stay as they are."""
     count, width = table.shape[1:]

@@ -20,7 +20,7 @@ def track_statistics(model: nn.Module) -> nn.Module:
     """Gives norms that were built without running statistics those of new ones; in place."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is None:
-            like = next(module.parameters(), torch.empty(0))
+            like = next(module.parameters(), torch.empty(0, device="cpu"))
             module.running_mean = torch.zeros(module.num_features, device=like.device)
             module.running_var = torch.ones(module.num_features, device=like.device)
             module.num_batches_tracked = torch.tensor(0, device=like.device)

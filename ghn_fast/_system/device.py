@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """What is made meanwhile lies on the CPU, whatever the default device is."""
+    with torch.device("cpu"):
+        yield
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -109,8 +109,8 @@ class Processes:
         if self.size == 1:
             return
         parameters = [p for p in model.parameters() if p.requires_grad]
-        present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-        present = _sum(present.to(parameters[0].device))
+        have = [p.grad is not None for p in parameters]
+        present = _sum(torch.tensor(have, dtype=torch.int32, device=parameters[0].device))
         used = [p for p, count in zip(parameters, present.tolist(), strict=True) if count > 0]
         for parameter in used:
             if parameter.grad is None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 _SEEDING = threading.RLock()
 """PyTorch initialises from a generator that all threads share."""
@@ -27,6 +28,15 @@ def seeded(seed: int) -> Iterator[None]:
     with _SEEDING, torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed_of_32_bits(seed))
         yield
+
+
+def permutation(count: int, seed: int) -> Tensor:
+    """The numbers below ``count`` (count,) int64 in an order that follows from a seed of 32 bits.
+
+    On the CPU whatever the default device is, as a generator draws for its own device only.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator, device="cpu")
 
 
 def seed_of_32_bits(seed: int) -> int:

@@ -98,7 +98,7 @@ def _stored(split: str) -> str:
 
 def _chosen(count: int, split: str) -> Tensor:
     """Which of the images of that part are the split's."""
-    return torch.arange(count) if split == "test" else held_out(count, split)
+    return torch.arange(count, device="cpu") if split == "test" else held_out(count, split)
 
 
 def _read(root: str | Path | None, split: str, download: bool) -> Images:

@@ -99,26 +99,25 @@ class EncodedImages:
         Raises:
             DataError: an image is damaged; says which.
         """
-        return normalise(self._decode(indices), self.mean, self.std)
+        return normalise(self._decode(indices.tolist()), self.mean, self.std)
 
     def training_batch(
         self, indices: Tensor, generator: torch.Generator, crop: bool = True
     ) -> Tensor:
         """The same, half of them mirrored; with ``crop`` of random 8 to 100 % of the area."""
-        draws = torch.rand(len(indices), 5, generator=generator, dtype=torch.float64)
-        pixels = self._decode(indices, draws if crop else None)
+        draws = torch.rand(len(indices), 5, generator=generator, dtype=torch.float64, device="cpu")
+        pixels = self._decode(indices.tolist(), draws if crop else None)
         mirrored = draws[:, 4] < 0.5
         pixels[mirrored] = pixels[mirrored].flip(-1)
         return normalise(pixels, self.mean, self.std)
 
     def in_memory(self) -> Images:
         """All of them, decoded."""
-        pixels = self._decode(torch.arange(len(self)))
+        pixels = self._decode(range(len(self)))
         return Images(pixels, self.labels, self.num_classes, self.mean, self.std)
 
-    def _decode(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
+    def _decode(self, chosen: Sequence[int], draws: Tensor | None = None) -> Tensor:
         """(B, 3, size, size) uint8."""
-        chosen = indices.tolist()
         pixels = np.empty((len(chosen), self.size, self.size, 3), dtype=np.uint8)
 
         def decode(place: int) -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ghn_fast._system.device import to_device
-from ghn_fast._system.random import seed_of_32_bits
+from ghn_fast._system.device import on_cpu, to_device
+from ghn_fast._system.random import permutation, seed_of_32_bits
 from ghn_fast.data.errors import DataError
 
 CIFAR10_MEAN = (0.49139968, 0.48215827, 0.44653124)
@@ -179,6 +179,7 @@ def edges_repeated(source: ImageSource) -> ImageSource:
     return replace(source, repeats_edges=True) if isinstance(source, Images) else source
 
 
+@on_cpu()
 def augment(
     images: Tensor,
     generator: torch.Generator,
@@ -222,7 +223,7 @@ def held_out(count: int, split: str) -> Tensor:
     ones always.
     """
     number = min(VALIDATION_IMAGES, max(count // 10, 1))
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(HOLD_OUT_SEED))
+    order = permutation(count, HOLD_OUT_SEED)
     chosen = order[-number:] if split == "val" else order[: count - number]
     return chosen.sort().values
 
@@ -248,7 +249,7 @@ class ImageStream:
         self.seed = seed
         self.batches_per_epoch = len(data) // batch_size
         self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) float32, normalised and augmented, and labels (B,)."""
@@ -270,17 +271,16 @@ class ImageStream:
         """Positions (B,) of a batch's images, on the device of the labels."""
         epoch, batch = divmod(index, self.batches_per_epoch)
         if epoch != self._epoch:
-            self._order = torch.randperm(len(self.data), generator=self._generator(0, epoch))
+            self._order = permutation(len(self.data), self._seed(0, epoch))
             self._epoch = epoch
         chosen = self._order[batch * self.batch_size : (batch + 1) * self.batch_size][:count]
         return to_device(chosen, self.data.labels.device)
 
     def generator(self, index: int) -> torch.Generator:
         """What decides a batch's augmentation."""
-        return self._generator(1, index)
+        return torch.Generator().manual_seed(self._seed(1, index))
 
-    def _generator(self, purpose: int, index: int) -> torch.Generator:
+    def _seed(self, purpose: int, index: int) -> int:
         """Generators of different purposes or indices must not share their streams."""
         seed = seed_of_32_bits(self.seed)
-        mixed = (seed * 0x9E3779B97F4A7C15 + 2 * index + purpose) % 2**32
-        return torch.Generator().manual_seed(mixed)
+        return (seed * 0x9E3779B97F4A7C15 + 2 * index + purpose) % 2**32

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from ghn_fast._system.device import on_cpu
 from ghn_fast._system.errors import FileError, failures, shown
+from ghn_fast._system.random import permutation
 from ghn_fast.data.arrow import arrow_files, arrow_schema, read_arrow
 from ghn_fast.data.cifar10 import CLASSES, SPLITS, find_cifar10, load_cifar10
 from ghn_fast.data.encoded import Encoded, EncodedImages, pictures
@@ -35,6 +37,7 @@ ORDER_SEED = 0
 _LABELS = ("label", "labels", "fine_label", "target")
 
 
+@on_cpu()
 def load_images(
     source: str | Path | None = None,
     split: str = "train",
@@ -108,8 +111,7 @@ def _existing(source: str | Path) -> Path | None:
 
 
 def _shuffled(images: EncodedImages) -> EncodedImages:
-    generator = torch.Generator().manual_seed(ORDER_SEED)
-    return images.select(torch.randperm(len(images), generator=generator))
+    return images.select(permutation(len(images), ORDER_SEED))
 
 
 def _is_cifar10(folder: Path) -> bool:
@@ -219,7 +221,7 @@ def _share_of(labels: torch.Tensor, split: str) -> torch.Tensor:
 
     Evenly of all classes, in a fixed random order; the first of a class is for training.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(ORDER_SEED))
+    order = permutation(len(labels), ORDER_SEED)
     order = order[labels[order].argsort(stable=True)]
     is_first = labels[order].diff(prepend=torch.tensor([-1])) != 0
     tested = max(len(labels) // TEST_SHARE, 1)

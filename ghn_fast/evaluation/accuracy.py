@@ -65,5 +65,5 @@ def batches_in_order(data: ImageSource, batch_size: int = BATCH_SIZE) -> Iterato
     """
     whole = max(len(data) // batch_size, 1)
     ends = [batch_size * number for number in range(1, whole)]
-    for chosen in torch.arange(len(data)).tensor_split(ends):
+    for chosen in torch.arange(len(data), device="cpu").tensor_split(ends):
         yield data.batch(chosen), data.labels[chosen]

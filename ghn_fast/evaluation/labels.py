@@ -243,7 +243,7 @@ def narrowed(net_args: Mapping[str, Any], width: float) -> dict[str, Any]:
 def with_noise(images: Images, spread: float, seed: int = 0) -> Images:
     """Images with Gaussian noise of a standard deviation, pixels being from 0 to 1."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(images.images.shape, generator=generator) * (255 * spread)
+    noise = torch.randn(images.images.shape, generator=generator, device="cpu") * (255 * spread)
     pixels = (images.images + noise).round().clamp(0, 255).to(torch.uint8)
     return replace(images, images=pixels)
 
@@ -326,7 +326,8 @@ class _Job:
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.reset_running_stats()
-        batch = self.images.batch(torch.arange(min(BATCH_SIZE, len(self.images))))
+        first = torch.arange(min(BATCH_SIZE, len(self.images)), device="cpu")
+        batch = self.images.batch(first)
         return accuracy, inference_time(model, images_to_device(batch, self.device))
 
     def _predicted(self, net_args: dict[str, Any]) -> nn.Module:

@@ -191,7 +191,7 @@ def images_digest(*sources: ImageSource) -> str:
     for source in sources:
         count = len(source)
         few = min(count, DIGEST_IMAGES)
-        places = torch.arange(few) * count // max(few, 1)
+        places = torch.arange(few, device="cpu") * count // max(few, 1)
         pixels = source.batch(places).contiguous()
         digest.update(f"{count} {source.num_classes} {tuple(pixels.shape)}".encode())
         digest.update(content(source.labels))

@@ -173,7 +173,7 @@ def check_classes(ghn: GHN | None, images: ImageSource) -> None:
 
 
 def _check_size(images: ImageSource) -> None:
-    size = images.batch(torch.arange(1)).shape[-1]
+    size = images.batch(torch.arange(1, device="cpu")).shape[-1]
     try:
         check_image_size(size, images.is_large)
     except ValueError as error:

@@ -155,7 +155,7 @@ def _collect(
             moments = Moments.zeros(head.classes, head.width, features.device)
             held = HeldOut(head.classes, head.width, share, moments.sums.device)
         features = features.to(moments.sums.device)
-        labels = _checked(labels, features, head).to(features.device)
+        labels = _checked(labels, features, head)
         moments.add(features, labels)
         held.add(features, labels)
     assert head is not None
@@ -174,7 +174,7 @@ def _few(inputs: Any) -> Any:
 def _checked(labels: Tensor | None, features: Tensor, head: Head) -> Tensor:
     if labels is None:
         raise ValueError("the loader gives no labels: it has to give (inputs, labels)")
-    labels = torch.as_tensor(labels)
+    labels = torch.as_tensor(labels, device=features.device)
     if labels.shape != features.shape[:1] or labels.is_floating_point():
         raise ValueError(
             f"labels must be whole numbers of shape ({len(features)},), one for each input, not "

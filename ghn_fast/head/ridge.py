@@ -75,7 +75,9 @@ class HeldOut:
                 continue
             place = self.seen
             if place >= len(self.labels):
-                place = int(torch.randint(self.seen + 1, (), generator=self._generator))
+                place = int(
+                    torch.randint(self.seen + 1, (), generator=self._generator, device="cpu")
+                )
             self.seen += 1
             if place < len(self.labels):
                 self.features[place], self.labels[place] = features[row], label

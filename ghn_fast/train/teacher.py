@@ -54,7 +54,7 @@ class Teacher:
         """Raises a ConfigError unless it gives logits of the images' classes."""
         try:
             with restored(self.model):
-                first = self._taken(images).batch(torch.arange(1))
+                first = self._taken(images).batch(torch.arange(1, device="cpu"))
                 shape = tuple(self._of(first).shape)
         except Exception as error:
             raise ConfigError(f"the teacher cannot take the training images: {error}") from error
@@ -73,7 +73,7 @@ class Teacher:
         taken = self._taken(images)
         parts = []
         with restored(self.model):
-            for chosen in torch.arange(len(images)).split(BATCH_SIZE):
+            for chosen in torch.arange(len(images), device="cpu").split(BATCH_SIZE):
                 pixels = taken.batch(to_device(chosen, images.labels.device))
                 parts.append(torch.stack([self._of(pixels), self._of(pixels.flip(-1))], dim=1))
         logits = torch.cat(parts)
@@ -197,7 +197,8 @@ class TaughtStream:
             raise ValueError("a teacher's logits are those of whole images: crop=False")
         chosen = self.stream.chosen(index, count)
         images, labels = self.stream.data.batch(chosen), self.stream.data.labels[chosen]
-        draws = torch.rand(len(chosen), generator=self.stream.generator(index))
+        generator = self.stream.generator(index)
+        draws = torch.rand(len(chosen), generator=generator, device="cpu")
         mirrored = to_device(draws < 0.5, chosen.device)
         images[mirrored] = images[mirrored].flip(-1)
         said = self.logits[chosen, mirrored.long() * MIRRORED]

@@ -148,7 +148,7 @@ class Trainer:
             self.ghn.config.num_classes,
             train.is_large,
             self.processes,
-            train.batch(torch.tensor([0])).shape[-1],
+            train.batch(torch.tensor([0], device="cpu")).shape[-1],
         )
         self.step = 0
         self.network_position = 0
@@ -526,7 +526,7 @@ class Trainer:
 
 
 def _make_ghn(config: TrainConfig, images: ImageSource) -> GHN:
-    num_classes, size = images.num_classes, images.batch(torch.tensor([0])).shape[-1]
+    num_classes, size = images.num_classes, images.batch(torch.tensor([0], device="cpu")).shape[-1]
     of_images = {"mean": images.mean, "std": images.std, "image_size": size}
     settings = make_config({"num_classes": num_classes, **of_images, **config.ghn})
     if settings.num_classes != num_classes:

@@ -60,7 +60,9 @@ def pack(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
     parents = rec.records_in(x, lengths)
     if rec.execute or not parents or rec.shape_only(lengths):
         return rec.generic(func, args, kwargs)
-    sizes = (lengths[None] > torch.arange(int(lengths.max()))[:, None]).sum(1)
+    sizes = (lengths[None] > torch.arange(int(lengths.max()), device=lengths.device)[:, None]).sum(
+        1
+    )
     width = x.shape[2:]
     number = rec.merge(parents)
     return rec.fresh((int(lengths.sum()), *width), number, x.dtype), sizes
@@ -75,5 +77,5 @@ def unpack(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
         return rec.generic(func, args, kwargs)
     steps, batch = max(len(sizes), total or 0), int(sizes[0])
     shape = (batch, steps) if batch_first else (steps, batch)
-    lengths = (sizes[None] > torch.arange(batch)[:, None]).sum(1)
+    lengths = (sizes[None] > torch.arange(batch, device=sizes.device)[:, None]).sum(1)
     return rec.fresh((*shape, *x.shape[1:]), rec.merge(parents), x.dtype), lengths
