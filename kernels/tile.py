@@ -273,8 +273,8 @@ def fill(
         dtype: of the blocks: float32, float16 or bfloat16.
         device: where all of them are.
     """
-    columns = [blocks, parameters, _column(types), _column(rules), _column(_bits(scales))]
-    table = np.concatenate([np.asarray(c, dtype=np.int64) for c in columns], axis=1)
+    columns = [_column(types), _column(rules), _column(_bits(scales))]
+    table = np.concatenate([_tensors(blocks), _tensors(parameters), *columns], axis=1)
     _check_countable(table[:, 12:17])
     heights, widths = _extents(table[:, 12:17])
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():

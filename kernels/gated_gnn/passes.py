@@ -57,14 +57,10 @@ def forward_pass(
         m, gates, hidden, said: what is kept: messages; r, z, the state's part of n, n; hidden
             units of both MLPs; what both MLPs say.
     """
-    graph = tl.program_id(0)
-    first = tl.load(node_offsets + graph)
-    left = tl.load(node_offsets + graph + 1) - first
-    n = left
-    origin = distances + tl.load(matrix_offsets + graph)
-    node = first if ASCENDING else first + n - 1
-    end = tl.load(ends + node, mask=left > 0, other=0)
-    reach = tl.load(reaches + node, mask=left > 0, other=0)
+    first, n, origin, node, end, reach = begin(
+        distances, node_offsets, matrix_offsets, ends, reaches, ASCENDING
+    )
+    left = n
     while left > 0:
         start, stop, low, high = step_of(node, end, reach, ASCENDING)
         left -= stop - start
@@ -132,14 +128,10 @@ def backward_pass(
         grad_m, grad_gates, grad_hidden, grad_said: of what was kept; of the gates those before
             the activations: r, z, the state's part of n, n.
     """
-    graph = tl.program_id(0)
-    first = tl.load(node_offsets + graph)
-    left = tl.load(node_offsets + graph + 1) - first
-    n = left
-    origin = distances + tl.load(matrix_offsets + graph)
-    node = first if ASCENDING else first + n - 1
-    end = tl.load(ends + node, mask=left > 0, other=0)
-    reach = tl.load(reaches + node, mask=left > 0, other=0)
+    first, n, origin, node, end, reach = begin(
+        distances, node_offsets, matrix_offsets, ends, reaches, ASCENDING
+    )
+    left = n
     while left > 0:
         start, stop, low, high = step_of(node, end, reach, ASCENDING)
         left -= stop - start
@@ -188,6 +180,18 @@ def backward_pass(
         tl.debug_barrier()
         message_backward(rows, live, grad_gates, w_ih, grad_m, HID, BLOCK_H)
         tl.debug_barrier()
+
+
+@triton.jit
+def begin(distances, node_offsets, matrix_offsets, ends, reaches, ASCENDING: tl.constexpr):
+    """A program's graph: its first node, how many it has, its distances, and the first step."""
+    graph = tl.program_id(0)
+    first = tl.load(node_offsets + graph)
+    n = tl.load(node_offsets + graph + 1) - first
+    node = first if ASCENDING else first + n - 1
+    end = tl.load(ends + node, mask=n > 0, other=0)
+    reach = tl.load(reaches + node, mask=n > 0, other=0)
+    return first, n, distances + tl.load(matrix_offsets + graph), node, end, reach
 
 
 @triton.jit
