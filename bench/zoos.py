@@ -398,7 +398,6 @@ DIFFUSERS_INPUTS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 _2D = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
-_3D = {**_2D, "spatial_dims": 3}
 _STEPS = {"channels": (8, 16, 32), "strides": (2, 2)}
 _CODES = {"channels": (8, 16, 32), "strides": (2, 2, 2)}
 

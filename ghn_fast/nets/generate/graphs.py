@@ -13,15 +13,10 @@ from ghn_fast._system.collection import uncollected
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.layout import Layout
 from ghn_fast.graph.node import Node
+from ghn_fast.graph.trace.unused import UNREACHED
 from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.space.genotypes import from_dict
 from ghn_fast.nets.space.network import build_net
-
-UNREACHED = "does not reach the output"
-
-Value = tuple[int, ...]
-"""The nodes that a value comes from: the one that made it, or, after an operation that makes no
-node, all those that made the operation's inputs. Empty for a value that is not computed."""
 
 
 def graph_of(
