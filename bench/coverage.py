@@ -37,7 +37,8 @@ from typing import Any
 
 import torch
 
-from ghn_fast.ghn import GHN, GHN3Config, GHNConfig, make_ghn
+from ghn_fast._system.files import write_text
+from ghn_fast.ghn import GHN, make_config, make_ghn
 from ghn_fast.ghn.hub import from_pretrained
 from ghn_fast.ghn.place.keep import MEANINGS as KEPT
 from ghn_fast.ghn.place.keep import is_by_design
@@ -367,11 +368,10 @@ def make(name: str, config: str) -> tuple[GHN, str]:
     if name:
         return from_pretrained(name), f"`{name}`"
     values = {"num_classes": CLASSES, "max_shape": (64, 64, 16, 16), **json.loads(config or "{}")}
-    config_class = GHN3Config if values.get("hypernet") == "graphormer" else GHNConfig
     described = f"a GHN-2 of random weights for {CLASSES} classes"
     if config:
         described = f"a GHN of random weights of the configuration `{config}`"
-    return make_ghn(config_class.from_dict(values)).eval(), described
+    return make_ghn(make_config(values)).eval(), described
 
 
 def main() -> None:
@@ -400,11 +400,8 @@ def main() -> None:
     page = table(records, described, there_are, options.max_millions)
     if options.out is None:
         print(page)
-        return
-    aside = options.out.with_name(options.out.name + ".partial")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(options.out)
+    else:
+        write_text(options.out, page)
 
 
 if __name__ == "__main__":

@@ -162,6 +162,16 @@ def test_script_goes_on_where_it_was_broken_off(ghn: GHN, tmp_path: Path) -> Non
     assert "- m2: 2 (2.weight): output layer of 7; this GHN predicts 1000" in page
 
 
+def test_script_makes_any_ghn_that_a_configuration_describes() -> None:
+    from ghn_fast.ghn.logah import LoGAH
+
+    small = '{"decoder": "low_rank", "hid": 16, "layers": 1, "heads": 2, "max_shape": [8, 8, 3, 3]}'
+    ghn, described = script.make("", small)
+    assert type(ghn) is LoGAH
+    assert (ghn.config.hid, ghn.config.num_classes) == (16, 1000)
+    assert "low_rank" in described
+
+
 def test_libraries_are_tried_in_turn_and_in_an_order_drawn_at_random() -> None:
     sizes = {"timm": 5, "monai": 2}
     every = [script.Entry(z, "", f"m{i}", nn.Identity) for z, n in sizes.items() for i in range(n)]
