@@ -143,15 +143,6 @@ _CONV_TRANSPOSE = (
 )
 
 
-def any_convolution(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
-    """``aten.convolution``, which all convolutions become when they are taken apart."""
-    values = dict(zip(_CONV_ATEN, args, strict=False)) | kwargs
-    if rec.opaque or only_parameters(rec, values["input"]):
-        return rec.generic(func, args, kwargs)
-    use = None if values.get("transposed") else _use_as_layer(rec, values["weight"])
-    return rec.tag(rec.run(func, args, kwargs), _convolution_record(rec, values, use))
-
-
 def _convolution_record(rec: Recorder, values: dict[str, Any], use: Use | None) -> int:
     node_type = "conv"
     if values.get("groups", 1) > 1:
@@ -162,9 +153,14 @@ def _convolution_record(rec: Recorder, values: dict[str, Any], use: Use | None) 
     return layer_record(rec, node_type, rec.records_in(x), weight, bias, use)
 
 
-def convolution(transposed: bool = False) -> Handler:
-    """A convolution; its node type depends on groups and dilation."""
-    names = _CONV_TRANSPOSE if transposed else _CONV
+def convolution(transposed: bool = False, taken_apart: bool = False) -> Handler:
+    """A convolution; its node type depends on groups and dilation.
+
+    Args:
+        transposed: one that is always so.
+        taken_apart: ``aten.convolution``, which all become and whose arguments say it.
+    """
+    names = _CONV_ATEN if taken_apart else _CONV_TRANSPOSE if transposed else _CONV
     shape = shapes.transposed_convolution if transposed else shapes.convolution
 
     def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
@@ -172,9 +168,10 @@ def convolution(transposed: bool = False) -> Handler:
         x = values["input"]
         if rec.opaque or only_parameters(rec, x):
             return rec.generic(func, args, kwargs)
-        use = None if transposed else _use_as_layer(rec, values["weight"])
+        is_plain = not values.get("transposed", transposed)
+        use = _use_as_layer(rec, values["weight"]) if is_plain else None
         number = _convolution_record(rec, values, use)
-        if rec.execute:
+        if rec.execute or taken_apart:
             return rec.tag(rec.run(func, args, kwargs), number)
         del values["input"]
         return rec.fresh(shape(x, **values), number, x.dtype)
@@ -231,8 +228,12 @@ def addmm(node_type: str) -> Handler:
 _BADDBMM = ("input", "batch1", "batch2")
 
 
-def normalisation(node_type: str, names: Sequence[str]) -> Handler:
-    """A normalisation: one node for weight and bias, none if it has neither."""
+def normalisation(node_type: str, names: Sequence[str], taken_apart: bool = False) -> Handler:
+    """A normalisation: one node for weight and bias, none if it has neither.
+
+    Args:
+        taken_apart: ``aten.native_layer_norm`` and its kin, which also return statistics.
+    """
 
     def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
         values = dict(zip(names, bind(names, args, kwargs), strict=True))
@@ -243,21 +244,9 @@ def normalisation(node_type: str, names: Sequence[str]) -> Handler:
             *(rec, rec.known_type(node_type), rec.records_in(x)),
             *(values.get("weight"), values.get("bias")),
         )
+        if taken_apart:
+            return rec.tag(rec.run(func, args, kwargs), number)
         return rec.emit(number, func, args, kwargs, x, lambda: x.shape)
-
-    return handle
-
-
-def taken_apart_normalisation(node_type: str, names: Sequence[str]) -> Handler:
-    """``aten.native_layer_norm`` and its kin, which also return statistics."""
-
-    def handle(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
-        values = dict(zip(names, args, strict=False)) | kwargs
-        x, weight, bias = values["input"], values.get("weight"), values.get("bias")
-        if rec.opaque or only_parameters(rec, x):
-            return rec.generic(func, args, kwargs)
-        number = norm_record(rec, node_type, rec.records_in(x), weight, bias)
-        return rec.tag(rec.run(func, args, kwargs), number)
 
     return handle
 

@@ -172,19 +172,19 @@ CONTRACTED: tuple[Row, ...] = (
 )
 
 
-_NATIVE_GROUP_NORM = ("input", "weight", "bias")
+_AFFINE = ("input", "weight", "bias")
 
 OPERATORS: tuple[tuple[Handler, str], ...] = (
     # those of torch.ops.aten whose arguments are others than the function's of that name
-    (layers.any_convolution, "convolution"),
-    (layers.any_convolution, "_convolution"),  # of torch.jit.trace
-    (layers.normalisation("bn", ("input", "weight", "bias")), "batch_norm"),
-    (layers.normalisation("ln", ("input", "weight", "bias")), "instance_norm"),
+    (layers.convolution(taken_apart=True), "convolution"),
+    (layers.convolution(taken_apart=True), "_convolution"),  # of torch.jit.trace
+    (layers.normalisation("bn", _AFFINE), "batch_norm"),
+    (layers.normalisation("ln", _AFFINE), "instance_norm"),
     (layers.embedding("pos_enc", ("weight", "input")), "embedding"),
-    (layers.taken_apart_normalisation("ln", _LAYER_NORM), "native_layer_norm"),
-    (layers.taken_apart_normalisation("ln", _NATIVE_GROUP_NORM), "native_group_norm"),
+    (layers.normalisation("ln", _LAYER_NORM, taken_apart=True), "native_layer_norm"),
+    (layers.normalisation("ln", _AFFINE, taken_apart=True), "native_group_norm"),
     *(
-        (layers.taken_apart_normalisation("bn", _NATIVE_GROUP_NORM), name)
+        (layers.normalisation("bn", _AFFINE, taken_apart=True), name)
         for name in (
             *("native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update"),
             *("_native_batch_norm_legit_no_training", "_batch_norm_impl_index"),
