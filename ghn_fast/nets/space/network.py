@@ -107,6 +107,8 @@ class Network(nn.Module):
         fc_layers: linear layers of the classifier (0 means 1).
         fc_dim: width of the hidden ones.
         glob_avg: average over pixels before the classifier instead of flattening them.
+        build: called as build(factory, *arguments) to make each module; those of
+            :func:`ghn_fast.nets.build_ghost` have no memory.
 
     Raises:
         TypeError, ValueError: an argument that describes no network; the message says which.
@@ -137,30 +139,10 @@ class Network(nn.Module):
         fc_layers: int = 1,
         fc_dim: int = 0,
         glob_avg: bool = True,
+        *,
+        build: Build = _fresh,
     ) -> None:
         super().__init__()
-        arguments = {key: value for key, value in locals().items() if key not in _NOT_ARGUMENTS}
-        self._assemble(_fresh, **arguments)
-
-    def _assemble(
-        self,
-        build: Build,
-        *,
-        C: int,
-        num_classes: int,
-        genotype: Genotype | Mapping[str, Any],
-        n_cells: int,
-        ks: int = 3,
-        is_imagenet_input: bool = True,
-        stem_pool: bool = False,
-        stem_type: int = 0,
-        norm: str | None = "bnorm",
-        preproc: bool = True,
-        C_mult: int = 2,
-        fc_layers: int = 1,
-        fc_dim: int = 0,
-        glob_avg: bool = True,
-    ) -> None:
         genotype = from_dict(genotype)
         self._check(C, num_classes, genotype, n_cells, ks, stem_type, preproc, C_mult)
         if fc_layers > 1 and fc_dim <= 0:
@@ -332,9 +314,6 @@ class Network(nn.Module):
         return first, self.stem1(first) if self._stem_alive[1] else None
 
 
-_NOT_ARGUMENTS = ("self", "__class__")
-
-
 def _make_preprocess(
     build: Build, in_channels: int, channels: int, halve: bool, norm: str | None, preproc: bool
 ) -> nn.Module:
@@ -407,13 +386,10 @@ def build_ghost(net_args: Mapping[str, Any], num_classes: int, is_imagenet_input
     Raises:
         TypeError, ValueError: as for `Network`.
     """
-    network = Network.__new__(Network)
-    nn.Module.__init__(network)
     with uncollected():
-        network._assemble(
-            _ghost, num_classes=num_classes, is_imagenet_input=is_imagenet_input, **net_args
+        return Network(
+            num_classes=num_classes, is_imagenet_input=is_imagenet_input, build=_ghost, **net_args
         )
-    return network
 
 
 def build_net(net_args: Mapping[str, Any], num_classes: int, is_imagenet_input: bool) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghn_fast._system.batch_norm import track_statistics
 from ghn_fast._system.collection import uncollected
@@ -53,26 +53,13 @@ class Network(CoreNetwork):
         auxiliary: bool = False,
         light: bool = False,
     ) -> None:
-        nn.Module.__init__(self)
         if auxiliary:
             raise NotImplementedError("networks have no auxiliary classifier; use auxiliary=False")
         with uncollected():
-            self._assemble(
-                _ghost if light else _fresh,
-                C=C,
-                num_classes=num_classes,
-                genotype=genotype,
-                n_cells=n_cells,
-                ks=ks,
-                is_imagenet_input=is_imagenet_input,
-                stem_pool=stem_pool,
-                stem_type=stem_type,
-                norm=norm,
-                preproc=preproc,
-                C_mult=C_mult,
-                fc_layers=fc_layers,
-                fc_dim=fc_dim,
-                glob_avg=glob_avg,
+            super().__init__(
+                *(C, num_classes, genotype, n_cells, ks, is_imagenet_input, stem_pool, stem_type),
+                *(norm, preproc, C_mult, fc_layers, fc_dim, glob_avg),
+                build=_ghost if light else _fresh,
             )
         if is_vit is not None and is_vit != self._is_vit:
             raise ValueError(f"is_vit is {is_vit}, but the genotype says {self._is_vit}")
