@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 
 def is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type. JSON has lists for tuples, and writes 1.0 as 1."""
+    """Whether a value is of a type, or one of those that are listed.
+
+    JSON has lists for tuples, and writes 1.0 as 1.
+    """
     kind, parts = get_origin(hint) or hint, get_args(hint)
     if kind is UnionType:
         return any(is_of(value, part) for part in parts)
+    if kind is Literal:
+        return value in parts
     if kind is tuple:
         is_list = isinstance(value, list | tuple)
         has_length = is_list and (parts[-1] is Ellipsis or len(value) == len(parts))
