@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ghn_fast._system.files import write_text
 from ghn_fast.cli import options
 
 if TYPE_CHECKING:
@@ -34,15 +33,9 @@ def draw(
     ] = False,
 ) -> None:
     """Draw the graph of a model: node types by colour and shape, from top to bottom."""
-    from ghn_fast.graph.draw import draw as draw_graph
-    from ghn_fast.graph.draw import svg
-
     graph = _graph(model, num_classes, seed, large_images)
     path = out if out is not None else Path(re.sub(r"[/:]", "-", model) + ".svg")
-    if path.suffix == ".svg":
-        write_text(path, svg(graph))
-    else:
-        draw_graph(graph, path, title=f"{model}: {graph.num_nodes} nodes")
+    graph.draw(path, title=f"{model}: {graph.num_nodes} nodes")
     typer.echo(f"wrote {path} ({graph.num_nodes} nodes, {len(graph.edges)} edges)")
 
 

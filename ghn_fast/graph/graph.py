@@ -159,7 +159,7 @@ class Graph:
         """A picture, which shows itself in a notebook and can be saved (``ghn_fast.graph.draw``).
 
         Raises:
-            ImportError: matplotlib is not installed; ``_repr_svg_`` needs none.
+            ImportError: the path is not .svg, and matplotlib is not installed.
         """
         from ghn_fast.graph.draw import draw
 

@@ -147,7 +147,6 @@ def test_bad_ranges(arguments: tuple[str, ...], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["val:3", "predefined:1", "squeezenet1_1"])
 def test_draw(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     path = tmp_path / "picture.svg"
     result = run("draw", name, "--out", path)
     assert result.exit_code == 0, result.output

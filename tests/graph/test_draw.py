@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from ghn_fast.graph import Graph, Node
-from ghn_fast.graph.draw import svg
+from ghn_fast.graph import CHANNEL_NODE_TYPES, LANGUAGE_NODE_TYPES, Graph, Node
+from ghn_fast.graph.draw import draw, svg
 from ghn_fast.graph.draw.layout import layout
+from ghn_fast.graph.draw.shapes import mark
+from ghn_fast.graph.draw.style import STYLES
 from ghn_fast.nets import DARTS, DeepNets1M, graph_of
 from tests.graphs import small_classifier
 
-pytest.importorskip("matplotlib")
 SVG = "{http://www.w3.org/2000/svg}"
+CLOSED = 79
+"""matplotlib's code of a step back to the beginning."""
 
 
 def edges_of(graph: Graph) -> list[tuple[int, int]]:
@@ -82,32 +88,69 @@ def test_few_crossings() -> None:
     assert crossings(layout(darts.num_nodes, edges_of(darts)).lines) < len(darts.edges) / 4
 
 
-@pytest.mark.parametrize("ending", ["svg", "png"])
-def test_pictures(ending: str, tmp_path: Path) -> None:
-    from ghn_fast.graph.draw import draw
+def language_graph() -> Graph:
+    types = ["input", "conv", "rmsnorm", "rot_emb", "gate", "rmsnorm", "rot_emb", "gate"]
+    nodes = tuple(Node(kind, f"{kind}{i}") for i, kind in enumerate(types))
+    return Graph(nodes, [[i, i + 1] for i in range(len(nodes) - 1)])
 
-    graph = DeepNets1M("val", num_nets=3)[2]
-    path = tmp_path / f"graph.{ending}"
-    drawing = draw(graph, path, title="val:2")
-    if ending == "png":
-        assert path.read_bytes().startswith(b"\x89PNG")
-    else:
-        assert ElementTree.parse(path).getroot().tag.endswith("svg")
-        assert ElementTree.fromstring(drawing._repr_svg_()).tag.endswith("svg")
-    axes = drawing.figure.axes[0]
-    drawn = sum(len(points.get_offsets()) for points in axes.collections)
-    assert drawn == graph.num_nodes
-    texts = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
-    assert sum(int(text.rsplit("(")[-1].rstrip(")")) for text in texts) == graph.num_nodes
-    assert any(text.startswith("batch norm (") for text in texts)
+
+def parts(picture: ElementTree.Element, kind: str) -> list[ElementTree.Element]:
+    return list(picture.iter(f"{SVG}{kind}"))
+
+
+@pytest.mark.parametrize("make", [lambda: DeepNets1M("val", num_nets=3)[2], language_graph])
+def test_matplotlib_draws_what_svg_does(make: Callable[[], Graph], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    graph = make()
+    drawing = draw(graph, tmp_path / "a.png", title="a picture")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    drawing.save(tmp_path / "a.pdf")
+    assert (tmp_path / "a.pdf").read_bytes().startswith(b"%PDF")
+    picture, axes = _drawn(drawing._repr_svg_()), drawing.figure().axes[0]
+    assert len(parts(picture, "title")) == graph.num_nodes
+    assert len(axes.patches) == len(parts(picture, "path"))
+    assert [text.get_text() for text in axes.texts] == [
+        text.text for text in parts(picture, "text")
+    ]
+    for patch, path in zip(axes.patches, parts(picture, "path"), strict=True):
+        numbers = [float(number) for number in re.findall(r"-?[\d.]+", path.get("d", ""))]
+        drawn = [point for point, code in patch.get_path().iter_segments() if code != CLOSED]
+        assert numbers == pytest.approx(np.concatenate(drawn).tolist(), abs=0.051)
+
+
+def test_legend_has_every_node() -> None:
+    for graph in (DeepNets1M("val", num_nets=3)[2], language_graph()):
+        words = [text.text or "" for text in parts(_drawn(svg(graph)), "text")]
+        counts = [re.fullmatch(r"(.+) \((\d+)\)", word) for word in words]
+        assert sum(int(found[2]) for found in counts if found) == graph.num_nodes
+    assert {"RMS norm (2)", "rotary embedding (2)", "product with a gate (2)"} <= set(words)
+
+
+def test_svg_needs_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    graph, path = small_classifier(), tmp_path / "a.svg"
+    drawing = graph.draw(path)
+    assert path.read_text("utf-8") == drawing._repr_svg_() == svg(graph, title="6 nodes")
+    with pytest.raises(ImportError, match=r"no \.svg needs matplotlib: pip install 'ghn-fast\[dra"):
+        drawing.save(tmp_path / "a.png")
 
 
 def test_every_node_type_has_its_own_look() -> None:
-    from ghn_fast.graph import CHANNEL_NODE_TYPES
-    from ghn_fast.graph.draw.style import STYLES
-
-    assert set(STYLES) == {*CHANNEL_NODE_TYPES, "linear"}
+    assert set(STYLES) == {*CHANNEL_NODE_TYPES, *LANGUAGE_NODE_TYPES, "linear"}
     assert len({(style.colour, style.marker) for style in STYLES.values()}) == len(STYLES)
+
+
+@pytest.mark.parametrize("marker", sorted({style.marker for style in STYLES.values()}))
+def test_marks_are_within_their_places(marker: str) -> None:
+    points = np.array([point for _, corners in mark(marker, 3.0, 5.0, 8.0) for point in corners])
+    reach = np.linalg.norm(points - (3.0, 5.0), axis=1).max()
+    assert reach == pytest.approx(9.92 if marker == "s" else 8.0, rel=1e-3)
+    if marker == "o":  # between the ends of the curves, too
+        (start,), *curves = (corners for _, corners in mark(marker, 0.0, 0.0, 8.0)[:-1])
+        for a, b, end in curves:
+            halfway = (np.array(start) + 3 * np.array(a) + 3 * np.array(b) + np.array(end)) / 8
+            assert np.linalg.norm(halfway) == pytest.approx(7.0, rel=1e-3)
+            start = end
 
 
 def _drawn(text: str) -> ElementTree.Element:
@@ -121,8 +164,8 @@ def test_svg_shows_nodes_arrows_stages_and_shapes() -> None:
     assert len(titles) == graph.num_nodes
     named = next(title for title in titles if title.startswith("conv.weight"))
     assert "8 x 3 x 3 x 3" in named
-    (tips,) = [group for group in picture.iter(f"{SVG}g") if group.get("class") == "tips"]
-    assert len(tips) == len(graph.edges)
+    edges, tips = (path.get("d", "") for path in parts(picture, "path")[:2])
+    assert edges.count("M") == tips.count("M") == tips.count("Z") == len(graph.edges)
     assert not [element for element in picture.iter() if element.get("id")]
     words = {element.text for element in picture.iter(f"{SVG}text")}
     assert {"conv", "bn", "fc", "batch norm (1)"} <= words
@@ -154,12 +197,10 @@ def test_the_outline_of_a_hollow_node_is_dark_enough_to_see() -> None:
         assert sum(channels) / 3 < 0.6
 
 
-def test_svg_of_nodes_that_have_no_style() -> None:
-    node = Node("input", "input")
-    graph = Graph((node, Node("sum", "a<b")), [[0, 1]])
-    object.__setattr__(graph.nodes[1], "type", "some_other")
-    assert "some other (1)" in svg(graph)
+def test_svg_escapes_names() -> None:
+    graph = Graph((Node("input", "input"), Node("sum", "a<b")), [[0, 1]])
     assert "a&lt;b" in svg(graph)
+    assert "a&lt;b" in svg(graph, title="a<b").splitlines()[1]
 
 
 def test_graphs_of_networkx() -> None:

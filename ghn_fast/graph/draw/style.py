@@ -25,9 +25,12 @@ STYLES: dict[str, Style] = {
     "bias": Style("bias", "#c9c9c9", "o"),
     "bn": Style("batch norm", "#2f7ed8", "o"),
     "ln": Style("layer norm", "#7fb6f0", "o"),
+    "rmsnorm": Style("RMS norm", "#1d4f91", "o"),
     "msa": Style("self-attention", "#d4a800", "*"),
     "cse": Style("squeeze-and-excitation", "#ffd84d", "P"),
     "pos_enc": Style("position encoding", "#8a6d3b", "h"),
+    "rot_emb": Style("rotary embedding", "#c9a66b", "h"),
+    "gate": Style("product with a gate", "#c2185b", "P"),
     "sum": Style("sum", "#1b9e5a", "D"),
     "concat": Style("concatenation", "#8bd17c", "D"),
     "split": Style("split of channels", "#b5651d", "D"),
@@ -43,7 +46,7 @@ def style_of(node: Node) -> Style:
     """How a node is drawn."""
     pointwise = node.shape is not None and all(size == 1 for size in node.shape[2:])
     name = "linear" if node.type == "conv" and pointwise else node.type
-    return STYLES.get(name, Style(name.replace("_", " "), "#777777", "o"))
+    return STYLES[name]
 
 
 _KERNELS = ("conv", "sep_conv", "dil_conv")
