@@ -373,6 +373,15 @@ def test_the_zoo_is_evaluated_by_name(
         evaluate(ghn, "zoo", large)
 
 
+def test_networks_of_one_family_are_evaluated(ghn: GHN, images: Images) -> None:
+    result = evaluate(ghn, "families/test/small", images, num_nets=2)
+    assert [network.name for network in result.networks] == ["small", "small"]
+    member = sample_member("families/test", 0, 1, family="small")
+    assert result.networks[1].parameters == member.parameters
+    with pytest.raises(EvaluationError, match="unknown family 'lenet'; there are plain, residual"):
+        evaluate(ghn, "families/test/lenet", images, num_nets=1)
+
+
 def test_networks_of_families_are_evaluated(ghn: GHN, images: Images) -> None:
     result = evaluate(ghn, "families/val", images, num_nets=3)
     for index, network in enumerate(result.networks):

@@ -27,7 +27,7 @@ def evaluate(
         typer.Option(
             help="test, val, wide, deep, dense, bnfree, search, predefined; all, for those with "
             "published results; zoo (torchvision's and timm's networks); families/val or "
-            "families/test."
+            "families/test, or one family of them: families/test/residual."
         ),
     ] = "test",
     num_nets: Annotated[

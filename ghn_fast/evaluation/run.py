@@ -37,8 +37,8 @@ from ghn_fast.nets import (
     sample_net_args,
 )
 from ghn_fast.nets.deepnets1m import SIZES
+from ghn_fast.nets.families import FAMILIES, sample_member
 from ghn_fast.nets.families import SPLITS as FAMILIES_SPLITS
-from ghn_fast.nets.families import sample_member
 from ghn_fast.nets.zoo import build_zoo_net, zoo_names
 from ghn_fast.prediction import predict
 
@@ -77,9 +77,9 @@ def evaluate(
 
     Args:
         ghn: predicts the parameters; may be None for the other baselines.
-        split: a split of :class:`ghn_fast.DeepNets1M` or of :mod:`ghn_fast.nets.families`, or
-            ``"zoo"``, the networks of :mod:`ghn_fast.nets.zoo`. Those of the last two are for
-            32 x 32 images.
+        split: a split of :class:`ghn_fast.DeepNets1M` or of :mod:`ghn_fast.nets.families`, that
+            of one family such as ``"families/test/residual"``, or ``"zoo"``, the networks of
+            :mod:`ghn_fast.nets.zoo`. Those of families and the zoo are for 32 x 32 images.
         images: what to classify; the test images of CIFAR-10 where left out.
         num_nets: the first ones of the split; None for the published number.
         num_images: use only the first ones.
@@ -180,10 +180,19 @@ def _check_size(images: ImageSource) -> None:
         raise EvaluationError(str(error)) from None
 
 
+def _of_family(split: str) -> tuple[str, str | None]:
+    """A split of the families, and which of them it is of where it is of one."""
+    whole, _, family = split.rpartition("/")
+    return (whole, family) if whole in FAMILIES_SPLITS else (split, None)
+
+
 def _network_count(split: str, num_nets: int | None, is_large: bool) -> int:
     sizes = {**SIZES, **dict.fromkeys(FAMILIES_SPLITS, FAMILIES_SIZE), ZOO: len(zoo_names())}
+    given, (split, family) = split, _of_family(split)
     if split not in sizes:
-        raise EvaluationError(f"unknown split {split!r}; there are {', '.join(sizes)}")
+        raise EvaluationError(f"unknown split {given!r}; there are {', '.join(sizes)}")
+    if family is not None and family not in FAMILIES:
+        raise EvaluationError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
     if is_large and split not in SIZES:
         raise EvaluationError(f"the networks of split {split!r} are for 32 x 32 images")
     if num_nets is None:
@@ -246,8 +255,10 @@ class _Job:
                 name = zoo_names()[index]
                 model, graph = build_zoo_net(name, classes), None
             else:
+                whole, family = _of_family(split)
+                types = self._node_types
                 member = sample_member(
-                    split, seed, index, classes, with_values=True, types=self._node_types
+                    whole, seed, index, classes, family, with_values=True, types=types
                 )
                 name, model, graph = member.family, member.model, member.graph
         if self.result.baseline != "ghn":
