@@ -14,8 +14,9 @@ from ghn_fast._system.errors import FileError, failures, shown
 from ghn_fast._system.random import permutation
 from ghn_fast.data.arrow import arrow_files, arrow_schema, read_arrow
 from ghn_fast.data.cifar10 import CLASSES, SPLITS, find_cifar10, load_cifar10
-from ghn_fast.data.encoded import Encoded, EncodedImages, pictures
+from ghn_fast.data.encoded import FORMATS, Encoded, EncodedImages, pictures
 from ghn_fast.data.errors import DataError
+from ghn_fast.data.folders import class_names, pictures_by_class, with_pictures
 from ghn_fast.data.images import ImageSource, held_out
 from ghn_fast.data.mapped import MappedItems, as_arrow
 from ghn_fast.data.parquet import parquet_files, read_parquet
@@ -47,7 +48,8 @@ def load_images(
     """Reads a data set of images with labels.
 
     Known are CIFAR-10 (see :func:`load_cifar10`); a folder of pictures for each class (as
-    ``torchvision.datasets.ImageFolder`` reads), or ``train`` and ``val`` or ``test`` folders of
+    ``torchvision.datasets.ImageFolder`` reads, without hidden ones such as
+    ``.ipynb_checkpoints``), or ``train`` and ``val`` or ``test`` folders of
     such (as ImageNet is stored); Parquet files with a column of pictures and one of labels (as
     Hugging Face stores image data sets), one alone, in a folder or by their name on the hub; and
     what ``datasets.Dataset.save_to_disk`` wrote. Of pictures that are in no parts, or all in
@@ -148,8 +150,11 @@ class _Parts:
         self.folders = {split: self._find_folder(split) for split in SPLITS}
         if not self.has_folders and not any(self.files.values()):
             self.files["train"] = [folder] if folder.is_file() else arrow_files(folder)
-            has_pictures = not self.files["train"] and _has_class_folders(folder)
-            self.folders["train"] = folder if has_pictures else None
+            found = [] if self.files["train"] else with_pictures(folder)
+            _check_classes(folder, found)
+            self.folders["train"] = folder if found else None
+        if (train := self.folders["train"]) is not None:
+            _check_classes(train, class_names(train))
         if not any(self.files.values()) and not any(self.folders.values()):
             raise DataError(
                 f"{folder} has no images in a known layout. Looked for train-*.parquet and "
@@ -166,7 +171,7 @@ class _Parts:
 
     def _find_folder(self, split: str) -> Path | None:
         folders = (self.folder / name for name in _STORED[split])
-        return next((path for path in folders if path.is_dir() and _has_folders(path)), None)
+        return next((path for path in folders if path.is_dir() and class_names(path)), None)
 
     def has(self, split: str) -> bool:
         return self.folders[split] is not None or bool(self.files[split])
@@ -184,7 +189,7 @@ class _Parts:
         """Whether there is such a part, with labels: those of some test parts are kept back."""
         folder = self.folders[split]
         if folder is not None:
-            names = _folder_names(folder)
+            names = class_names(folder)
             return len(names) > 1 or not set(self.class_folders()).isdisjoint(names)
         files = self.files[split]
         return bool(files) and min(_read_labels(files[0]), default=-1) >= 0
@@ -198,7 +203,7 @@ class _Parts:
 
     def class_folders(self) -> list[str]:
         """Of the training images; where there are none, of the first part that has folders."""
-        return next(_folder_names(path) for path in self.folders.values() if path is not None)
+        return next(class_names(path) for path in self.folders.values() if path is not None)
 
 
 def _split(parts: _Parts, split: str, image_size: int) -> EncodedImages:
@@ -240,41 +245,34 @@ def _evenly(of: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return of[chosen], of[~chosen]
 
 
-def _has_class_folders(path: Path) -> bool:
-    """Whether there are two folders or more with pictures in them."""
-    return sum(_has_pictures(child) for child in path.iterdir() if child.is_dir()) > 1
-
-
-def _has_pictures(path: Path) -> bool:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    return any(child.suffix.lower() in IMG_EXTENSIONS for child in path.iterdir())
-
-
-def _has_folders(path: Path) -> bool:
-    return any(child.is_dir() for child in path.iterdir())
-
-
-def _folder_names(path: Path) -> list[str]:
-    return sorted(child.name for child in path.iterdir() if child.is_dir())
-
-
 def _read_folder(folder: Path, classes: Sequence[str], image_size: int) -> EncodedImages:
     """Pictures by class, numbered by their class's place in ``classes``."""
-    from torchvision.datasets import ImageFolder
-
-    unknown = [name for name in _folder_names(folder) if name not in classes]
+    unknown = [name for name in class_names(folder) if name not in classes]
     if unknown:
         raise DataError(
             f"{folder} has classes that the training images lack: {_some(unknown)}; its folders "
             "have to be named as those of the training images"
         )
     with failures(folder, DataError):
-        found = ImageFolder(str(folder))
-    items: list[Encoded] = [Path(path) for path, _ in found.samples]
-    numbers = torch.tensor([classes.index(name) for name in found.classes])
-    labels = numbers[torch.tensor(found.targets)]
+        found = pictures_by_class(folder)
+    empty = [name for name, paths in found.items() if not paths]
+    if empty:
+        raise DataError(
+            f"{folder} has no pictures in its folder {_some(empty)}: put some there "
+            f"({', '.join(FORMATS)}), or remove the folder"
+        )
+    items: list[Encoded] = [path for paths in found.values() for path in paths]
+    numbers = torch.tensor([classes.index(name) for name in found])
+    labels = numbers.repeat_interleave(torch.tensor([len(paths) for paths in found.values()]))
     return EncodedImages(items, labels, len(classes), image_size)
+
+
+def _check_classes(folder: Path, names: Sequence[str]) -> None:
+    if len(names) == 1:
+        raise DataError(
+            f"{folder} has one folder of pictures, {names[0]}: a classifier needs two classes or "
+            "more, and a folder for each"
+        )
 
 
 def _some(names: Sequence[object], limit: int = 5) -> str:
