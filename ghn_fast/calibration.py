@@ -41,14 +41,15 @@ def calibrate_(
         model: any module; 53 norms, as in ResNet-50, take about 27 forward passes layer by layer.
         loader: of inputs or (inputs, labels), as ``torch.utils.data.DataLoader`` gives them, or of
             dictionaries of the model's arguments; or one tensor, which is a batch. Some hundred
-            pictures are enough.
+            pictures are enough. A dictionary's one tensor beside the labels may have any name.
         layer_by_layer: see above; the loader has to start anew each time.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError: a data set instead of a loader of batches, or batches of other than tensors.
+        TypeError: a data set instead of a loader of batches, or batches of other than tensors,
+            of a dtype that the model does not compute with, or with names that it does not take.
         ValueError: the loader is empty, or can be read only once where it has to be read again;
             statistics are not finite. The model is as it was then.
 
@@ -203,7 +204,7 @@ def _pass(
             statistics.is_last = statistics is last
         # What comes after the last one need not run.
         with suppress(_Reached):
-            run(model, split_batch(batch)[0])
+            run(model, split_batch(batch, model)[0])
         for statistics in ran:
             statistics.batches += statistics.calls > 0 and not statistics.fixed
             if last is None and number == 0:

@@ -142,6 +142,33 @@ def test_any_loader(kind: str) -> None:
     torch.testing.assert_close(model.norm.running_mean, images.mean((0, 2, 3)))
 
 
+class _Arguments(nn.Module):
+    """Whose forward takes more than its first argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor, y: Tensor | None = None, **others: Tensor) -> Tensor:
+        return self.norm(x if y is None else x + y)
+
+
+@pytest.mark.parametrize("label", ["label", "labels", "target", "targets", "y", None])
+@pytest.mark.parametrize("wrap", [nn.Sequential, nn.DataParallel, torch.compile])
+def test_the_one_tensor_of_a_dictionary_may_have_any_name(label: str | None, wrap: Any) -> None:
+    norm, images = nn.BatchNorm2d(3), _images(8)
+    batch = {} if label is None else {label: torch.arange(8)}
+    ghn_fast.calibrate_(wrap(norm), [batch | {"image": images}])
+    torch.testing.assert_close(norm.running_mean, images.mean((0, 2, 3)))
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("x",), ("image",)])
+def test_arguments_of_a_model_are_no_labels(names: tuple[str, ...]) -> None:
+    images, model = _images(8), _Arguments()
+    ghn_fast.calibrate_(model, [dict.fromkeys(names, images) | {"label": torch.arange(8)}])
+    torch.testing.assert_close(model.norm.running_mean, len(names) * images.mean((0, 2, 3)))
+
+
 @pytest.mark.parametrize("how", ["torch.compile", "in place"])
 def test_a_compiled_model_that_has_run_is_calibrated_and_stays_compiled(how: str) -> None:
     """What was compiled before there were hooks does not run them."""
@@ -170,6 +197,18 @@ def test_a_last_batch_of_one_value_is_taken_in() -> None:
     assert model[9].running_var.isfinite().all()
 
 
+def test_models_that_scale_whole_numbers_themselves_are_fed_them() -> None:
+    class Scaling(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input.float() / 255)
+
+    pixels = torch.randint(256, (8, 3, 4, 4), dtype=torch.uint8)
+    model = ghn_fast.calibrate_(Scaling(nn.BatchNorm2d(3)), pixels)
+    torch.testing.assert_close(model[0].running_mean, (pixels / 255).mean((0, 2, 3)))
+    with pytest.raises(RuntimeError, match="should contain 2 elements"):
+        ghn_fast.calibrate_(Scaling(nn.BatchNorm2d(3)), pixels[:, :2])
+
+
 def test_half_precision_and_large_means_do_not_lose_the_variance() -> None:
     norm = nn.BatchNorm1d(2).double()
     values = torch.randn(64, 2, dtype=torch.float64) + 1e6
@@ -192,6 +231,21 @@ def test_half_precision_and_large_means_do_not_lose_the_variance() -> None:
         ([(np.zeros((2, 3)), [0, 1])], False, "gave a tuple of ndarray, list; it has"),
         ([((torch.zeros(2, 3), {}), [0, 1])], False, "gave a tuple of tuple, list; it has"),
         (TensorDataset(_images(2)), False, "a TensorDataset gives items one by one"),
+        ([tuple(_images(3))], False, "gave a tuple of Tensor, Tensor, Tensor; it has"),
+        (
+            [{"image": _images(2), "path": ["a", "b"], "label": torch.arange(2)}],
+            False,
+            "gave a dictionary with image, path, and the model takes input$",
+        ),
+        ([{"image": ["a", "b"], "label": torch.arange(2)}], False, "dictionary with image, and"),
+        ([_images(2).byte()], False, "^pictures are uint8: scale and normalise them"),
+        ([{"image": _images(2).long()}], False, "^pictures are int64: scale and normalise them"),
+        (
+            [_images(2).double()],
+            False,
+            r"^inputs are float64, and the model's parameters float32: .* as inputs\.to\(torch\.fl",
+        ),
+        ([_images(2).half()], False, "^inputs are float16, and the model's parameters float32"),
     ],
 )
 def test_what_cannot_be_calibrated_leaves_the_model(

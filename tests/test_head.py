@@ -240,6 +240,22 @@ def test_dictionaries_and_outputs_that_are_objects() -> None:
     assert report.accuracy > 60
 
 
+@pytest.mark.parametrize("names", [("features", "targets"), ("x", "target"), ("image", "label")])
+def test_dictionaries_with_the_names_of_data_sets(names: tuple[str, str]) -> None:
+    inputs, labels = _data()
+    own, named = Classifier(), Classifier()
+    named.load_state_dict(own.state_dict())
+    report = ghn_fast.fit_head_(own, [(inputs, labels)])
+    assert ghn_fast.fit_head_(named, [dict(zip(names, (inputs, labels), strict=True))]) == report
+
+
+def test_inputs_of_another_dtype_than_the_models_are_named() -> None:
+    inputs, labels = _data()
+    with pytest.raises(TypeError, match="inputs are float64, and the model's parameters float32"):
+        ghn_fast.fit_head_(Classifier(), [(inputs.double(), labels)])
+    ghn_fast.fit_head_(Classifier().double(), [(inputs.double(), labels)])
+
+
 def _squeezing() -> nn.Sequential:
     """Ends as SqueezeNet does."""
     torch.manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -11,9 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ghn_fast._system.device import images_to_device, to_device
+from ghn_fast._system.wrapped import unwrapped
 
-LABELS = ("labels", "label")
-"""What the labels are called in batches that are dictionaries."""
+LABELS, OTHER_LABELS = ("labels", "label"), ("targets", "target", "y")
+"""What the labels are called in batches that are dictionaries; the others, where they are none of
+the model's arguments."""
+_BY_PLACE_OR_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 
 def batches_of(loader: Iterable[Any] | Tensor) -> Iterator[Any]:
@@ -34,13 +39,16 @@ def batches_of(loader: Iterable[Any] | Tensor) -> Iterator[Any]:
     raise ValueError("the loader is empty: it has to give at least one batch")
 
 
-def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
-    """The inputs, a tensor or a dictionary of arguments, and the labels where there are any."""
+def split_batch(batch: Any, model: nn.Module) -> tuple[Any, Tensor | None]:
+    """The inputs, a tensor or a dictionary of arguments, and the labels where there are any.
+
+    Raises:
+        TypeError: it is neither, or a dictionary with other than the model's arguments.
+    """
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, Mapping):
-        labels = next((batch[name] for name in LABELS if name in batch), None)
-        return {name: value for name, value in batch.items() if name not in LABELS}, labels
+        return _split_named(batch, model)
     if isinstance(batch, Sequence) and len(batch) in (1, 2) and isinstance(batch[0], Tensor):
         return batch[0], batch[1] if len(batch) == 2 else None
     given = type(batch).__name__
@@ -52,12 +60,64 @@ def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
     )
 
 
+def _split_named(batch: Mapping[str, Any], model: nn.Module) -> tuple[Any, Tensor | None]:
+    parameters = inspect.signature(unwrapped(model).forward).parameters
+    named = (*LABELS, *(name for name in OTHER_LABELS if name not in parameters))
+    labels = next((batch[name] for name in named if name in batch), None)
+    inputs = {name: value for name, value in batch.items() if name not in named}
+    unknown = [name for name in inputs if name not in parameters]
+    if not unknown:
+        return inputs, labels
+    kinds = [parameter.kind for parameter in parameters.values()]
+    first, *others = inputs.values()
+    # Data sets call their pictures otherwise ("image", "img") than models do.
+    if isinstance(first, Tensor) and not others and kinds[:1] == [_BY_PLACE_OR_NAME]:
+        return first, labels
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return inputs, labels
+    raise TypeError(
+        f"the loader gave a dictionary with {', '.join(unknown)}, and the model takes "
+        f"{', '.join(parameters)}"
+    )
+
+
 def run(model: nn.Module, inputs: Any) -> Any:
-    """What a model makes of inputs, as :func:`split_batch` gives them, on the model's device."""
+    """What a model makes of inputs, as :func:`split_batch` gives them, on the model's device.
+
+    Raises:
+        TypeError: it fails, and the inputs are of a dtype that it does not compute with.
+    """
     device = device_of(model)
-    if isinstance(inputs, Mapping):
-        return model(**{name: _moved(value, device) for name, value in inputs.items()})
-    return model(_moved(inputs, device))
+    try:
+        if isinstance(inputs, Mapping):
+            return model(**{name: _moved(value, device) for name, value in inputs.items()})
+        return model(_moved(inputs, device))
+    except RuntimeError as error:
+        if re.search("type|not implemented for", str(error)):
+            for value in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
+                _check_dtype(value, model, error)
+        raise
+
+
+def _check_dtype(value: Any, model: nn.Module, error: RuntimeError) -> None:
+    """Only once a model failed: some scale whole numbers themselves, or compute in several."""
+    if not isinstance(value, Tensor) or value.dtype == torch.bool:
+        return
+    if not value.is_floating_point() and value.dim() == 4:
+        raise TypeError(
+            f"pictures are {_name(value.dtype)}: scale and normalise them as the model takes them"
+        ) from error
+    own = dict.fromkeys(p.dtype for p in model.parameters() if p.is_floating_point())
+    if value.is_floating_point() and own and value.dtype not in own:
+        names = ", ".join(_name(dtype) for dtype in own)
+        raise TypeError(
+            f"inputs are {_name(value.dtype)}, and the model's parameters {names}: give it inputs "
+            f"of their dtype, as inputs.to(torch.{_name(next(iter(own)))}) are"
+        ) from error
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def logits_of(output: Any) -> Tensor:

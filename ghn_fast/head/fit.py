@@ -92,7 +92,9 @@ def fit_head_(
     Args:
         model: a classifier that ends in a linear layer or a 1x1 convolution, of any number of
             outputs.
-        loader: of (inputs, labels) with labels (B,) from 0; dictionaries need ``labels``.
+        loader: of (inputs, labels) with labels (B,) from 0; or of dictionaries of the model's
+            arguments with ``labels`` (or ``label``, ``targets``, ``target``, ``y``), whose one
+            tensor beside them may have any name.
         ridge: as ``alpha`` of scikit-learn's ``Ridge``; by default the best for held-out pictures.
         held_out: share of each class that the choice is made by; the fit that is kept is to all.
             0 needs ``ridge``.
@@ -111,7 +113,8 @@ def fit_head_(
         ValueError: no single output layer, or one whose weight is computed from others; labels
             that are not its classes; features that are not finite; too few pictures; a ridge that
             is too small for them. The model is as it was then.
-        TypeError: a data set instead of a loader of batches, or batches of other than tensors.
+        TypeError: a data set instead of a loader of batches, or batches of other than tensors,
+            of a dtype that the model does not compute with, or with names that it does not take.
 
     Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
@@ -145,7 +148,7 @@ def _collect(
     """Runs all pictures once; also gives the last batch's inputs."""
     head = moments = held = inputs = None
     for batch in batches_of(loader):
-        inputs, labels = split_batch(batch)
+        inputs, labels = split_batch(batch, model)
         if head is None:
             names = [layer] if layer is not None else output_layers(model, _few(inputs))
             head = Head(model, *names)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
+from ghn_fast._system.wrapped import unwrapped
 from ghn_fast.graph.trace.configured import transformers_guesses
 from ghn_fast.graph.trace.guess import DEFAULT_SIZE, GRID, SEQUENCE_LENGTH, Call, Guess, Maker
 from ghn_fast.graph.trace.placeholders import RunMethod, placeholder_guesses
@@ -20,20 +21,8 @@ from ghn_fast.graph.trace.placeholders import RunMethod, placeholder_guesses
 VIDEO_SIZES = (DEFAULT_SIZE, 112, 64, 32)
 SIGNAL_LENGTHS = (DEFAULT_SIZE, 16000, 1024, 128, 4096)
 _FRAMES = 16
-_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _MOST_KINDS = 4
 """Of first layers whose inputs are tried."""
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """What ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` wrapped."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if isinstance(model, _PARALLEL):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def guess_inputs(

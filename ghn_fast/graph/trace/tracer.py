@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ghn_fast._system.collection import uncollected
+from ghn_fast._system.wrapped import unwrapped
 from ghn_fast.graph.node import Node
 from ghn_fast.graph.trace.channels import drop_idle_splits, follower
 from ghn_fast.graph.trace.contract import contract
@@ -25,7 +26,7 @@ from ghn_fast.graph.trace.dispatched import dispatched
 from ghn_fast.graph.trace.guess import Call as Inputs
 from ghn_fast.graph.trace.guess import arguments_of
 from ghn_fast.graph.trace.head import ends_of, first_output, heads_of
-from ghn_fast.graph.trace.inputs import guesses, unwrapped
+from ghn_fast.graph.trace.inputs import guesses
 from ghn_fast.graph.trace.layers import is_norm, is_position_table, layer_record, norm_record
 from ghn_fast.graph.trace.preserve import preserved
 from ghn_fast.graph.trace.recorder import Kind, NeedsValues, Parameter, Recorder
