@@ -391,6 +391,11 @@ def test_models_that_have_no_such_layer(make: Any, message: str) -> None:
             [(torch.zeros(4, 6), torch.tensor([0, 1, 2, -1]))],
             "from -1 to 2, and the first class is 0",
         ),
+        (
+            [(torch.zeros(4, 6), torch.tensor([1, 2, 3, 4]))],
+            "from 1 to 4, and the first class is 0: subtract 1",
+        ),
+        ([(torch.zeros(3, 6), torch.tensor([1, 2, 5]))], "num_classes=6"),
         ([(torch.full((4, 6), torch.inf), torch.tensor([0, 1, 2, 3]))], "calibrate_"),
         ([(torch.zeros(4, 6), torch.tensor([0, 1, 2, 3]))], "same features"),
         ([(torch.randn(4, 6), torch.tensor([0, 1, 2, 3]))], "too few"),

@@ -189,6 +189,10 @@ def _checked(labels: Tensor | None, features: Tensor, head: Head) -> Tensor:
             f"labels go from {low} to {high}, and the first class is 0: leave pictures out whose "
             "label says to ignore them, as -1 may"
         )
+    if low == 1 and high == head.classes:
+        raise ValueError(
+            f"labels go from 1 to {high}, and the first class is 0: subtract 1 from them"
+        )
     if high >= head.classes:
         raise ValueError(
             f"labels go from {low} to {high}, and the output layer {head.name!r} has "
