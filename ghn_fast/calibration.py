@@ -51,7 +51,7 @@ def calibrate_(
         TypeError: a data set instead of a loader of batches, or batches of other than tensors,
             of a dtype that the model does not compute with, or with names that it does not take.
         ValueError: the loader is empty, or can be read only once where it has to be read again;
-            statistics are not finite. The model is as it was then.
+            statistics are not finite, or of one value. The model is as it was then.
 
     Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
@@ -160,6 +160,11 @@ class _Statistics:
         self.fixed = True
 
     def check(self, name: str) -> None:
+        if self.count == 1:
+            raise ValueError(
+                f"what {name} is fed is one value of each channel, which has no variance: give "
+                "more inputs"
+            )
         if not (self.mean.isfinite().all() and self.squares.isfinite().all()):
             raise ValueError(
                 f"what {name} is fed has no finite mean or variance: the inputs or the parameters "

@@ -246,6 +246,7 @@ def test_half_precision_and_large_means_do_not_lose_the_variance() -> None:
             r"^inputs are float64, and the model's parameters float32: .* as inputs\.to\(torch\.fl",
         ),
         ([_images(2).half()], False, "^inputs are float16, and the model's parameters float32"),
+        ([_images(1)], False, "^what 9 is fed is one value of each channel"),
     ],
 )
 def test_what_cannot_be_calibrated_leaves_the_model(
