@@ -214,6 +214,17 @@ def test_constant_that_is_filled_part_by_part() -> None:
     assert {a for a, b in edges(result) if b == "c.weight"} == {"a.weight", "b.weight"}
 
 
+@pytest.mark.parametrize("name", ["reshape_as", "view_as", "expand_as"])
+def test_whose_shape_another_takes_is_no_source_of_it(name: str) -> None:
+    def run(model: Runs, x: Tensor) -> Tensor:
+        first = model.a(x)
+        return model.c(getattr(model.b(first), name)(first))
+
+    parts = {part: nn.Linear(4, 4, bias=False) for part in "abc"}
+    result = trace(Runs(run, **parts), torch.zeros(2, 4))
+    assert edges(result) == chain("input", "a.weight", "b.weight", "c.weight")
+
+
 def test_addition_in_place_to_a_view_of_something_unseen() -> None:
     def run(model: Runs, x: Tensor) -> Tensor:
         table = torch.repeat_interleave(model.a.weight, 2, dim=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -237,11 +238,11 @@ def one_hot(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
 
 
 def as_other(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
-    """Of the other tensor the shape alone matters: values that are known stay so."""
+    """Of the other tensor the shape alone matters: nothing of it is in the result."""
     x, other = bind(("self", "other"), args, kwargs)
-    if not rec.known(x):
-        return rec.generic(func, args, kwargs)
-    return rec.generic(getattr(Tensor, name_of(func).removesuffix("_as")), (x, other.shape), {})
+    shaped = getattr(Tensor, name_of(func).removesuffix("_as"))
+    handle = rec.generic if shaped is Tensor.expand else partial(reshape, rec)
+    return handle(shaped, (x, other.shape), {})
 
 
 def look(rec: Recorder, func: Func, args: Args, kwargs: Kwargs) -> Any:
