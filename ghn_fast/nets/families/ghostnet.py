@@ -13,14 +13,12 @@ from ghn_fast.nets.families.parts import (
     Residual,
     SqueezeExcitation,
     conv,
-    pooled_head,
 )
 
 
 def ghostnet(draw: Draw, num_classes: int) -> nn.Module:
     """Inverted residuals whose 1 x 1 convolutions give half of their channels."""
-    activation, kernel = draw.pick((nn.ReLU, nn.ReLU, nn.SiLU)), draw.pick((3, 3, 5))
-    gated = draw.chance(1, 3)
+    activation = draw.pick((nn.ReLU, nn.ReLU, nn.SiLU))
 
     def half(inputs: int, outputs: int, then: Callable[[], nn.Module] | None) -> nn.Module:
         first = conv(inputs, outputs // 2, 1, batch_norm, then)
@@ -28,6 +26,7 @@ def ghostnet(draw: Draw, num_classes: int) -> nn.Module:
         return nn.Sequential(first, Concat(nn.Identity(), rest))
 
     def block(inputs: int, hidden: int, outputs: int, stride: int) -> nn.Module:
+        kernel, gated = draw.pick((3, 3, 5)), draw.chance(1, 3)
         layers = [half(inputs, hidden, activation)]
         if stride > 1:
             layers.append(conv(hidden, hidden, kernel, batch_norm, None, stride, hidden))
@@ -41,14 +40,15 @@ def ghostnet(draw: Draw, num_classes: int) -> nn.Module:
             )
         return Residual(nn.Sequential(*layers, half(hidden, outputs, None)), shortcut)
 
-    channels = draw.between(16, 32, 8)
+    channels = draw.between(8, 32, 4)
     layers: list[nn.Module] = [conv(3, channels, 3, batch_norm, activation, draw.pick((1, 2)))]
     for _ in range(draw.between(2, 4)):
-        outputs = channels + draw.between(0, 48, 8)
+        outputs = channels + draw.between(0, 48, 4)
         for position in range(draw.between(1, 4)):
             hidden = channels * draw.pick((2, 3, 4, 6))
             layers.append(block(channels, hidden, outputs, 1 if position else 2))
             channels = outputs
-    last = draw.between(256, 1280, 128)
-    head = conv(channels, last, 1, batch_norm, activation)
-    return nn.Sequential(*layers, head, *pooled_head(last, num_classes))
+    wide, last = channels * draw.pick((2, 4, 6)), draw.between(256, 1280, 128)
+    layers += [conv(channels, wide, 1, batch_norm, activation), nn.AdaptiveAvgPool2d(1)]
+    layers += [nn.Conv2d(wide, last, 1), activation(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(last, num_classes))

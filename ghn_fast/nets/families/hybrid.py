@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
@@ -15,7 +16,13 @@ from ghn_fast.nets.families.parts import (
     Transpose,
     conv,
 )
-from ghn_fast.nets.families.transformer import IMAGE_SIZE, encoder_layer
+from ghn_fast.nets.families.transformer import IMAGE_SIZE, encoder_layer, pre_norm_layer
+
+_LAYERS: tuple[Callable[[int, int, int], nn.Module], ...] = (
+    pre_norm_layer,
+    partial(encoder_layer, activation="gelu", norm_first=True),
+)
+"""Transformers' layers of a width, with so many heads and a hidden width."""
 
 
 def hybrid(draw: Draw, num_classes: int) -> nn.Module:
@@ -28,10 +35,13 @@ def hybrid(draw: Draw, num_classes: int) -> nn.Module:
     end = draw.pick((8, 8, 4))
     while size > end:
         outputs = 2 * channels
-        layers.append(conv(channels, outputs, 3, norm, activation, stride=2))
+        if inverted:
+            layers.append(_inverted(channels, outputs, draw.pick((2, 4)), norm, activation))
+        else:
+            layers.append(conv(channels, outputs, 3, norm, activation, stride=2))
         for _ in range(draw.between(0, 2)):
             if inverted:
-                layers.append(Residual(_inverted(outputs, draw.pick((2, 4)), norm, activation)))
+                layers.append(_inverted(outputs, outputs, draw.pick((2, 4)), norm, activation))
                 continue
             groups = outputs if depthwise else 1
             branch = nn.Sequential(
@@ -43,22 +53,28 @@ def hybrid(draw: Draw, num_classes: int) -> nn.Module:
     heads = draw.pick((2, 4, 8))
     layers += [nn.Flatten(2), Transpose(1, 2)]
     layers += [Positions(size**2, channels)] if draw.coin() else []
+    layer = draw.pick(_LAYERS)
     for _ in range(draw.between(1, 4)):
-        hidden = channels * draw.pick((2, 4))
-        layers.append(encoder_layer(channels, heads, hidden, activation="gelu", norm_first=True))
+        layers.append(layer(channels, heads, channels * draw.pick((2, 4))))
     ends = (nn.LayerNorm(channels), TokenMean(), nn.Linear(channels, num_classes))
     return nn.Sequential(*layers, *ends)
 
 
 def _inverted(
-    channels: int, ratio: int, norm: Layer, activation: Callable[[], nn.Module]
+    inputs: int, outputs: int, ratio: int, norm: Layer, activation: Callable[[], nn.Module]
 ) -> nn.Module:
-    """Normalisation first, and a gate between the depthwise layer and the last."""
-    hidden = channels * ratio
-    return nn.Sequential(
-        norm(channels),
-        conv(channels, hidden, 1, norm, activation),
+    """Normalisation first, and a gate between the depthwise layer and the last.
+
+    Where channels change, the map is halved too, by pools.
+    """
+    hidden = inputs * ratio
+    pool = [nn.AvgPool2d(2)] if inputs != outputs else []
+    branch = nn.Sequential(
+        norm(inputs),
+        *pool,
+        conv(inputs, hidden, 1, norm, activation),
         conv(hidden, hidden, 3, norm, activation, groups=hidden),
-        SqueezeExcitation(hidden, channels // 2, nn.Sigmoid),
-        nn.Conv2d(hidden, channels, 1),
+        SqueezeExcitation(hidden, hidden // 4, nn.Sigmoid),
+        nn.Conv2d(hidden, outputs, 1),
     )
+    return Residual(branch, nn.Sequential(*pool, nn.Conv2d(inputs, outputs, 1)) if pool else None)

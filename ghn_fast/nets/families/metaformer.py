@@ -1,14 +1,14 @@
 """Transformers' blocks over feature maps, mostly without attention: PoolFormer (arXiv 2111.11418),
-InceptionNeXt (2303.16900), FastViT (2303.14189)."""
+InceptionNeXt (2303.16900)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from ghn_fast.nets.families.attention import Attention
 from ghn_fast.nets.families.draw import Draw, Layer, all_norm, batch_norm
-from ghn_fast.nets.families.parts import LayerScale, Residual, conv, pooled_head
-from ghn_fast.nets.families.transformer import SelfAttention
+from ghn_fast.nets.families.parts import LayerScale, Residual, as_tokens, conv, pooled_head
 
 LAYER_SCALES = (None, None, 1e-5, 1e-6, 0.1)
 
@@ -74,16 +74,15 @@ class Strips(nn.Module):
         return torch.cat([same, self.square(square), self.wide(wide), self.high(high)], dim=1)
 
 
-class Attention(nn.Module):
+class PixelAttention(nn.Module):
     """Among the pixels of a map."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
-        self.mixer = SelfAttention(channels, heads)
+        self.mixer = Attention(channels, heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        pixels = x.flatten(2).transpose(1, 2)
-        return self.mixer(pixels).transpose(1, 2).reshape(x.shape)
+        return self.mixer(as_tokens(x)).transpose(1, 2).reshape(x.shape)
 
 
 def _pooling(channels: int, kernel: int) -> nn.Module:
@@ -106,7 +105,7 @@ def _separable(channels: int, kernel: int) -> nn.Module:
 
 
 def _attention(channels: int, kernel: int) -> nn.Module:
-    return Attention(channels, channels // 16)
+    return PixelAttention(channels, channels // 16)
 
 
 _MIXERS = (

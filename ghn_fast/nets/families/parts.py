@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ghn_fast.nets.families.draw import Layer
+
+_WAVES = 32
 
 
 def conv(
@@ -86,8 +89,8 @@ class Sum(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *others = (branch(x) for branch in self.branches)
-        return sum(others, start=first)
+        first, *others = self.branches
+        return sum((branch(x) for branch in others), start=first(x))
 
 
 class LayerScale(nn.Module):
@@ -112,6 +115,44 @@ class Transpose(nn.Module):
         return x.transpose(*self.dims)
 
 
+def residuals(norm: Callable[[], nn.Module], *branches: nn.Module) -> nn.Sequential:
+    """Branches that are added, one after another, to what each reads normalised."""
+    return nn.Sequential(*(Residual(nn.Sequential(norm(), branch)) for branch in branches))
+
+
+def as_map(tokens: Tensor) -> Tensor:
+    """(N, T, C) tokens of a square to (N, C, side, side)."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+def as_tokens(pixels: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, T, C)."""
+    return pixels.flatten(2).transpose(1, 2)
+
+
+class ClassFirst(nn.Module):
+    """Puts a class token, of zeros at first, before (N, T, C) tokens."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+
+
+class Token(nn.Module):
+    """(N, T, C) to (N, C): one of the tokens."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__()
+        self.position = position
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.position]
+
+
 class TokenMean(nn.Module):
     """(N, T, C) to (N, C): the mean over tokens."""
 
@@ -128,6 +169,17 @@ class Positions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.pos_embed
+
+
+def waves(values: Tensor, channels: int) -> Tensor:
+    """(count, K) values to (count, channels) sines and cosines of them (arXiv 1706.03762, 3.5).
+
+    Those of 64 channels come again and again, as do the weights that a GHN decodes.
+    """
+    number = torch.arange(_WAVES)
+    angles = values[:, number % values.shape[1]] * 100 ** (-number / _WAVES)
+    table = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return table[:, torch.arange(channels) % (2 * _WAVES)]
 
 
 def mlp(channels: int, hidden: int, activation: Callable[[], nn.Module]) -> nn.Sequential:

@@ -1,44 +1,39 @@
-"""Pyramids of attention: PVT 1 and 2, whose keys and values are of a smaller map (arXiv 2102.12122,
-2106.13797), and PiT, whose are not (2103.16302)."""
+"""Pyramids of attention whose keys and values are of a smaller map: PVT 1 and 2 (arXiv 2102.12122,
+2106.13797)."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ghn_fast.nets.families.attention import Attend
 from ghn_fast.nets.families.draw import Draw
 from ghn_fast.nets.families.parts import Positions, pooled_head
 from ghn_fast.nets.families.transformer import IMAGE_SIZE
 
 
 def pyramid(draw: Draw, num_classes: int) -> nn.Module:
-    """Two to four stages that halve the map; all but the last reduce what they attend to, or none
-    does, each channel is halved by itself and only the end is normalised."""
-    patch, overlap, whole = draw.pick((2, 4, 4)), draw.chance(3, 4), draw.chance(1, 4)
-    depthwise, pooled = not whole and draw.chance(3, 4), draw.chance(1, 4)
+    """Two to four stages that halve the map; all but the last reduce what they attend to."""
+    patch, overlap = draw.pick((2, 4, 4)), draw.chance(3, 4)
+    depthwise, pooled = draw.chance(3, 4), draw.chance(1, 4)
     head, heads, wide = draw.pick((16, 32, 32)), draw.pick((1, 1, 2)), draw.pick((2, 4, 8))
     stages, positions = draw.between(2, 4), draw.coin()
     size, inputs = IMAGE_SIZE // patch, 3
     layers: list[nn.Module] = []
     for stage in range(stages):
-        last = stage == stages - 1
         channels = head * heads
-        reduction = 1 if last or whole else min(size, draw.pick((2, 4, 8)))
+        reduction = 1 if stage == stages - 1 else min(size, draw.pick((2, 4, 8)))
         stride = 2 if stage else patch
         kernel = 2 * stride - 1 if overlap else stride
-        groups = inputs if whole and stage else 1
-        padding = kernel // 2 if overlap else 0
-        halve = nn.Conv2d(inputs, channels, kernel, stride, padding, groups=groups)
-        embedding: list[nn.Module] = [] if whole else [nn.LayerNorm(channels)]
+        halve = nn.Conv2d(inputs, channels, kernel, stride, kernel // 2 if overlap else 0)
+        embedding: list[nn.Module] = [nn.LayerNorm(channels)]
         if positions and not depthwise:
             embedding.append(Positions(size**2, channels))
-        norm = nn.LayerNorm(channels) if last or not whole else nn.Identity()
         ratio = draw.pick((2, 4)) if stage > 1 else wide
         blocks = (
             Block(channels, heads, reduction, pooled, channels * ratio, depthwise)
             for _ in range(draw.between(1, 3))
         )
-        layers.append(Stage(halve, nn.Sequential(*embedding), norm, *blocks))
+        layers.append(Stage(halve, nn.Sequential(*embedding), nn.LayerNorm(channels), *blocks))
         inputs, size, heads = channels, max(size // 2, 1), heads * 2
     return nn.Sequential(*layers, *pooled_head(inputs, num_classes))
 
@@ -90,7 +85,7 @@ class ReducedAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, reduction: int, pooled: bool) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.attend = heads, Attend()
         self.query, self.out = nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.key_value = nn.Linear(channels, 2 * channels)
         self.reduce: nn.Module | None = None
@@ -111,5 +106,4 @@ class ReducedAttention(nn.Module):
             x = self.act(self.norm(self.reduce(pixels).flatten(2).transpose(1, 2)))
         pairs = self.key_value(x).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         key, value = pairs.unbind(0)
-        read = F.scaled_dot_product_attention(query, key, value)
-        return self.out(read.transpose(1, 2).flatten(2))
+        return self.out(self.attend(query, key, value).transpose(1, 2).flatten(2))

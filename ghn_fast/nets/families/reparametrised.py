@@ -15,14 +15,8 @@ def reparametrised(draw: Draw, num_classes: int) -> nn.Module:
     kernel, copies = draw.pick((3, 3, 3, 5)), draw.pick((1, 1, 1, 2))
 
     def block(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Module:
-        branches: list[nn.Module] = [
-            conv(inputs, outputs, size, batch_norm, None, stride, groups) for _ in range(copies)
-        ]
-        if size > 1:
-            branches.append(conv(inputs, outputs, 1, batch_norm, None, stride, groups))
-        if inputs == outputs and stride == 1:
-            branches.append(batch_norm(inputs))
-        return nn.Sequential(Sum(*branches), activation())
+        every = branches(inputs, outputs, size, stride, groups, copies)
+        return nn.Sequential(Sum(*every), activation())
 
     channels = draw.between(24, 64, 8)
     layers = [block(3, channels, 3, draw.pick((1, 2, 2)))]
@@ -37,3 +31,17 @@ def reparametrised(draw: Draw, num_classes: int) -> nn.Module:
                 layers.append(block(channels, outputs, kernel, stride))
             channels = outputs
     return nn.Sequential(*layers, *pooled_head(channels, num_classes))
+
+
+def branches(
+    inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, copies: int = 1
+) -> list[nn.Module]:
+    """Those of a block: what it is, a convolution of 1 x 1, the input."""
+    every: list[nn.Module] = [
+        conv(inputs, outputs, size, batch_norm, None, stride, groups) for _ in range(copies)
+    ]
+    if size > 1:
+        every.append(conv(inputs, outputs, 1, batch_norm, None, stride, groups))
+    if inputs == outputs and stride == 1:
+        every.append(batch_norm(inputs))
+    return every

@@ -25,6 +25,7 @@ from ghn_fast.nets.families.inverted import efficientnet, mnasnet, mobilenet2, m
 from ghn_fast.nets.families.metaformer import metaformer
 from ghn_fast.nets.families.mixer import conv_mixer, mlp_mixer
 from ghn_fast.nets.families.named import named_architectures
+from ghn_fast.nets.families.pit import pit
 from ghn_fast.nets.families.plain import plain
 from ghn_fast.nets.families.pyramid import pyramid
 from ghn_fast.nets.families.regnet import regnet
@@ -59,6 +60,7 @@ FAMILIES: dict[str, tuple[int, Callable[[Draw, int], nn.Module]]] = {
     "reparametrised": (2, reparametrised),
     "ghostnet": (1, ghostnet),
     "pyramid": (2, pyramid),
+    "pit": (1, pit),
     "small": (4, small),
 }
 """Each family's share and how its networks are drawn."""

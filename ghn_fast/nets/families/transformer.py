@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from ghn_fast.nets.families.attention import Attention, SeparateAttention
 from ghn_fast.nets.families.draw import Draw
 from ghn_fast.nets.families.parts import (
+    ClassFirst,
     LayerScale,
     Positions,
-    Residual,
+    Token,
     TokenMean,
     Transpose,
     mlp,
+    residuals,
 )
 
 IMAGE_SIZE = 32
@@ -30,19 +33,26 @@ def transformer(draw: Draw, num_classes: int) -> nn.Module:
     heads, layers = draw.pick((1, 2, 3, 4, 6, 8)), draw.pick((2, 3, 4, 5, 6, 7, 8, 10, 12))
     width = heads * draw.pick((16, 32, 32, 64))
     hidden = width * draw.pick((2, 3, 4, 4))
-    if draw.coin():
+    if draw.chance(1, 3):
         return VisionTransformer(
             IMAGE_SIZE, patch, layers, heads, width, hidden, num_classes=num_classes
         )
+    classed, tokens = draw.chance(1, 3), (IMAGE_SIZE // patch) ** 2
     parts: list[nn.Module] = [
         nn.Conv2d(3, width, patch, patch),
         nn.Flatten(2),
         Transpose(1, 2),
-        Positions((IMAGE_SIZE // patch) ** 2, width),
+        *([ClassFirst(width)] if classed else []),
+        Positions(tokens + classed, width),
     ]
+    attention = draw.pick((SelfAttention, Attention))
     if draw.chance(1, 3):
         scale = draw.pick(LAYER_SCALES)
-        parts += [_scaled_layer(width, heads, hidden, scale) for _ in range(layers)]
+        parts += [
+            _scaled_layer(width, attention(width, heads), hidden, scale) for _ in range(layers)
+        ]
+    elif attention is Attention:
+        parts += [pre_norm_layer(width, heads, hidden) for _ in range(layers)]
     else:
         activation = draw.pick(("gelu", "gelu", "relu"))
         norm_first = draw.chance(3, 4)
@@ -50,25 +60,29 @@ def transformer(draw: Draw, num_classes: int) -> nn.Module:
             encoder_layer(width, heads, hidden, activation=activation, norm_first=norm_first)
             for _ in range(layers)
         ]
-    if draw.chance(1, 4):
+    if classed:
+        ends: list[nn.Module] = [nn.LayerNorm(width), Token(0)]
+    elif draw.chance(1, 4):
         scale = draw.pick(LAYER_SCALES)
         readers = (ClassReader(width, heads, hidden, scale) for _ in range(draw.between(1, 2)))
-        ends: list[nn.Module] = [ClassToken(width, *readers), nn.LayerNorm(width)]
+        ends = [ClassToken(width, *readers), nn.LayerNorm(width)]
     else:
         ends = [nn.LayerNorm(width), TokenMean()]
         ends = ends if draw.coin() else ends[::-1]
     return nn.Sequential(*parts, *ends, nn.Linear(width, num_classes))
 
 
-def _scaled_layer(width: int, heads: int, hidden: int, scale: float) -> nn.Module:
+def pre_norm_layer(width: int, heads: int, hidden: int, causal: bool = False) -> nn.Module:
+    """Attention whose queries, keys and values one layer makes, and a perceptron."""
+    attention = Attention(width, heads, causal)
+    return residuals(partial(nn.LayerNorm, width), attention, mlp(width, hidden, nn.GELU))
+
+
+def _scaled_layer(width: int, attention: nn.Module, hidden: int, scale: float) -> nn.Module:
     """Attention and a perceptron whose branches have a layer scale."""
-    attention = nn.Sequential(
-        nn.LayerNorm(width), SelfAttention(width, heads), LayerScale(scale, width)
-    )
-    perceptron = nn.Sequential(
-        nn.LayerNorm(width), mlp(width, hidden, nn.GELU), LayerScale(scale, width)
-    )
-    return nn.Sequential(Residual(attention), Residual(perceptron))
+    branches = attention, mlp(width, hidden, nn.GELU)
+    scaled = (nn.Sequential(branch, LayerScale(scale, width)) for branch in branches)
+    return residuals(partial(nn.LayerNorm, width), *scaled)
 
 
 class SelfAttention(nn.Module):
@@ -89,14 +103,13 @@ class ClassReader(nn.Module):
     def __init__(self, channels: int, heads: int, hidden: int, scale: float) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
+        self.attention = SeparateAttention(channels, heads)
         self.scale1, self.scale2 = LayerScale(scale, channels), LayerScale(scale, channels)
         self.mlp = mlp(channels, hidden, nn.GELU)
 
     def forward(self, token: Tensor, x: Tensor) -> Tensor:
         seen = self.norm1(torch.cat([token, x], dim=1))
-        read, _ = self.attention(seen[:, :1], seen, seen, need_weights=False)
-        token = token + self.scale1(read)
+        token = token + self.scale1(self.attention(seen[:, :1], seen))
         return token + self.scale2(self.mlp(self.norm2(token)))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
+from ghn_fast.nets.families.attention import Attend, Product
 from ghn_fast.nets.measure.work import VALUE_COST
 
 _SOFTMAX_PASSES = 2
@@ -32,7 +33,7 @@ class Work:
         """In multiply-adds, ``VALUE_COST`` for every value."""
         return self.multiply_adds + VALUE_COST * self.values
 
-    def add(self, module: nn.Module, _: Any, output: Any) -> None:
+    def add(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """A forward hook."""
         out: Tensor = output[0] if isinstance(output, tuple) else output
         values = math.prod(out.shape[1:])
@@ -46,7 +47,14 @@ class Work:
             self._attention(padded, seen, out.shape[-1], module.num_heads)
         else:
             weight = module._parameters.get("weight")
-            if weight is not None and weight.dim() > 1:
+            if isinstance(module, Attend):
+                query, key, value = inputs[:3]
+                pairs = math.prod(query.shape[1:3]) * key.shape[2]
+                self.multiply_adds += pairs * (query.shape[3] + value.shape[3])
+                self.values += _SOFTMAX_PASSES * pairs
+            elif isinstance(module, Product):
+                self.multiply_adds += values * inputs[0].shape[-1]
+            elif weight is not None and weight.dim() > 1 and not isinstance(module, nn.Embedding):
                 self.multiply_adds += values * math.prod(weight.shape[1:])
             self.values += values
 

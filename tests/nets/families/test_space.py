@@ -176,7 +176,10 @@ def test_a_signature_is_without_widths_and_stem() -> None:
     assert signature(net(8, 3)) != signature(net(8, 3, kernel=5))
 
 
-@pytest.mark.parametrize("family", ["residual", "convnext", "transformer", "swin", "mlp_mixer"])
+COUNTED = (*("residual", "convnext", "transformer", "swin", "mlp_mixer", "pyramid", "pit"),)
+
+
+@pytest.mark.parametrize("family", COUNTED)
 def test_multiply_adds_are_those_of_pytorch(family: str) -> None:
     images = 2
     for member in members(family):
