@@ -35,6 +35,7 @@ from ghn_fast.nets.families.shuffle import shuffle
 from ghn_fast.nets.families.signature import signature
 from ghn_fast.nets.families.small import small
 from ghn_fast.nets.families.swin import swin
+from ghn_fast.nets.families.text import text
 from ghn_fast.nets.families.transformer import IMAGE_SIZE, transformer
 from ghn_fast.nets.families.work import counted
 
@@ -61,6 +62,7 @@ FAMILIES: dict[str, tuple[int, Callable[[Draw, int], nn.Module]]] = {
     "ghostnet": (1, ghostnet),
     "pyramid": (2, pyramid),
     "pit": (1, pit),
+    "text": (3, text),
     "small": (4, small),
 }
 """Each family's share and how its networks are drawn."""
