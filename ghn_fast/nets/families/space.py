@@ -13,15 +13,18 @@ from ghn_fast._system.batch_norm import use_batch_statistics
 from ghn_fast._system.collection import uncollected
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.types import NODE_TYPES
+from ghn_fast.nets.families.coat import coat
 from ghn_fast.nets.families.convnext import convnext
 from ghn_fast.nets.families.dense import dense
 from ghn_fast.nets.families.draw import Draw
+from ghn_fast.nets.families.fastvit import fastvit
 from ghn_fast.nets.families.fire import fire
 from ghn_fast.nets.families.ghostnet import ghostnet
 from ghn_fast.nets.families.ghosts import Ghosts
 from ghn_fast.nets.families.hybrid import hybrid
 from ghn_fast.nets.families.inception import inception
 from ghn_fast.nets.families.inverted import efficientnet, mnasnet, mobilenet2, mobilenet3
+from ghn_fast.nets.families.levit import levit
 from ghn_fast.nets.families.metaformer import metaformer
 from ghn_fast.nets.families.mixer import conv_mixer, mlp_mixer
 from ghn_fast.nets.families.named import named_architectures
@@ -33,11 +36,13 @@ from ghn_fast.nets.families.reparametrised import reparametrised
 from ghn_fast.nets.families.residual import residual
 from ghn_fast.nets.families.shuffle import shuffle
 from ghn_fast.nets.families.signature import signature
+from ghn_fast.nets.families.star import star
 from ghn_fast.nets.families.small import small
 from ghn_fast.nets.families.swin import swin
 from ghn_fast.nets.families.text import text
 from ghn_fast.nets.families.transformer import IMAGE_SIZE, transformer
 from ghn_fast.nets.families.work import counted
+from ghn_fast.nets.families.xcit import xcit
 
 FAMILIES: dict[str, tuple[int, Callable[[Draw, int], nn.Module]]] = {
     "plain": (4, plain),
@@ -61,7 +66,12 @@ FAMILIES: dict[str, tuple[int, Callable[[Draw, int], nn.Module]]] = {
     "reparametrised": (2, reparametrised),
     "ghostnet": (1, ghostnet),
     "pyramid": (2, pyramid),
+    "coat": (1, coat),
+    "fastvit": (1, fastvit),
+    "levit": (1, levit),
     "pit": (1, pit),
+    "star": (1, star),
+    "xcit": (1, xcit),
     "text": (3, text),
     "small": (4, small),
 }

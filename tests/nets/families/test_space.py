@@ -176,7 +176,10 @@ def test_a_signature_is_without_widths_and_stem() -> None:
     assert signature(net(8, 3)) != signature(net(8, 3, kernel=5))
 
 
-COUNTED = (*("residual", "convnext", "transformer", "swin", "mlp_mixer", "pyramid", "pit", "text"),)
+COUNTED = (
+    *("residual", "convnext", "transformer", "swin", "mlp_mixer", "pyramid", "coat", "fastvit"),
+    *("levit", "pit", "star", "xcit", "text"),
+)
 
 
 @pytest.mark.parametrize("family", COUNTED)
