@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from ghn_fast.nets.families.attention import Rotation, SeparateAttention
+from ghn_fast.nets.families.attention import Attention, Rotation, SeparateAttention
 from ghn_fast.nets.families.draw import Draw
 from ghn_fast.nets.families.parts import Residual, Token, TokenMean, mlp, residuals
 from ghn_fast.nets.families.transformer import IMAGE_SIZE, pre_norm_layer
@@ -49,7 +49,7 @@ def bert(width: int, heads: int, hidden: int, tokens: int) -> nn.Module:
 
 def gpt(width: int, heads: int, hidden: int, tokens: int) -> nn.Module:
     """Normalised before each branch; no word sees what follows."""
-    return pre_norm_layer(width, heads, hidden, causal=True)
+    return pre_norm_layer(width, heads, hidden, partial(Attention, causal=True))
 
 
 def llama(width: int, heads: int, hidden: int, tokens: int) -> nn.Module:

@@ -3,6 +3,7 @@ that only the last layers have (CaiT, arXiv 2103.17239)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -45,21 +46,21 @@ def transformer(draw: Draw, num_classes: int) -> nn.Module:
         *([ClassFirst(width)] if classed else []),
         Positions(tokens + classed, width),
     ]
-    attention = draw.pick((SelfAttention, Attention))
+    attention = draw.pick((SelfAttention, SelfAttention, Attention, Attention, SeparateAttention))
     if draw.chance(1, 3):
         scale = draw.pick(LAYER_SCALES)
         parts += [
             _scaled_layer(width, attention(width, heads), hidden, scale) for _ in range(layers)
         ]
-    elif attention is Attention:
-        parts += [pre_norm_layer(width, heads, hidden) for _ in range(layers)]
-    else:
+    elif attention is SelfAttention:
         activation = draw.pick(("gelu", "gelu", "relu"))
         norm_first = draw.chance(3, 4)
         parts += [
             encoder_layer(width, heads, hidden, activation=activation, norm_first=norm_first)
             for _ in range(layers)
         ]
+    else:
+        parts += [pre_norm_layer(width, heads, hidden, attention) for _ in range(layers)]
     if classed:
         ends: list[nn.Module] = [nn.LayerNorm(width), Token(0)]
     elif draw.chance(1, 4):
@@ -72,10 +73,12 @@ def transformer(draw: Draw, num_classes: int) -> nn.Module:
     return nn.Sequential(*parts, *ends, nn.Linear(width, num_classes))
 
 
-def pre_norm_layer(width: int, heads: int, hidden: int, causal: bool = False) -> nn.Module:
-    """Attention whose queries, keys and values one layer makes, and a perceptron."""
-    attention = Attention(width, heads, causal)
-    return residuals(partial(nn.LayerNorm, width), attention, mlp(width, hidden, nn.GELU))
+def pre_norm_layer(
+    width: int, heads: int, hidden: int, attention: Callable[[int, int], nn.Module] = Attention
+) -> nn.Module:
+    """Attention and a perceptron, of what is normalised before."""
+    branches = attention(width, heads), mlp(width, hidden, nn.GELU)
+    return residuals(partial(nn.LayerNorm, width), *branches)
 
 
 def _scaled_layer(width: int, attention: nn.Module, hidden: int, scale: float) -> nn.Module:
