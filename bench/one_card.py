@@ -47,17 +47,15 @@ SPLITS = ("train", "test")
 WEIGHTS = "ghn2-cifar10.safetensors"
 MIXTURE = {
     "deepnets": 0.30,
-    "deepnets/attention": 0.09,
+    "deepnets/attention": 0.07,
     "deepnets/bnfree": 0.04,
-    "families": 0.22,
-    "families/residual": 0.16,
-    "families/dense": 0.01,
-    "families/plain": 0.05,
-    "families/convnext": 0.02,
-    "families/transformer": 0.05,
-    "families/swin": 0.02,
-    "families/metaformer": 0.01,
-    "families/pyramid": 0.03,
+    "families": 0.31,
+    "families/residual": 0.10,
+    "families/plain": 0.03,
+    "families/transformer": 0.06,
+    "families/small": 0.05,
+    "families/text": 0.03,
+    "families/swin": 0.01,
 }
 BASE = TrainConfig(
     seed=31,

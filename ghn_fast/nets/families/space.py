@@ -36,8 +36,8 @@ from ghn_fast.nets.families.reparametrised import reparametrised
 from ghn_fast.nets.families.residual import residual
 from ghn_fast.nets.families.shuffle import shuffle
 from ghn_fast.nets.families.signature import signature
-from ghn_fast.nets.families.star import star
 from ghn_fast.nets.families.small import small
+from ghn_fast.nets.families.star import star
 from ghn_fast.nets.families.swin import swin
 from ghn_fast.nets.families.text import text
 from ghn_fast.nets.families.transformer import IMAGE_SIZE, transformer
