@@ -30,7 +30,7 @@ encoder_layer = partial(nn.TransformerEncoderLayer, dropout=0.0, batch_first=Tru
 
 def transformer(draw: Draw, num_classes: int) -> nn.Module:
     """Patches of 2 to 16 pixels, two to twelve layers."""
-    patch = draw.pick((2, 4, 4, 4, 8, 16))
+    patch = draw.pick((2, 4, 4, 4, 8, 16, 16))
     heads, layers = draw.pick((1, 2, 3, 4, 6, 8)), draw.pick((2, 3, 4, 5, 6, 7, 8, 10, 12))
     width = heads * draw.pick((16, 32, 32, 64))
     hidden = width * draw.pick((2, 3, 4, 4))

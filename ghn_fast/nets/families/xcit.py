@@ -23,8 +23,8 @@ from ghn_fast.nets.families.transformer import IMAGE_SIZE, ClassReader, ClassTok
 
 
 def xcit(draw: Draw, num_classes: int) -> nn.Module:
-    """A stem that halves the map to 16, 8 or 4 pixels, then two to twelve layers."""
-    halvings, heads = draw.between(1, 3), draw.pick((2, 4, 4, 8))
+    """A stem that halves the map to 16, 8, 4 or 2 pixels, then two to twelve layers."""
+    halvings, heads = draw.between(1, 4), draw.pick((2, 4, 4, 8))
     width, depth = heads * draw.pick((16, 32, 32)), draw.pick((2, 3, 4, 6, 8, 12))
     scale = draw.pick((1.0, 1.0, 0.1, 1e-5))
     layers: list[nn.Module] = []
