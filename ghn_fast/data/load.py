@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ _STORED = {
     "test": ("test",),
 }
 """Names under which splits are stored."""
+_PARTS = frozenset(chain.from_iterable(_STORED.values()))
 TEST_SHARE = 5
 ORDER_SEED = 0
 """Of the order of all images but CIFAR-10's, which are stored by class as often as not."""
@@ -49,18 +51,17 @@ def load_images(
 
     Known are CIFAR-10 (see :func:`load_cifar10`); a folder of pictures for each class (as
     ``torchvision.datasets.ImageFolder`` reads, without hidden ones such as
-    ``.ipynb_checkpoints``), or ``train`` and ``val`` or ``test`` folders of
-    such (as ImageNet is stored); Parquet files with a column of pictures and one of labels (as
-    Hugging Face stores image data sets), one alone, in a folder or by their name on the hub; and
-    what ``datasets.Dataset.save_to_disk`` wrote. Of pictures that are in no parts, or all in
-    ``train``, a fifth is for ``"test"``.
+    ``.ipynb_checkpoints``), or ``train`` and ``val`` or ``test`` folders of such (as ImageNet is
+    stored); Parquet files with a column of pictures and one of labels (as Hugging Face stores image
+    data sets), one alone, in a folder or by their name on the hub; and what
+    ``datasets.Dataset.save_to_disk`` wrote. Of pictures that are in no parts, or all in ``train``,
+    a fifth is for ``"test"``.
 
     What is small enough (2 GiB decoded) is decoded at once and kept, and augmented as CIFAR-10 is;
     the rest is decoded when needed, and cropped and scaled at random in training. Encoded pictures
     are read through a memory map where they are more than that (:mod:`ghn_fast.data.mapped`).
-    Images come in a
-    fixed random order, so that the first ones are of all classes; CIFAR-10 keeps its own order.
-    Classes are numbered as the training images have them, in all parts. A data set
+    Images come in a fixed random order, so that the first ones are of all classes; CIFAR-10 keeps
+    its own order. Classes are numbered as the training images have them, in all parts. A data set
     without a test part of its own gives its validation part as ``"test"``; ``"val"`` is then held
     out from the training images, so that no choice is made on what is reported.
 
@@ -72,8 +73,8 @@ def load_images(
         download: of CIFAR-10 where none is found.
 
     Raises:
-        DataError: nothing was found, what was found is damaged, or a part has classes that the
-            training images lack.
+        DataError: nothing was found, what was found is damaged or of no class, or a part has
+            classes that the training images lack.
         ValueError: an unknown split, or an impossible size.
     """
     if split not in SPLITS:
@@ -268,6 +269,11 @@ def _read_folder(folder: Path, classes: Sequence[str], image_size: int) -> Encod
 
 
 def _check_classes(folder: Path, names: Sequence[str]) -> None:
+    if names and _PARTS.issuperset(name.lower() for name in names):
+        raise DataError(
+            f"{folder} has pictures in {_some(names)} without a folder for each class: nothing "
+            "says which class they are of"
+        )
     if len(names) == 1:
         raise DataError(
             f"{folder} has one folder of pictures, {names[0]}: a classifier needs two classes or "

@@ -146,3 +146,19 @@ def test_one_class_is_too_few(tmp_path: Path, place: str) -> None:
         load_images(tmp_path)
     with pytest.raises(DataError, match="one folder of pictures"):
         load_class_names(tmp_path)
+
+
+@pytest.mark.parametrize("parts", [("train", "test"), ("Train", "val"), ("train",)])
+def test_parts_without_folders_for_classes_are_no_classes(
+    tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    for part in parts:
+        (tmp_path / part).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / part / "1.png")
+    with pytest.raises(DataError, match=f"pictures in {', '.join(sorted(parts))} without a folder"):
+        load_images(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    (write_classes(tmp_path) / "c0").rename(tmp_path / "train")
+    assert load_class_names(tmp_path) == ["c1", "c2", "train"]
