@@ -102,15 +102,13 @@ class LoGAH(GHN3):
     def _shrink_decoder(self) -> None:
         """Nothing: weights are products of two small factors, and normalised."""
 
-    def decode(
-        self, x: Tensor, rule: str, shape: Sequence[int], fan_in: float | None = None
-    ) -> Tensor:
-        """See :meth:`GHN.decode`. The classification layer has no head of its own."""
+    def _decode(self, x: Tensor, rule: str, shape: Sequence[int], fan_in: float | None) -> Tensor:
+        """The classification layer has no head of its own."""
         if rule == "embedding":
             return repeat(self._kernels(x, (*shape, 1, 1)).flatten(3).squeeze(3), shape)
         if rule == "class_weight":
             rule = "weight"
-        return super().decode(x, rule, shape, fan_in)
+        return super()._decode(x, rule, shape, fan_in)
 
     def _decode_groups(
         self, embeddings: Tensor, groups: Sequence[Group]

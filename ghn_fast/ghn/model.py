@@ -294,11 +294,15 @@ class GHN(Pretrained, nn.Module):
             shape: of each parameter.
             fan_in: of a weight, where it does not follow from the shape.
         """
+        with self.without_autocast():
+            return self._decode(x, rule, shape, fan_in)
+
+    def _decode(self, x: Tensor, rule: str, shape: Sequence[int], fan_in: float | None) -> Tensor:
         if rule == "pos_enc":
             return self._position_table(x, shape)
         if rule == "video_weight":
             kernel = (*shape[:2], *shape[3:])
-            return over_time(self.decode(x, "weight", kernel, fan_in), shape[2])
+            return over_time(self._decode(x, "weight", kernel, fan_in), shape[2])
         if rule in (*VECTOR_RULES, "class_bias"):
             length = shape[channel_axis(shape)]
             vectors = repeat(self._vectors_of(x, rule, length), (length,))

@@ -64,11 +64,12 @@ def test_autocast_makes_no_difference_in_training(config: GHNConfig) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             ghn(model, graph)
             embedding = ghn.embed(graph)
+            kernel = ghn.decode(embedding[None], "weight", (4, 4, 3, 3))
         predicted = [model.conv.weight, model.bn.weight, model.fc.weight, model.fc.bias]
         torch.stack([p.square().sum() for p in predicted]).sum().backward()
-        found.append([embedding, *predicted, *(p.grad for p in ghn.parameters())])
+        found.append([embedding, kernel, *predicted, *(p.grad for p in ghn.parameters())])
     for usual, lower in zip(*found, strict=True):
-        assert lower is None or torch.equal(lower, usual)
+        assert usual is lower is None or torch.equal(lower, usual)
 
 
 def test_batch_equals_one_by_one(ghn: GHN) -> None:

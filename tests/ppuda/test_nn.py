@@ -216,6 +216,20 @@ def test_class_layers_of_other_numbers(ghn: GHN, make_net: MakeNet, training: bo
     assert few[7].weight.shape == (2, 8)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_makes_no_difference_to_class_layers_of_other_numbers(
+    ghn: GHN, make_net: MakeNet, training: bool
+) -> None:
+    heads = []
+    for enabled in (False, True):
+        net = make_net(num_classes=15)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            ghn.train(training)(net)
+        heads.append(net[7]._parameters)  # type: ignore[index]
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(heads[1][name], heads[0][name], rtol=0, atol=0)
+
+
 def test_reduce_graph(ghn: GHN) -> None:
     genotype = {
         "normal": [("conv_3x3", 0), ("conv_1x1", 1), ("conv_1x1", 0), ("conv_1x1", 1)],
