@@ -393,9 +393,14 @@ def test_models_that_have_no_such_layer(make: Any, message: str) -> None:
         ),
         (
             [(torch.zeros(4, 6), torch.tensor([1, 2, 3, 4]))],
-            "from 1 to 4, and the first class is 0: subtract 1",
+            "from 1 to 4, .* the first of which is 0: subtract 1 from labels that are counted",
         ),
-        ([(torch.zeros(3, 6), torch.tensor([1, 2, 5]))], "num_classes=6"),
+        (
+            [(torch.randn(2, 6), torch.tensor([1, 2])), (torch.randn(2, 6), torch.tensor([3, 4]))],
+            "from 3 to 4, .* the first of which is 0: subtract 1 .*, or build .* num_classes=5",
+        ),
+        ([(torch.zeros(3, 6), torch.tensor([0, 2, 4]))], "first of which is 0: build .*_classes=5"),
+        ([(torch.zeros(3, 6), torch.tensor([1, 2, 5]))], "first of which is 0: build .*_classes=6"),
         ([(torch.full((4, 6), torch.inf), torch.tensor([0, 1, 2, 3]))], "calibrate_"),
         ([(torch.zeros(4, 6), torch.tensor([0, 1, 2, 3]))], "same features"),
         ([(torch.randn(4, 6), torch.tensor([0, 1, 2, 3]))], "too few"),

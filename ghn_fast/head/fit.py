@@ -189,14 +189,14 @@ def _checked(labels: Tensor | None, features: Tensor, head: Head) -> Tensor:
             f"labels go from {low} to {high}, and the first class is 0: leave pictures out whose "
             "label says to ignore them, as -1 may"
         )
-    if low == 1 and high == head.classes:
-        raise ValueError(
-            f"labels go from 1 to {high}, and the first class is 0: subtract 1 from them"
-        )
     if high >= head.classes:
+        # Which of the two it is a batch need not show: it may have none of the first class.
+        counted = "subtract 1 from labels that are counted from 1, or "
         raise ValueError(
             f"labels go from {low} to {high}, and the output layer {head.name!r} has "
-            f"{head.classes} classes: build the model with num_classes={high + 1} or more"
+            f"{head.classes} classes, the first of which is 0: "
+            f"{counted if low > 0 and high == head.classes else ''}build the model with "
+            f"num_classes={high + 1} or more"
         )
     if not features.isfinite().all():
         raise ValueError(
