@@ -135,6 +135,26 @@ def test_svg_needs_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         drawing.save(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("ending", ["svg", "png", "pdf"])
+def test_a_picture_is_written_whole_or_not_at_all(
+    ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "new" / f"a.{ending}"
+    graph = small_classifier()
+    graph.draw(path)
+    before = path.read_bytes()
+
+    def full(path: Path) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ghn_fast._system.files.sync", full)
+    with pytest.raises(OSError, match="no space left"):
+        graph.draw(path, title="another")
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
 def test_every_node_type_has_its_own_look() -> None:
     assert set(STYLES) == {*CHANNEL_NODE_TYPES, *LANGUAGE_NODE_TYPES, "linear"}
     assert len({(style.colour, style.marker) for style in STYLES.values()}) == len(STYLES)

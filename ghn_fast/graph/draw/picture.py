@@ -6,7 +6,7 @@ import pathlib
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from ghn_fast._system.files import write_text
+from ghn_fast._system.files import replace, write_text
 from ghn_fast.graph.draw.scene import scene_of
 from ghn_fast.graph.draw.shapes import Group, Path, Scene, Words, readable
 from ghn_fast.graph.draw.svg import text_of
@@ -36,8 +36,9 @@ class Drawing:
         path = pathlib.Path(path)
         if path.suffix == ".svg":
             write_text(path, self._repr_svg_())
-        else:
-            self.figure().savefig(path, dpi=2 * _PIXELS)
+            return
+        figure, kind = self.figure(), path.suffix[1:] or "png"
+        replace(path, lambda aside: figure.savefig(aside, format=kind, dpi=2 * _PIXELS))
 
     def figure(self) -> Figure:
         """The picture as a figure of matplotlib.
