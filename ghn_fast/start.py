@@ -126,8 +126,8 @@ class _Trials:
     def predict(
         self, ghn: GHN | str | Path | None, refine: bool, generator: torch.Generator | None
     ) -> None:
-        some = self.train.batch(torch.arange(min(2, len(self.train)))).to(device_of(self.model))
-        _, report = predict(self.model, ghn, some, return_report=True)
+        some, _ = next(batches_in_order(self.train.first(2)))
+        _, report = predict(self.model, ghn, some.to(device_of(self.model)), return_report=True)
         self._tell(PREDICTED, report)
         if refine:
             refine_last_third_(self.model, generator)

@@ -9,21 +9,33 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ghn_fast
-from ghn_fast.data import ImageStream, load_cifar10, load_images
+from ghn_fast.data import Images, ImageStream, load_cifar10, load_images
 from ghn_fast.data.encoded import EncodedImages
 from ghn_fast.evaluation.accuracy import batches_in_order
 from ghn_fast.evaluation.labels import with_noise
 from ghn_fast.evaluation.results import images_digest
+from ghn_fast.ghn import ghn2
+from ghn_fast.start import start_
 from ghn_fast.train import Teacher
 from ghn_fast.train.teacher import TaughtStream
 from tests.data import test_cifar10, test_load
 from tests.graphs import SmallClassifier
 from tests.train.test_trainer import make_images
 
-IMAGES, FEW = make_images(40), torch.arange(4)
+
+class OnCpu(Images):
+    """A GPU's indices cannot choose of what is on the CPU, as those without values can."""
+
+    def batch(self, indices: Tensor) -> Tensor:
+        assert indices.is_cpu
+        return super().batch(indices)
+
+
+IMAGES, FEW = OnCpu(**vars(make_images(40))), torch.arange(4)
+GHN = ghn2(num_classes=10, hid=8, max_shape=(8, 8, 3, 3)).eval()
 INPUTS, LABELS = torch.randn(40, 3, 8, 8), torch.arange(40) % 10
 CLASSIFIER = SmallClassifier().state_dict()
 LAYER = nn.TransformerEncoderLayer(16, 2, 32).state_dict()
@@ -88,6 +100,11 @@ def fitted(folder: Path) -> Any:
     return model.fc.weight.tolist()
 
 
+def started(folder: Path) -> Any:
+    model = classifier()
+    return start_(model, IMAGES, GHN), model.fc.weight.tolist()
+
+
 def mimetic(folder: Path) -> Any:
     with torch.device("cpu"):
         layer = nn.TransformerEncoderLayer(16, 2, 32)
@@ -98,7 +115,7 @@ def mimetic(folder: Path) -> Any:
 
 CASES = (
     *(cifar10, folders, encoded, stream, taught, evaluated),
-    *(calibrated, fitted, mimetic),
+    *(calibrated, fitted, started, mimetic),
 )
 
 

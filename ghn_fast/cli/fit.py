@@ -255,7 +255,7 @@ class _Job:
         """Refuses what cannot be built, or cannot take pictures of that size, before all else."""
         import torch
 
-        from ghn_fast._system.batches import logits_of
+        from ghn_fast._system.batches import device_of, logits_of
 
         model, size = self.build(), self.task.size
         if model is self.build():
@@ -265,7 +265,8 @@ class _Job:
             )
         try:
             with torch.no_grad():
-                output = model.train(trains)(torch.zeros(2, 3, size, size))
+                images = torch.zeros(2, 3, size, size, device=device_of(model))
+                output = model.train(trains)(images)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UsageError(
                 f"{self.name} cannot take pictures of {size} pixels ({error}); pass another "

@@ -240,16 +240,15 @@ def _test_images(
     model: nn.Module, data: Path | None, download: bool, num_images: int
 ) -> Images | None:
     """Of CIFAR-10; None, and why, where the model's accuracy cannot be measured."""
-    import torch
-
     from ghn_fast.data import find_cifar10, load_cifar10
+    from ghn_fast.evaluation import batches_in_order
 
     if data is None and not download and find_cifar10() is None:
         typer.echo("accuracy: not measured, no CIFAR-10 found; pass --data FOLDER or --download")
         return None
     test = load_cifar10(data, "test", download).first(num_images)
     try:
-        classes = _class_count(model, test.batch(torch.arange(2)))
+        classes = _class_count(model, next(batches_in_order(test.first(2)))[0])
     except Exception as error:  # of a user's code, which may be for other inputs
         typer.echo(
             f"accuracy: not measured, the model does not classify images of 32 pixels ({error}); "

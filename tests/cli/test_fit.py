@@ -64,6 +64,11 @@ def small() -> nn.Module:
     return SmallClassifier(num_classes=3)
 
 
+def on_cpu() -> nn.Module:
+    with torch.device("cpu"):
+        return small()
+
+
 def ten() -> nn.Module:
     return SmallClassifier(num_classes=10)
 
@@ -403,6 +408,21 @@ def test_what_cannot_be_done_is_refused_first(
     assert run(monkeypatch, arguments[0], "--data", pictures, "--out", out, *arguments[1:]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_default_device_makes_no_difference(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a module that is imported may have set; the meta device stands for a GPU."""
+    written = []
+    for device in ("cpu", "meta"):
+        out = tmp_path / f"{device}.safetensors"
+        of = ("tests.cli.test_fit:on_cpu", "--data", pictures, "--out", out)
+        with torch.device(device):
+            assert run(monkeypatch, *of, "--refine", "--epochs", 1) == 0
+        written.append(load_file(out))
+    assert written[0].keys() == written[1].keys()
+    assert all(torch.equal(value, written[1][name]) for name, value in written[0].items())
 
 
 class SamePadded(nn.Conv2d):
