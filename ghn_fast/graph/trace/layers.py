@@ -240,10 +240,8 @@ def normalisation(node_type: str, names: Sequence[str], taken_apart: bool = Fals
         x = values["input"]
         if rec.opaque or only_parameters(rec, x):
             return rec.generic(func, args, kwargs)
-        number = norm_record(
-            *(rec, rec.known_type(node_type), rec.records_in(x)),
-            *(values.get("weight"), values.get("bias")),
-        )
+        weight, bias = values.get("weight"), values.get("bias")
+        number = norm_record(rec, rec.known_type(node_type), rec.records_in(x), weight, bias)
         if taken_apart:
             return rec.tag(rec.run(func, args, kwargs), number)
         return rec.emit(number, func, args, kwargs, x, lambda: x.shape)
