@@ -9,6 +9,7 @@ from torch import nn
 
 from ghn_fast.nets.families.draw import Draw, Layer
 from ghn_fast.nets.families.parts import (
+    IMAGE_SIZE,
     Positions,
     Residual,
     SqueezeExcitation,
@@ -16,7 +17,7 @@ from ghn_fast.nets.families.parts import (
     Transpose,
     conv,
 )
-from ghn_fast.nets.families.transformer import IMAGE_SIZE, encoder_layer, pre_norm_layer
+from ghn_fast.nets.families.transformer import encoder_layer, pre_norm_layer
 
 _LAYERS: tuple[Callable[[int, int, int], nn.Module], ...] = (
     pre_norm_layer,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ghn_fast.nets.families.attention import Attend
-from ghn_fast.nets.families.draw import Draw, batch_norm
+from ghn_fast.nets.families.draw import Draw
 from ghn_fast.nets.families.parts import (
     Residual,
     Sum,
@@ -16,7 +16,7 @@ from ghn_fast.nets.families.parts import (
     Transpose,
     as_map,
     as_tokens,
-    conv,
+    halving_stem,
 )
 
 
@@ -25,13 +25,7 @@ def levit(draw: Draw, num_classes: int) -> nn.Module:
     activation = draw.pick((nn.Hardswish, nn.Hardswish, nn.GELU))
     halvings, channels = draw.between(1, 3), draw.between(64, 192, 32)
     heads, size, ratio = draw.between(2, 6), draw.pick((16, 16, 32)), draw.pick((2, 2, 4))
-    layers: list[nn.Module] = []
-    inputs = 3
-    for step in range(halvings, 0, -1):
-        outputs = channels // 2 ** (step - 1)
-        layers.append(conv(inputs, outputs, 3, batch_norm, activation if step > 1 else None, 2))
-        inputs = outputs
-    layers += [nn.Flatten(2), Transpose(1, 2)]
+    layers = [*halving_stem(halvings, channels, activation), nn.Flatten(2), Transpose(1, 2)]
     for stage in range(draw.between(1, 3)):
         if stage:
             inputs, channels = channels, channels + draw.between(32, 128, 32)

@@ -6,8 +6,14 @@ from __future__ import annotations
 from torch import nn
 
 from ghn_fast.nets.families.draw import Draw, batch_norm
-from ghn_fast.nets.families.parts import Residual, TokenMean, Transpose, mlp, pooled_head
-from ghn_fast.nets.families.transformer import IMAGE_SIZE
+from ghn_fast.nets.families.parts import (
+    IMAGE_SIZE,
+    Residual,
+    TokenMean,
+    Transpose,
+    mlp,
+    pooled_head,
+)
 
 
 def mlp_mixer(draw: Draw, num_classes: int) -> nn.Module:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ghn_fast.nets.families.draw import Layer
+from ghn_fast.nets.families.draw import Layer, batch_norm
 
+IMAGE_SIZE = 32
+"""Of the images that all families are for."""
 _WAVES = 32
 
 
@@ -34,6 +37,17 @@ def conv(
     layers += [] if bias else [after]
     layers += [] if activation is None else [activation()]
     return nn.Sequential(*layers)
+
+
+def halving_stem(
+    halvings: int, channels: int, activation: Callable[[], nn.Module]
+) -> list[nn.Module]:
+    """Convolutions that halve a map and double its channels, up to ``channels``."""
+    widths = [channels // 2**step for step in reversed(range(halvings))]
+    return [
+        conv(inputs, outputs, 3, batch_norm, activation if outputs < channels else None, 2)
+        for inputs, outputs in pairwise([3, *widths])
+    ]
 
 
 class SqueezeExcitation(nn.Module):

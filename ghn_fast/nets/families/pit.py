@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from ghn_fast.nets.families.draw import Draw
 from ghn_fast.nets.families.parts import (
+    IMAGE_SIZE,
     ClassFirst,
     Token,
     Transpose,
     as_map,
     as_tokens,
 )
-from ghn_fast.nets.families.transformer import IMAGE_SIZE, pre_norm_layer
+from ghn_fast.nets.families.transformer import pre_norm_layer
 
 
 def pit(draw: Draw, num_classes: int) -> nn.Module:

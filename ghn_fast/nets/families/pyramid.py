@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from ghn_fast.nets.families.attention import Attend
 from ghn_fast.nets.families.draw import Draw
-from ghn_fast.nets.families.parts import Positions, pooled_head
-from ghn_fast.nets.families.transformer import IMAGE_SIZE
+from ghn_fast.nets.families.parts import IMAGE_SIZE, Positions, pooled_head
 
 
 def pyramid(draw: Draw, num_classes: int) -> nn.Module:

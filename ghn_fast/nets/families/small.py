@@ -9,8 +9,9 @@ from collections.abc import Callable
 from torch import nn
 
 from ghn_fast.nets.families.draw import Draw, batch_norm
+from ghn_fast.nets.families.parts import IMAGE_SIZE
 
-IMAGE_SIZE, SMALLEST_MAP = 32, 4
+SMALLEST_MAP = 4
 HIDDEN = (32, 64, 64, 84, 120, 128, 128, 256, 256, 512, 1024)
 MOST_WEIGHTS = 4_000_000
 """Of one linear layer."""

@@ -28,6 +28,7 @@ from ghn_fast.nets.families.levit import levit
 from ghn_fast.nets.families.metaformer import metaformer
 from ghn_fast.nets.families.mixer import conv_mixer, mlp_mixer
 from ghn_fast.nets.families.named import named_architectures
+from ghn_fast.nets.families.parts import IMAGE_SIZE
 from ghn_fast.nets.families.pit import pit
 from ghn_fast.nets.families.plain import plain
 from ghn_fast.nets.families.pyramid import pyramid
@@ -40,7 +41,7 @@ from ghn_fast.nets.families.small import small
 from ghn_fast.nets.families.star import star
 from ghn_fast.nets.families.swin import swin
 from ghn_fast.nets.families.text import text
-from ghn_fast.nets.families.transformer import IMAGE_SIZE, transformer
+from ghn_fast.nets.families.transformer import transformer
 from ghn_fast.nets.families.work import counted
 from ghn_fast.nets.families.xcit import xcit
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ghn_fast.nets.families.attention import Attention, Rotation, SeparateAttention
 from ghn_fast.nets.families.draw import Draw
-from ghn_fast.nets.families.parts import Residual, Token, TokenMean, mlp, residuals
-from ghn_fast.nets.families.transformer import IMAGE_SIZE, pre_norm_layer
+from ghn_fast.nets.families.parts import IMAGE_SIZE, Residual, Token, TokenMean, mlp, residuals
+from ghn_fast.nets.families.transformer import pre_norm_layer
 from ghn_fast.nets.families.words import Tables, Words
 
 Block = Callable[[int, int, int, int], nn.Module]

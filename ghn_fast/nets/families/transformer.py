@@ -13,6 +13,7 @@ from torchvision.models import VisionTransformer
 from ghn_fast.nets.families.attention import Attention, SeparateAttention
 from ghn_fast.nets.families.draw import Draw
 from ghn_fast.nets.families.parts import (
+    IMAGE_SIZE,
     ClassFirst,
     LayerScale,
     Positions,
@@ -23,7 +24,6 @@ from ghn_fast.nets.families.parts import (
     residuals,
 )
 
-IMAGE_SIZE = 32
 LAYER_SCALES = (1e-5, 1e-5, 0.1, 1.0)
 encoder_layer = partial(nn.TransformerEncoderLayer, dropout=0.0, batch_first=True)
 
@@ -31,12 +31,12 @@ encoder_layer = partial(nn.TransformerEncoderLayer, dropout=0.0, batch_first=Tru
 def transformer(draw: Draw, num_classes: int) -> nn.Module:
     """Patches of 2 to 16 pixels, two to twelve layers."""
     patch = draw.pick((2, 4, 4, 4, 8, 16, 16))
-    heads, layers = draw.pick((1, 2, 3, 4, 6, 8)), draw.pick((2, 3, 4, 5, 6, 7, 8, 10, 12))
+    heads, depth = draw.pick((1, 2, 3, 4, 6, 8)), draw.pick((2, 3, 4, 5, 6, 7, 8, 10, 12))
     width = heads * draw.pick((16, 32, 32, 64))
     hidden = width * draw.pick((2, 3, 4, 4))
     if draw.chance(1, 3):
         return VisionTransformer(
-            IMAGE_SIZE, patch, layers, heads, width, hidden, num_classes=num_classes
+            IMAGE_SIZE, patch, depth, heads, width, hidden, num_classes=num_classes
         )
     classed, tokens = draw.chance(1, 3), (IMAGE_SIZE // patch) ** 2
     parts: list[nn.Module] = [
@@ -46,21 +46,8 @@ def transformer(draw: Draw, num_classes: int) -> nn.Module:
         *([ClassFirst(width)] if classed else []),
         Positions(tokens + classed, width),
     ]
-    attention = draw.pick((SelfAttention, SelfAttention, Attention, Attention, SeparateAttention))
-    if draw.chance(1, 3):
-        scale = draw.pick(LAYER_SCALES)
-        parts += [
-            _scaled_layer(width, attention(width, heads), hidden, scale) for _ in range(layers)
-        ]
-    elif attention is SelfAttention:
-        activation = draw.pick(("gelu", "gelu", "relu"))
-        norm_first = draw.chance(3, 4)
-        parts += [
-            encoder_layer(width, heads, hidden, activation=activation, norm_first=norm_first)
-            for _ in range(layers)
-        ]
-    else:
-        parts += [pre_norm_layer(width, heads, hidden, attention) for _ in range(layers)]
+    layer = _layer(draw)
+    parts += [layer(width, heads, hidden) for _ in range(depth)]
     if classed:
         ends: list[nn.Module] = [nn.LayerNorm(width), Token(0)]
     elif draw.chance(1, 4):
@@ -73,19 +60,29 @@ def transformer(draw: Draw, num_classes: int) -> nn.Module:
     return nn.Sequential(*parts, *ends, nn.Linear(width, num_classes))
 
 
+def _layer(draw: Draw) -> Callable[[int, int, int], nn.Module]:
+    """Makes one of a width, with so many heads and a hidden width."""
+    attention = draw.pick((SelfAttention, SelfAttention, Attention, Attention, SeparateAttention))
+    if draw.chance(1, 3):
+        return partial(pre_norm_layer, attention=attention, scale=draw.pick(LAYER_SCALES))
+    if attention is not SelfAttention:
+        return partial(pre_norm_layer, attention=attention)
+    activation = draw.pick(("gelu", "gelu", "relu"))
+    return partial(encoder_layer, activation=activation, norm_first=draw.chance(3, 4))
+
+
 def pre_norm_layer(
-    width: int, heads: int, hidden: int, attention: Callable[[int, int], nn.Module] = Attention
+    width: int,
+    heads: int,
+    hidden: int,
+    attention: Callable[[int, int], nn.Module] = Attention,
+    scale: float | None = None,
 ) -> nn.Module:
-    """Attention and a perceptron, of what is normalised before."""
-    branches = attention(width, heads), mlp(width, hidden, nn.GELU)
+    """Attention and a perceptron, of what is normalised before; ``scale`` is that of both."""
+    branches: list[nn.Module] = [attention(width, heads), mlp(width, hidden, nn.GELU)]
+    if scale is not None:
+        branches = [nn.Sequential(branch, LayerScale(scale, width)) for branch in branches]
     return residuals(partial(nn.LayerNorm, width), *branches)
-
-
-def _scaled_layer(width: int, attention: nn.Module, hidden: int, scale: float) -> nn.Module:
-    """Attention and a perceptron whose branches have a layer scale."""
-    branches = attention, mlp(width, hidden, nn.GELU)
-    scaled = (nn.Sequential(branch, LayerScale(scale, width)) for branch in branches)
-    return residuals(partial(nn.LayerNorm, width), *scaled)
 
 
 class SelfAttention(nn.Module):

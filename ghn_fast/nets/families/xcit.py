@@ -9,17 +9,18 @@ from torch import Tensor, nn
 from ghn_fast.nets.families.attention import Attend
 from ghn_fast.nets.families.draw import Draw, batch_norm
 from ghn_fast.nets.families.parts import (
+    IMAGE_SIZE,
     LayerScale,
     Residual,
     TokenMean,
     Transpose,
     as_map,
     as_tokens,
-    conv,
+    halving_stem,
     mlp,
     waves,
 )
-from ghn_fast.nets.families.transformer import IMAGE_SIZE, ClassReader, ClassToken
+from ghn_fast.nets.families.transformer import ClassReader, ClassToken
 
 
 def xcit(draw: Draw, num_classes: int) -> nn.Module:
@@ -27,12 +28,7 @@ def xcit(draw: Draw, num_classes: int) -> nn.Module:
     halvings, heads = draw.between(1, 4), draw.pick((2, 4, 4, 8))
     width, depth = heads * draw.pick((16, 32, 32)), draw.pick((2, 3, 4, 6, 8, 12))
     scale = draw.pick((1.0, 1.0, 0.1, 1e-5))
-    layers: list[nn.Module] = []
-    inputs = 3
-    for step in range(halvings, 0, -1):
-        outputs = width // 2 ** (step - 1)
-        layers.append(conv(inputs, outputs, 3, batch_norm, nn.GELU if step > 1 else None, 2))
-        inputs = outputs
+    layers = halving_stem(halvings, width, nn.GELU)
     layers += [Places(IMAGE_SIZE // 2**halvings, width)] if draw.chance(3, 4) else []
     layers += [nn.Flatten(2), Transpose(1, 2)]
     for _ in range(depth):

@@ -78,11 +78,8 @@ def pit_ti() -> list[nn.Module]:
 
 
 def levit_128s() -> list[nn.Module]:
-    widths, act = ((3, 16), (16, 32), (32, 64), (64, 128)), nn.Hardswish
-    layers: list[nn.Module] = [
-        parts.conv(*pair, 3, batch_norm, None if pair[1] == 128 else act, 2) for pair in widths
-    ]
-    layers += tokens()
+    act = nn.Hardswish
+    layers = [*parts.halving_stem(4, 128, act), *tokens()]
     attention = partial(levit.Attention, size=16, activation=act)
     for inputs, width, depth, heads in ((0, 128, 2, 4), (128, 256, 3, 6), (256, 384, 4, 8)):
         if inputs:
