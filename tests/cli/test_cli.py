@@ -279,15 +279,17 @@ def test_predict_measures_no_model_of_other_pictures(
     assert (tmp_path / "card.html").exists()
 
 
+@pytest.mark.parametrize("images", [1, 8])
 def test_predict_measures_a_model_of_named_outputs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     ghn_file: Path,
     cifar10: Path,
+    images: int,
 ) -> None:
-    arguments = ("--ghn", ghn_file, "--data", cifar10, "--images", 8)
+    arguments = ("--ghn", ghn_file, "--data", cifar10, "--images", images)
     assert run(monkeypatch, "predict", "tests.graphs:NamedOutputs", *arguments) == 0
-    assert "top-1 on 8 CIFAR-10 test images" in capsys.readouterr().out
+    assert f"top-1 on {images} CIFAR-10 test images" in capsys.readouterr().out
 
 
 def test_a_missing_package_is_one_line_that_names_its_extra(
