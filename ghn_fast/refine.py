@@ -46,7 +46,7 @@ def refine_(
         first_layer: leave the weights before this one, counted from 1, as they are.
         min_channels: leave weights with no more channels than this on both sides as they are, and
             add noise only beyond so many channels: what a block of that size was tiled to.
-        generator: of the noise, on the model's device.
+        generator: of the noise, on any device: there it is drawn.
 
     Returns:
         The same model.
@@ -137,8 +137,9 @@ def _add_noise(
     weight: Tensor, noise: float, min_channels: int, generator: torch.Generator | None
 ) -> None:
     part = weight[min_channels:, min_channels:]
-    values = torch.randn(part.shape, generator=generator, dtype=weight.dtype, device=weight.device)
-    part.add_(values, alpha=noise * _correlation_deviation(weight))
+    device = weight.device if generator is None else generator.device
+    values = torch.randn(part.shape, generator=generator, dtype=weight.dtype, device=device)
+    part.add_(values.to(weight.device), alpha=noise * _correlation_deviation(weight))
 
 
 def _correlation_deviation(weight: Tensor) -> float:

@@ -76,7 +76,7 @@ def start_(
             has.
         refine: what is predicted (:func:`ghn_fast.refine_`, with a little noise, in the last third
             of the layers).
-        generator: of that noise, on the device that the model is on at first.
+        generator: of that noise, on any device.
         device: where the model is moved to once it is predicted, in the memory format that is
             fastest there; by default it stays.
         batch_size: images that an output layer is fitted to at a time.

@@ -206,6 +206,15 @@ def test_graphs_of_edges_on_a_gpu() -> None:
     ghn_fast.predict(classifier(), ghn2(), graph=moved)
 
 
+def test_noise_of_a_generator_is_the_same_on_a_gpu() -> None:
+    on_cpu, on_gpu = classifier(), classifier().to(CUDA)
+    for model in (on_cpu, on_gpu):
+        generator = torch.Generator().manual_seed(0)
+        ghn_fast.refine_(model, orth=False, noise=0.5, generator=generator)
+    for name, value in state_dict(on_gpu).items():
+        torch.testing.assert_close(value, on_cpu.state_dict()[name], rtol=1e-4, atol=1e-5)
+
+
 def test_images_on_a_gpu_are_contiguous() -> None:
     images = normalise(make_images(4).images)
     moved = images_to_device(images, CUDA)
