@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import ghn_fast
 from ghn_fast.checkpoint import save
 from ghn_fast.ghn import GHN, ghn2
+from ghn_fast.ghn.place.keep import NO_NODE
 from tests.graphs import SmallClassifier
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -337,6 +339,20 @@ def test_graph_of_another_network(ghn: GHN) -> None:
     with pytest.raises(ValueError, match=r"parameter '2\.1\.bias', which the model has not"):
         ghn_fast.predict(without, ghn, graph=graph)
     assert torch.equal(without[0].weight, before)
+    graph, before = ghn_fast.Graph.from_model(without, IMAGES), with_bias[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=r"parameter '2\.1\.bias', which the graph has not"):
+        ghn_fast.predict(with_bias, ghn, graph=graph)
+    assert torch.equal(with_bias[0].weight, before)
+
+
+def test_a_graph_of_given_nodes_may_leave_parameters_out(ghn: GHN) -> None:
+    model = classifier()
+    traced = ghn_fast.Graph.from_model(model, IMAGES)
+    first, conv, *others = traced.nodes
+    nodes = (first, replace(conv, parameter=None), *others)
+    given = ghn_fast.Graph(nodes, traced.edges)
+    _, report = ghn_fast.predict(model, ghn, graph=given, return_report=True)
+    assert report.unpredicted == {"0.weight": NO_NODE}
 
 
 class VectorClassifier(nn.Module):

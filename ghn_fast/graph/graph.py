@@ -134,18 +134,29 @@ class Graph:
         (:attr:`Node.factor`) that follow from the width.
 
         Raises:
-            ValueError: the model lacks a parameter of the graph.
+            ValueError: the model lacks a parameter of the graph, or has one that the graph, which
+                was traced, does not name.
         """
         return self.with_shapes(dict(model.named_parameters(remove_duplicate=False)))
 
     def with_shapes(self, parameters: Mapping[str, Tensor]) -> Graph:
         """:meth:`matched`, for a model's parameters by all of their names."""
+        self._check_names(parameters)
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         nodes = tuple(_with_shape(node, shapes) for node in self.nodes)
-        for name in (*(node.bias for node in nodes), *self.other, *self.unused):
-            if name is not None and name not in shapes:
-                raise _foreign(name)
         return self if nodes == self.nodes else replace(self, nodes=nodes)
+
+    def _check_names(self, parameters: Mapping[str, Tensor]) -> None:
+        carried = (name for node in self.nodes for name in (node.parameter, node.bias) if name)
+        names = (*carried, *self.other, *self.unused)
+        for name in names:
+            if name not in parameters:
+                raise _foreign(f"the graph has parameter {name!r}, which the model has not")
+        # A trace accounts for every parameter; graphs of given nodes may leave some out.
+        known = {id(parameters[name]) for name in names}
+        for name, parameter in parameters.items():
+            if self.types is not None and id(parameter) not in known:
+                raise _foreign(f"the model has parameter {name!r}, which the graph has not")
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the types, names, shapes and edges."""
@@ -212,8 +223,6 @@ def _ascending(edges: Tensor) -> bool:
 def _with_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:
     if node.parameter is None:
         return node
-    if node.parameter not in shapes:
-        raise _foreign(node.parameter)
     shape, storage = shapes[node.parameter], node.storage
     if storage is not None:
         storage = replace(storage, shape=shape)
@@ -223,11 +232,8 @@ def _with_shape(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Node:
     return node if shape == node.shape else replace(node, shape=shape, storage=storage)
 
 
-def _foreign(name: str) -> ValueError:
-    return ValueError(
-        f"the graph has parameter {name!r}, which the model has not: "
-        "they are not of the same network"
-    )
+def _foreign(fault: str) -> ValueError:
+    return ValueError(f"{fault}: they are not of the same network")
 
 
 def _type_indices(nodes: Sequence[Node]) -> list[int]:

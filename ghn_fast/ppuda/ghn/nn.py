@@ -234,7 +234,8 @@ class GHN(CoreGHN):
         for position, _, node in self._classifier(graph):
             shape = (self.num_classes, *(node.shape or ())[1:])
             nodes[position] = Node(node.type, node.name, shape)
-        return replace(graph, nodes=tuple(nodes))
+        # A graph of given nodes, which may leave parameters out (Graph.with_shapes).
+        return replace(graph, nodes=tuple(nodes), types=None)
 
     def _encoded_nodes(self, graph: CoreGraph) -> Sequence[Node]:
         """The nodes as they are: `_without_classifier` has changed what is to be changed."""
