@@ -11,7 +11,7 @@ import typer
 from ghn_fast.cli import options
 
 if TYPE_CHECKING:
-    from ghn_fast.train import TrainConfig
+    from ghn_fast.train import TrainConfig, Trainer
 
 
 def train(
@@ -59,6 +59,7 @@ def train(
     from ghn_fast.data import load_class_names
     from ghn_fast.train import Trainer, choose_device, process_group
     from ghn_fast.train.denormals import flush_denormals
+    from ghn_fast.train.resume import EXPORT_FILE
     from ghn_fast.train.schedule import LONGEST_WARMUP
 
     flush_denormals()
@@ -84,11 +85,35 @@ def train(
             teacher = load_teacher(settings.teacher, load_class_names(settings.data), size)
         trainer = Trainer(settings, out, images, validation, teacher)
         if trainer.step > 0 and processes.is_first:
-            typer.echo(f"going on at step {trainer.step} after {trainer.minutes:.1f} minutes")
+            typer.echo(_found(trainer))
         trainer.fit(show_progress=progress)
+        number = None if trainer.finished else trainer.signal
         if processes.is_first:
-            file = out / "ghn.safetensors"
-            typer.echo(f"step {trainer.step}, {trainer.minutes:.1f} minutes: {file}")
+            done = f"step {trainer.step}, {trainer.minutes:.1f} minutes: {out / EXPORT_FILE}"
+            typer.echo(done if number is None else _interrupted(trainer))
+    if number is not None:
+        raise typer.Exit(128 + number)
+
+
+def _found(trainer: Trainer) -> str:
+    """Of a run that has begun."""
+    from ghn_fast.train.resume import EXPORT_FILE
+
+    if not trainer.finished:
+        return f"going on at step {trainer.step} after {trainer.minutes:.1f} minutes"
+    return (
+        "this run is finished already; to train on from it, begin another in another folder with "
+        f"--set init={trainer.folder / EXPORT_FILE}"
+    )
+
+
+def _interrupted(trainer: Trainer) -> str:
+    config = trainer.config
+    end = f"{config.max_minutes:g} minutes" if config.steps is None else f"step {config.steps}"
+    return (
+        f"interrupted at step {trainer.step} after {trainer.minutes:.1f} minutes, before {end}; "
+        "the same command goes on from here"
+    )
 
 
 def plot(

@@ -16,6 +16,7 @@ from ghn_fast.checkpoint.training import check_finite, fitted, load_optimizer
 from ghn_fast.ghn import GHN
 from ghn_fast.train.config import ConfigError, TrainConfig, free_settings
 
+EXPORT_FILE = "ghn.safetensors"
 _FORMAT = 1
 COUNTERS = (
     "step",
@@ -67,7 +68,7 @@ class Run(NamedTuple):
         state = _load_checkpoint(path)
         with failures(path, ConfigError):
             saved = TrainConfig.from_dict(state["config"])
-            _check_same_run(self.config, self.processes, saved, state.get("processes", 1))
+            _check_same_run(self.config, self.processes, saved, state.get("processes", 1), path)
             if state.get("images", self.images) != self.images:
                 raise ConfigError("it learned from other images, or normalised in another way")
             if state.get("teacher") != self.teacher:
@@ -121,7 +122,7 @@ def _load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_same_run(
-    config: TrainConfig, processes: int, saved: TrainConfig, saved_processes: int
+    config: TrainConfig, processes: int, saved: TrainConfig, saved_processes: int, path: Path
 ) -> None:
     now, then = config.to_dict(), saved.to_dict()
     for values, one, count in ((now, config, processes), (then, saved, saved_processes)):
@@ -133,7 +134,8 @@ def _check_same_run(
     if changed:
         differences = ", ".join(f"{name}: {then.get(name)!r} -> {now[name]!r}" for name in changed)
         raise ConfigError(
-            f"it belongs to a run with other settings ({differences}); use these, or another folder"
+            f"it belongs to a run with other settings ({differences}); use these, or another "
+            f"folder, where --set init={path.with_name(EXPORT_FILE)} trains on from this run"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import signal
 import time
 import warnings
@@ -37,7 +38,7 @@ from ghn_fast.train.log import LOG_FILE, Meter, RunLog
 from ghn_fast.train.networks import Drawn, NetworkStream, image_counts, values_to_device
 from ghn_fast.train.plot import has_matplotlib, plot_run
 from ghn_fast.train.pointwise import use_products
-from ghn_fast.train.resume import COUNTERS, Run, is_seen, version
+from ghn_fast.train.resume import COUNTERS, EXPORT_FILE, Run, is_seen, version
 from ghn_fast.train.schedule import learning_rate, update_average
 from ghn_fast.train.soap import SOAP
 from ghn_fast.train.step import Arrival, StepResult, train_step, train_step_as_they_come
@@ -45,7 +46,6 @@ from ghn_fast.train.teacher import TaughtStream, Teacher, kept_logits
 
 CONFIG_FILE = "config.json"
 CHECKPOINT_FILE = "checkpoint.pt"
-EXPORT_FILE = "ghn.safetensors"
 TEACHER_FILE = "teacher-logits.safetensors"
 LOCK_FILE = "lock"
 
@@ -108,6 +108,9 @@ class Trainer:
         teacher: what the configuration's ``teacher`` names, or any other; its logits are computed
             when training begins.
 
+    Attributes:
+        signal: the number of the signal that stopped the last :meth:`fit`, else None.
+
     Raises:
         ConfigError: the folder holds a run of another configuration or a damaged one, or the GHN
             of the configuration, or the teacher, has another number of classes than the images.
@@ -158,6 +161,7 @@ class Trainer:
         self.left_out_networks = 0
         self.failed_checkpoints = 0
         self._stop = self._stopping = False
+        self.signal: int | None = None
         self._started = time.perf_counter()
         self.longest = {"step": 0.0, "save": 0.0, "validate": 0.0}
         self._resume()
@@ -185,10 +189,18 @@ class Trainer:
         """Ends the run after the current step, with a checkpoint."""
         self._stop = True
 
+    def _interrupt(self, number: int) -> None:
+        self.signal = number
+        self.stop()
+        if self.processes.is_first:
+            # Not by print, which fails where the signal has come in the middle of another one.
+            os.write(2, b"\nstopping after this step, with a checkpoint\n")
+
     def fit(self, show_progress: bool = False) -> GHN:
         """Trains until the steps are done, the time is up, or SIGTERM or SIGINT arrives.
 
-        A signal to any one of several processes stops all of them.
+        A signal to any one of several processes stops all of them; :attr:`signal` is its number
+        then, in all of them.
 
         Args:
             show_progress: draw a progress bar.
@@ -201,9 +213,10 @@ class Trainer:
         """
         is_first = self.processes.is_first
         self._stop = self._stopping = False
+        self.signal = None
         self._started = time.perf_counter() - 60 * self.minutes
         with ExitStack() as stack:
-            stack.enter_context(_signals(self.stop))
+            stack.enter_context(_signals(self._interrupt))
             if self.processes.first(is_first and not self._locked(stack)):
                 raise ConfigError(
                     f"another run is writing in {self.folder}, or has since this one read its "
@@ -299,10 +312,11 @@ class Trainer:
     def _agree(self) -> None:
         """All processes take the first one's time, and stop if any was told to."""
         minutes = (time.perf_counter() - self._started) / 60
-        states = self.processes.gather((self._stop, minutes, self.longest))
+        states = self.processes.gather((self._stop, self.signal, minutes, self.longest))
         # Not the request itself: one that arrives meanwhile is for the next agreement.
-        self._stopping = any(stop for stop, _, _ in states)
-        _, self.minutes, longest = states[0]
+        self._stopping = any(stop for stop, *_ in states)
+        self.signal = self.signal or next((number for _, number, *_ in states if number), None)
+        *_, self.minutes, longest = states[0]
         self.longest = dict(longest)
 
     def _advance(
@@ -588,11 +602,11 @@ def _network_workers(
 
 
 @contextmanager
-def _signals(stop: Any) -> Iterator[None]:
+def _signals(interrupt: Callable[[int], None]) -> Iterator[None]:
     """SIGTERM and SIGINT stop the run; works in the main thread only, elsewhere does nothing."""
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop()
+        interrupt(number)
 
     try:
         previous = {kind: signal.signal(kind, handle) for kind in (signal.SIGTERM, signal.SIGINT)}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from ghn_fast.cli import main
 from ghn_fast.cli.options import DEFAULT_GHN
 from ghn_fast.ghn import ghn2
 from ghn_fast.ghn.hub import DEFAULT
+from ghn_fast.train import Trainer
 from tests.graphs import SmallClassifier
 
 
@@ -322,8 +324,13 @@ def test_train_resume_and_eval(
     assert "step 2" in printed
     assert "warm-up: 0 steps, a tenth of the run, instead of 200" in printed
     assert run(monkeypatch, "train", *common) == 0
-    assert "going on at step 2" in capsys.readouterr().out
-    assert len(flushes) == 2
+    printed = capsys.readouterr().out
+    assert "this run is finished already" in printed
+    assert f"--set init={run_folder / 'ghn.safetensors'}" in printed
+    assert "going on" not in printed
+    assert run(monkeypatch, "train", *common, "--steps", 4) == 1
+    assert f"--set init={run_folder / 'ghn.safetensors'}" in capsys.readouterr().err
+    assert len(flushes) == 3
 
     results = tmp_path / "results"
     arguments = ("--data", cifar10, "--num-nets", 2, "--images", 64, "--random", "--out", results)
@@ -336,6 +343,39 @@ def test_train_resume_and_eval(
 
     assert run(monkeypatch, "plot", run_folder, "--out", tmp_path / "plot.png") == 0
     assert (tmp_path / "plot.png").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    cifar10: Path,
+    number: signal.Signals,
+) -> None:
+    step_of = Trainer._advance
+
+    def interrupted(trainer: Trainer, *arguments: Any) -> Any:
+        signal.raise_signal(number)
+        return step_of(trainer, *arguments)
+
+    settings = [
+        *("--set", "meta_batch=2", "--set", "image_batch=4", "--set", "widths=[16]"),
+        *("--set", "max_work=5", "--set", 'ghn={"max_shape": [16, 16, 3, 3]}', "--steps", 3),
+        *("--set", "validate_every=0", "--set", "threads=1", "--set", "max_minutes=null"),
+    ]
+    common = ("--out", tmp_path, "--data", cifar10, "--no-progress")
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Trainer, "_advance", interrupted)
+        assert run(stopping, "train", *common, *settings) == 128 + number
+    printed = capfd.readouterr()
+    assert "stopping after this step" in printed.err
+    assert "interrupted at step 1 after" in printed.out
+    assert "before step 3; the same command goes on" in printed.out
+    assert run(monkeypatch, "train", *common, *settings) == 0
+    printed = capfd.readouterr()
+    assert "going on at step 1" in printed.out
+    assert "\nstep 3, " in printed.out
 
 
 def test_published_figures_are_of_cifar10_only(
