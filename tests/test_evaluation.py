@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,14 @@ def test_figures() -> None:
     assert result.best == 50.0
     assert result.std == pytest.approx((1000 / 3) ** 0.5)
     assert result.standard_error == pytest.approx((1000 / 3) ** 0.5 / 2)
+
+
+def test_one_network_tells_no_spread() -> None:
+    result = EvaluationResult("test", 0, "ghn", 100, 64, [NetworkResult(0, 10.0, 1, 0.0)])
+    assert math.isnan(result.std)
+    assert math.isnan(result.standard_error)
+    assert result.summary()["std"] is result.summary()["standard_error"] is None
+    assert repr(result) == "EvaluationResult(test, ghn, 1 networks: 10.0 %)"
 
 
 def test_results_are_resumed(images: Images, tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _print_tables(ghn: str, results: list[EvaluationResult], is_cifar10: bool) -
     norm = (
         "calibrated"
         if first.norm == "calibrated"
-        else f"statistics of batches of {first.batch_size}"
+        else f"statistics of batches of {min(first.batch_size, first.num_images)}"
     )
     table = Table(
         title=f"top-1 in % on {first.num_images:,} test images, networks of seed {first.seed}, "
@@ -209,7 +209,14 @@ def _rows(ghn: str, result: EvaluationResult) -> list[list[str]]:
     summary = result.summary()
     figures = [summary[key] for key in ("mean", "standard_error", "std", "best", "worst")]
     count = str(len(result.networks))
-    return [[result.split, name, count, *(f"{figure:.1f}" for figure in figures)]]
+    return [
+        [
+            result.split,
+            name,
+            count,
+            *("-" if figure is None else f"{figure:.1f}" for figure in figures),
+        ]
+    ]
 
 
 PREDEFINED_NAMES = ("resnet50", "vit")

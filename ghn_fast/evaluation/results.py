@@ -137,7 +137,8 @@ class EvaluationResult(Results[NetworkResult]):
     images_digest: str = ""
 
     def __repr__(self) -> str:
-        found = f": {self.mean:.1f} ± {self.standard_error:.1f} %" if self.networks else ""
+        error = f" ± {self.standard_error:.1f}" if len(self.networks) > 1 else ""
+        found = f": {self.mean:.1f}{error} %" if self.networks else ""
         return (
             f"EvaluationResult({self.split}, {self.baseline}, {len(self.networks)} networks{found})"
         )
@@ -153,25 +154,26 @@ class EvaluationResult(Results[NetworkResult]):
 
     @property
     def std(self) -> float:
-        """The sample standard deviation over the networks; 0 for a single one."""
-        return statistics.stdev(self.top1) if len(self.networks) > 1 else 0.0
+        """The sample standard deviation over the networks; nan for a single one."""
+        return statistics.stdev(self.top1) if len(self.networks) > 1 else math.nan
 
     @property
     def standard_error(self) -> float:
-        """Of the mean over the networks."""
+        """Of the mean over the networks; nan for a single one."""
         return self.std / math.sqrt(len(self.networks))
 
     @property
     def best(self) -> float:
         return max(self.top1)
 
-    def summary(self) -> dict[str, float]:
-        """The figures to report."""
+    def summary(self) -> dict[str, float | None]:
+        """The figures to report; None for those that a single network does not tell."""
+        several = len(self.networks) > 1
         return {
             "networks": len(self.networks),
             "mean": self.mean,
-            "standard_error": self.standard_error,
-            "std": self.std,
+            "standard_error": self.standard_error if several else None,
+            "std": self.std if several else None,
             "best": self.best,
             "worst": min(self.top1),
         }

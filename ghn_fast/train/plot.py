@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def _draw_accuracy(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
     axes.plot(steps, [100 * value for value in top1], label="training")
     steps, means = _series(lines, "validation", "mean")
     if steps:
-        errors = _series(lines, "validation", "standard_error")[1]
+        known = _series(lines, "validation", "standard_error")[1]
+        errors = [math.nan if error is None else error for error in known]
         axes.errorbar(steps, means, errors, marker="o", label="validation, mean of networks")
         axes.plot(*_series(lines, "validation", "best"), "^", label="validation, best network")
     axes.set_ylabel("top-1, %")
