@@ -29,7 +29,8 @@ Split = Annotated[
     str,
     typer.Option(
         help="train, val, test, wide, deep, dense, bnfree, search or predefined; sample and stats "
-        "also families/train, families/val and families/test."
+        "also families/train, families/val and families/test, or one family of them: "
+        "families/test/residual."
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Of the networks; the evaluation splits are of seed 0.")]
@@ -44,7 +45,12 @@ _SPLITS_OF_LIST = (*EVALUATION, "predefined")
 @app.command()
 def sample(
     split: Split = "train",
-    index: Annotated[int, typer.Option(min=0, help="Of the first network.")] = 0,
+    index: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Of the first network; sampled splits have more than were published."
+        ),
+    ] = 0,
     count: Annotated[int, typer.Option(min=1, help="How many networks.")] = 1,
     seed: Seed = 0,
     large_images: Large = False,
@@ -72,12 +78,15 @@ def sample(
 
 
 def _is_of_families(split: str, large_images: bool, nets_dir: Path | None) -> bool:
-    from ghn_fast.nets.families import SPLITS
+    from ghn_fast.nets.families import FAMILIES, SPLITS, family_split
 
+    whole, family = family_split(split)
     if not split.startswith("families/"):
         return False
-    if split not in SPLITS:
+    if whole not in SPLITS:
         raise UsageError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
+    if family is not None and family not in FAMILIES:
+        raise UsageError(f"unknown family {family!r}; there are {', '.join(FAMILIES)}")
     if large_images or nets_dir is not None:
         raise UsageError(f"the networks of {split!r} are for 32 x 32 images and in no files")
     return True
@@ -96,9 +105,10 @@ def _print_net(nets: DeepNets1M, number: int, as_json: bool) -> Graph:
 def _print_member(split: str, seed: int, number: int, as_json: bool) -> Graph:
     from rich.console import Console
 
-    from ghn_fast.nets.families import sample_member
+    from ghn_fast.nets.families import family_split, sample_member
 
-    member = sample_member(split, seed, number)
+    whole, family = family_split(split)
+    member = sample_member(whole, seed, number, family=family)
     sizes = {"parameters": member.parameters, "multiply_adds": member.multiply_adds}
     if as_json:
         line = {"split": split, "index": number, "family": member.family, **sizes}

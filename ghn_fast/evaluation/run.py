@@ -37,7 +37,7 @@ from ghn_fast.nets import (
     sample_net_args,
 )
 from ghn_fast.nets.deepnets1m import SIZES
-from ghn_fast.nets.families import FAMILIES, sample_member
+from ghn_fast.nets.families import FAMILIES, family_split, sample_member
 from ghn_fast.nets.families import SPLITS as FAMILIES_SPLITS
 from ghn_fast.nets.zoo import build_zoo_net, zoo_names
 from ghn_fast.prediction import predict
@@ -180,15 +180,9 @@ def _check_size(images: ImageSource) -> None:
         raise EvaluationError(str(error)) from None
 
 
-def _of_family(split: str) -> tuple[str, str | None]:
-    """A split of the families, and which of them it is of where it is of one."""
-    whole, _, family = split.rpartition("/")
-    return (whole, family) if whole in FAMILIES_SPLITS else (split, None)
-
-
 def _network_count(split: str, num_nets: int | None, is_large: bool) -> int:
     sizes = {**SIZES, **dict.fromkeys(FAMILIES_SPLITS, FAMILIES_SIZE), ZOO: len(zoo_names())}
-    given, (split, family) = split, _of_family(split)
+    given, (split, family) = split, family_split(split)
     if split not in sizes:
         raise EvaluationError(f"unknown split {given!r}; there are {', '.join(sizes)}")
     if family is not None and family not in FAMILIES:
@@ -255,7 +249,7 @@ class _Job:
                 name = zoo_names()[index]
                 model, graph = build_zoo_net(name, classes), None
             else:
-                whole, family = _of_family(split)
+                whole, family = family_split(split)
                 types = self._node_types
                 member = sample_member(
                     whole, seed, index, classes, family, with_values=True, types=types

@@ -13,7 +13,7 @@ from ghn_fast._core import core
 from ghn_fast.graph.graph import Graph
 from ghn_fast.graph.types import NODE_TYPES
 from ghn_fast.nets.deepnets1m import DeepNets1M
-from ghn_fast.nets.families import sample_member
+from ghn_fast.nets.families import family_split, sample_member
 from ghn_fast.nets.measure.count import count_parameters
 from ghn_fast.nets.measure.multiply_adds import count_multiply_adds
 from ghn_fast.nets.space.network import build_net
@@ -87,8 +87,10 @@ def _of_graphs(nets: DeepNets1M, count: int) -> NetsStats:
 
 
 def measure_members(split: str, seed: int, count: int) -> NetsStats:
-    """Measures the first `count` networks of a split of :mod:`ghn_fast.nets.families`."""
-    members = (sample_member(split, seed, index) for index in range(count))
+    """Measures the first `count` networks of a split, or of one family of it
+    (:mod:`ghn_fast.nets.families`)."""
+    whole, family = family_split(split)
+    members = (sample_member(whole, seed, index, family=family) for index in range(count))
     return _of_each((m.graph, m.parameters, m.multiply_adds) for m in members)
 
 

@@ -70,6 +70,13 @@ def test_sample_of_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (tmp_path / "families-val-5.svg").exists()
     read = json.loads(run("nets", "sample", *where, "--json").output)
     assert (read["family"], read["parameters"]) == (member.family, member.parameters)
+    of_one = ("--split", "families/val/residual", "--index", 5, "--json")
+    line = json.loads(run("nets", "sample", *of_one).output)
+    member = sample_member("families/val", 0, 5, family="residual")
+    assert (line["split"], line["family"]) == ("families/val/residual", "residual")
+    assert line["modules"] == str(member.model)
+    refused = run("nets", "sample", "--split", "families/val/residuals").exception
+    assert "unknown family 'residuals'; there are" in str(refused)
     refused = run("nets", "sample", "--split", "families/dev").exception
     assert isinstance(refused, UsageError)
     assert "there are families/train, families/val, families/test" in str(refused)
@@ -79,6 +86,8 @@ def test_sample_of_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_stats_of_families() -> None:
     result = run("nets", "stats", "--split", "families/test", "--count", 3)
     assert "3 networks of split families/test, 32 x 32 images, 10 classes" in result.output
+    result = run("nets", "stats", "--split", "families/test/plain", "--count", 2)
+    assert "2 networks of split families/test/plain" in result.output
     assert "multiply-adds" in result.output
 
 

@@ -11,7 +11,16 @@ from ghn_fast.nets.families.space import (
     BeyondLimitsError,
     Member,
     family_of,
+    family_split,
     sample_member,
 )
 
-__all__ = ["FAMILIES", "SPLITS", "BeyondLimitsError", "Member", "family_of", "sample_member"]
+__all__ = [
+    "FAMILIES",
+    "SPLITS",
+    "BeyondLimitsError",
+    "Member",
+    "family_of",
+    "family_split",
+    "sample_member",
+]

@@ -126,6 +126,13 @@ def family_of(split: str, seed: int, index: int) -> str:
     return _stream(split, seed, index).pick(_CHOICES)
 
 
+def family_split(name: str) -> tuple[str, str | None]:
+    """A split, and the one family that its networks are of in names such as
+    ``families/test/residual``; other names are as they are."""
+    whole, _, family = name.rpartition("/")
+    return (whole, family) if whole in SPLITS else (name, None)
+
+
 def sample_member(
     split: str,
     seed: int,
