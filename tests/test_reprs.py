@@ -22,10 +22,14 @@ def _shown() -> list[tuple[object, str]]:
         (ghn_fast.ghn2(), "hid=32, blocks of 64x64x11x11, 10 classes"),
         (EvaluationResult("test", 0, "ghn", 9, 3, results), "3 networks: 51.0 ± 0.6 %"),
         (EvaluationResult("test", 0, "ghn", 9, 3), "0 networks"),
+        (
+            ghn_fast.DeepNets1M("test"),
+            "test, 500 networks of seed 0, for 32 x 32 images",
+        ),
     ]
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 def test_a_line_says_what_it_is(number: int) -> None:
     shown, part = _shown()[number]
     text = repr(shown)

@@ -93,6 +93,14 @@ class DeepNets1M(Dataset[Graph]):
         """Whether networks are neither read from files nor predefined."""
         return self._published is None and self.split != "predefined"
 
+    def __repr__(self) -> str:
+        source = f"of seed {self.seed}" if self.is_sampled else "as published"
+        size = "224 x 224" if self.large_images else "32 x 32"
+        return (
+            f"DeepNets1M({self.split}, {self._size:,} networks {source}, for {size} images, "
+            f"{self.num_classes} classes)"
+        )
+
     def __len__(self) -> int:
         return self._size
 
@@ -173,7 +181,8 @@ class DeepNets1M(Dataset[Graph]):
                 "range(start, stop)), or a list"
             )
         if not -self._size <= index < self._size:  # len() has no number of 64 bits
-            raise IndexError(f"network {index} of {self._size} in split {self.split!r}")
+            more = "; num_nets= asks for more" if self.is_sampled else ""
+            raise IndexError(f"network {index} of {self._size} in split {self.split!r}{more}")
         return index % self._size
 
 

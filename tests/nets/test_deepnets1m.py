@@ -33,7 +33,7 @@ def test_items_are_graphs_of_their_networks() -> None:
         assert nodes.items() <= shapes.items()
     assert index == 2
     assert nets[-1].index == 2
-    with pytest.raises(IndexError, match="network 3 of 3 in split 'test'"):
+    with pytest.raises(IndexError, match="network 3 of 3 in split 'test'; num_nets= asks for more"):
         nets[3]
     with pytest.raises(TypeError, match="a network is taken by its number"):
         nets[1:3]  # type: ignore[index]
