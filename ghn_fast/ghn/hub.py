@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -233,8 +234,14 @@ def _unknown(name: str) -> str:
     else:
         candidates = [*list_models(), *_GHN3_ALIASES]
     near = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
+    near.sort(key=lambda known: _common_beginning(known, name), reverse=True)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(list_models())}"
     return f"there is no GHN {name!r}, neither by name nor as a path; {hint}"
+
+
+def _common_beginning(first: str, second: str) -> int:
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _download(repository: str, file: str, options: Mapping[str, Any]) -> Path:

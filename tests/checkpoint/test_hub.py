@@ -88,6 +88,7 @@ def test_the_loaded_ghn_predicts_and_trains(tmp_path: Path, ghn: GHN) -> None:
     ("name", "message"),
     [
         ("ghn2-cifar-10", "did you mean ghn2-cifar10"),
+        ("ghn2-imagenet", "did you mean ghn2-cifar10 or ghn3-"),
         ("ghn3-x", "did you mean ghn3-xl"),
         ("resnet", "known are ghn2-cifar10, ghn3-t"),
         ("no/such/folder", "no GHN 'no/such/folder'"),
