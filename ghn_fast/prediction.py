@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ghn_fast._system.writable import check_writable, is_expanded
 from ghn_fast.ghn import GHN, Plan
@@ -22,7 +23,7 @@ from ghn_fast.ghn.place.keep import NO_NODE, by_choice
 from ghn_fast.ghn.place.materialise import materialised
 from ghn_fast.ghn.place.plan import head_nodes, misfit
 from ghn_fast.ghn.place.uses import Uses
-from ghn_fast.graph import Graph, GraphBatch
+from ghn_fast.graph import Graph, GraphBatch, TraceError
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -161,12 +162,16 @@ def predict(
     weight's norm. Batch-norm statistics are not parameters: evaluate the model with batch
     statistics, or calibrate them (:func:`ghn_fast.calibrate_`).
 
+    To make its graph the model is called, without arithmetic: forward hooks and all else that its
+    forward does, such as to print or to count in a global, happen then too.
+
     Args:
         model: any module that can be called; its parameters keep their device and dtype.
         ghn: a GHN, or what :func:`ghn_fast.from_pretrained` takes; by default ``ghn2-cifar10``,
             which is shipped with the package.
         example_inputs: what the model is called with (a tensor, a tuple of arguments or a dict of
-            keyword arguments) where it cannot be worked out from the model.
+            keyword arguments) where it cannot be worked out from the model. Lazy modules that have
+            no shapes yet get theirs by such a call.
         return_report: also return a :class:`PredictionReport`, which names every parameter that
             was predicted and every one that was not.
         graph: of the model, as :meth:`GHN.graph_of` makes it, to predict again without tracing
@@ -201,6 +206,8 @@ def predict(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
+    if example_inputs is not None and any(map(is_lazy, model.parameters())):
+        _initialise(model, example_inputs)
     uses = Uses.of(model)
     _check(model, uses, fill)
     reasons = by_choice(uses, keep, only)
@@ -220,6 +227,21 @@ def predict(
         return model
     _account(report, uses.parameters, plan)
     return model, report
+
+
+@torch.no_grad()
+def _initialise(model: nn.Module, example_inputs: Any) -> None:
+    """Calls a model once, so that its lazy modules have shapes; batch statistics stay."""
+    modes = [(module, module.training) for module in model.modules()]
+    inputs = example_inputs if isinstance(example_inputs, (Mapping, tuple)) else (example_inputs,)
+    try:
+        model.eval()
+        model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+    except Exception as error:  # of a user's code
+        raise TraceError(f"the model could not be run with example_inputs: {error}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _check(model: nn.Module, uses: Uses, fill: bool) -> None:

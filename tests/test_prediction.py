@@ -16,6 +16,7 @@ import ghn_fast
 from ghn_fast.checkpoint import save
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.ghn.place.keep import NO_NODE
+from ghn_fast.graph import TraceError
 from tests.graphs import SmallClassifier
 
 IMAGES = torch.zeros(1, 3, 16, 16)
@@ -178,6 +179,19 @@ def test_meta_device(ghn: GHN) -> None:
 def test_lazy_modules(ghn: GHN) -> None:
     with pytest.raises(ValueError, match=r"has no shape yet: call the model once"):
         ghn_fast.predict(nn.Sequential(nn.LazyLinear(3)), ghn)
+    model = nn.Sequential(
+        nn.LazyConv2d(8, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10)
+    )
+    model[1].eval()
+    images = torch.ones(2, 3, 8, 8)
+    _, report = ghn_fast.predict(model, ghn, images, return_report=True)
+    assert set(report.predicted) == set(dict(model.named_parameters()))
+    assert [module.training for module in model] == [True, False, True, True]
+    assert torch.equal(model[1].running_mean, torch.zeros(8))
+    assert model[1].num_batches_tracked == 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(TraceError, match="could not be run with example_inputs"):
+        ghn_fast.predict(nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyLinear(3)), ghn, images[0, 0, 0])
 
 
 def test_not_a_module(ghn: GHN) -> None:
