@@ -15,13 +15,11 @@ from torch import nn
 
 import ghn_fast
 import ghn_fast.graph
-import ghn_fast.start
 from ghn_fast.data import Images
 
 PUBLIC = [
     *(name for name in ghn_fast.__all__ if name != "__version__"),
     "graph.register",
-    "start.start_",
 ]
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ghn_fast.prediction import PredictionReport as PredictionReport
     from ghn_fast.prediction import predict as predict
     from ghn_fast.refine import refine_ as refine_
+    from ghn_fast.start import start_ as start_
     from ghn_fast.train import TrainConfig as TrainConfig
     from ghn_fast.train import train_step as train_step
 
@@ -68,6 +69,7 @@ _EXPORTS = {
     "select_weights_": "ghn_fast.initialisation",
     "similar": "ghn_fast.embedding",
     "show_config": "ghn_fast.environment",
+    "start_": "ghn_fast.start",
     "train_step": "ghn_fast.train",
 }
 
