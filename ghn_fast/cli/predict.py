@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from ghn_fast.graph import Graph
     from ghn_fast.prediction import PredictionReport
 
+_PAGES = (".html", ".htm")
+_NAMED = 3
+"""Parameters that are kept for the same reason whose names are printed."""
 LIKELY_BY_CHANCE = 2.0
 """Standard errors above chance up to which an accuracy is taken for guessing."""
-OTHER_PICTURES = "ghn-fast fit MODEL --data FOLDER takes any pictures"
+OTHER_PICTURES = "ghn-fast fit MODEL --data FOLDER takes RGB pictures of any size"
 
 
 def predict(
@@ -101,6 +104,9 @@ def predict(
     check_num_classes(model, num_classes)
     if out is not None:
         check_ending(out)
+    if card is not None and card.suffix.lower() not in _PAGES:
+        page = card.with_suffix(".html").name
+        raise UsageError(f"--card {card}: the file is HTML: call it {page}")
     start = time.perf_counter()
     network = from_pretrained(ghn)
     loaded = time.perf_counter() - start
@@ -134,8 +140,9 @@ def predict(
         typer.echo(f"wrote {out}")
     measured = None
     if is_measured:
-        measured = _measure(target, data, download, images, batch_size)
-    elif data is not None or download:
+        is_whole = not keep and not only
+        measured = _measure(target, data, download, images, batch_size, is_whole)
+    else:
         typer.echo(
             "accuracy: not measured, as CIFAR-10 is for GHNs of 10 classes and models for small "
             f"images; {OTHER_PICTURES}"
@@ -201,8 +208,11 @@ def _print_report(model: str, ghn: str, report: PredictionReport, built: float) 
         rest = report.num_parameters - report.num_predicted
         table.add_row("not decoded", f"{len(report.unpredicted):,}", f"{rest:,}")
     console.print(table)
-    for name, reason in report.unpredicted.items():
-        console.print(f"{name}: {reason}", highlight=False, soft_wrap=True)
+    for reason in dict.fromkeys(report.unpredicted.values()):
+        names = [name for name, why in report.unpredicted.items() if why == reason]
+        others = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        listed = ", ".join(names[:_NAMED]) + others
+        console.print(f"{listed}: {reason}", markup=False, highlight=False, soft_wrap=True)
     stages = ", ".join(
         f"{stage} {spent:.3f} s" for stage, spent in report.stages.items() if stage != "load"
     )
@@ -225,7 +235,12 @@ def _check_folder(data: Path) -> None:
 
 
 def _measure(
-    model: nn.Module, data: Path | None, download: bool, num_images: int, batch_size: int
+    model: nn.Module,
+    data: Path | None,
+    download: bool,
+    num_images: int,
+    batch_size: int,
+    is_whole: bool,
 ) -> tuple[Tensor, Accuracy] | None:
     """A batch of CIFAR-10 and the accuracy on all of it; None, and why, where there is none."""
     from ghn_fast.evaluation import batches_in_order
@@ -233,7 +248,8 @@ def _measure(
     test = _test_images(model, data, download, num_images)
     if test is None:
         return None
-    return next(batches_in_order(test, batch_size))[0], _print_accuracy(model, test, batch_size)
+    accuracy = _print_accuracy(model, test, batch_size, is_whole)
+    return next(batches_in_order(test, batch_size))[0], accuracy
 
 
 def _test_images(
@@ -251,8 +267,8 @@ def _test_images(
         classes = _class_count(model, next(batches_in_order(test.first(2)))[0])
     except Exception as error:  # of a user's code, which may be for other inputs
         typer.echo(
-            f"accuracy: not measured, the model does not classify images of 32 pixels ({error}); "
-            f"{OTHER_PICTURES}"
+            f"accuracy: not measured, the model does not classify RGB images of 32 pixels "
+            f"({error}); {OTHER_PICTURES}"
         )
         return None
     if classes == test.num_classes:
@@ -264,20 +280,27 @@ def _test_images(
     return None
 
 
-def _print_accuracy(model: nn.Module, test: Images, batch_size: int) -> Accuracy:
+def _print_accuracy(
+    model: nn.Module, test: Images, batch_size: int, is_whole: bool = True
+) -> Accuracy:
+    """Of a model that was predicted as a whole, or in the part that was asked for."""
     from ghn_fast.card import Accuracy
     from ghn_fast.evaluation import top1
 
     accuracy = top1(model, test, batch_size)
     typer.echo(
-        f"top-1 on {len(test):,} CIFAR-10 test images, batch statistics of {batch_size}: "
+        f"top-1 on {len(test):,} CIFAR-10 test images, batch statistics of "
+        f"{min(batch_size, len(test))}: "
         f"{accuracy:.1f} % (chance is 10 %)"
     )
-    if accuracy <= 10 + LIKELY_BY_CHANCE * 30 / len(test) ** 0.5:
+    guesses = accuracy <= 10 + LIKELY_BY_CHANCE * 30 / len(test) ** 0.5
+    if guesses and is_whole:
         typer.echo(
             "this is what guessing gives: the prediction does not help this model; ghn-fast fit "
             "compares it with the random start, and keeps the better"
         )
+    elif guesses:
+        typer.echo("this is what guessing gives, by a model that was predicted in part")
     return Accuracy(accuracy, len(test))
 
 

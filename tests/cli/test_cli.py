@@ -106,10 +106,26 @@ def test_predict_prints_and_writes(
     whole, *parts = (float(seconds) for seconds in stages.groups())
     assert whole == pytest.approx(sum(parts), abs=2e-3)
     assert "top-1 on 64 CIFAR-10 test images, batch statistics of 64: 1" in printed
+
     with safe_open(out, "pt") as written:
         assert set(written.keys()) >= {"conv.weight", "bn.weight", "fc.bias"}
         assert written.metadata()["model"] == name
     assert list(tmp_path.iterdir()) == [out]
+    arguments = ("--ghn", ghn_file, "--data", cifar10, "--images", 16)
+    assert run(monkeypatch, "predict", name, *arguments) == 0
+    assert "CIFAR-10 test images, batch statistics of 16: " in capsys.readouterr().out
+
+
+def test_a_card_is_html(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ghn_file: Path,
+    tmp_path: Path,
+) -> None:
+    arguments = ("tests.graphs:SmallClassifier", "--ghn", ghn_file, "--card", tmp_path / "x.txt")
+    assert run(monkeypatch, "predict", *arguments) == 1
+    assert "the file is HTML: call it x.html" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("accuracy", "guesses"), [(11.0, True), (30.0, False)])
@@ -125,7 +141,11 @@ def test_what_guessing_gives_is_said(
 
     monkeypatch.setattr("ghn_fast.evaluation.top1", lambda *arguments: accuracy)
     _print_accuracy(SmallClassifier(), load_cifar10(cifar10, "test"), 64)
-    assert ("this is what guessing gives" in capsys.readouterr().out) == guesses
+    assert ("the prediction does not help this model" in capsys.readouterr().out) == guesses
+    _print_accuracy(SmallClassifier(), load_cifar10(cifar10, "test"), 64, is_whole=False)
+    printed = capsys.readouterr().out
+    assert ("guessing gives, by a model that was predicted in part" in printed) == guesses
+    assert "does not help" not in printed
 
 
 def test_predict_reports_what_it_did_not(
@@ -135,7 +155,7 @@ def test_predict_reports_what_it_did_not(
     assert run(monkeypatch, *arguments, "--num-classes", 10) == 0
     assert "not predicted" not in capsys.readouterr().out
     assert run(monkeypatch, "predict", "resnet18", "--ghn", ghn_file, "--num-classes", 7) == 0
-    assert "fc.weight: output layer of 7; this GHN predicts 10" in capsys.readouterr().out
+    assert "fc.weight, fc.bias: output layer of 7; this GHN predicts 10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", [("--input", "3x9x9"), ("--input-ids", 4)])
@@ -178,10 +198,11 @@ def test_predict_keeps_and_limits(
     assert run(monkeypatch, *model, "--keep", "bn", "--keep", "*.bias") == 0
     printed = capsys.readouterr().out
     assert "bn.weight: kept: as asked (keep='bn')" in printed
-    assert "fc.bias: kept: as asked (keep='*.bias')" in printed
+    assert "bn.bias, fc.bias: kept: as asked (keep='*.bias')" in printed
     assert "fc.weight: kept" not in printed
     assert run(monkeypatch, *model, "--only", "conv.weight", "--fill") == 0
-    assert "fc.weight: kept: as asked (not among only=...)" in capsys.readouterr().out
+    kept = "bn.weight, bn.bias, fc.weight and 1 more: kept: as asked (not among only=...)"
+    assert kept in capsys.readouterr().out
     assert run(monkeypatch, *model, "--keep", "layer9") != 0
     assert "no parameter is called 'layer9'" in capsys.readouterr().err
 
@@ -225,7 +246,7 @@ def test_predict_says_that_it_does_not_use_the_data(
     assert run(monkeypatch, "predict", name, *options, "--data", cifar10) == 0
     assert "accuracy: not measured, as CIFAR-10 is for" in capsys.readouterr().out
     assert run(monkeypatch, "predict", name, *options) == 0
-    assert "accuracy" not in capsys.readouterr().out
+    assert "accuracy: not measured, as CIFAR-10 is for" in capsys.readouterr().out
 
 
 SLOW_IMPORT = """
@@ -277,7 +298,7 @@ def test_predict_measures_no_model_of_other_pictures(
 ) -> None:
     arguments = ("--ghn", ghn_file, "--data", cifar10, "--card", tmp_path / "card.html")
     assert run(monkeypatch, "predict", "vit_b_32", *arguments) == 0
-    assert "the model does not classify images of 32 pixels" in capsys.readouterr().out
+    assert "the model does not classify RGB images of 32 pixels" in capsys.readouterr().out
     assert (tmp_path / "card.html").exists()
 
 
@@ -337,9 +358,17 @@ def test_train_resume_and_eval(
     assert run(monkeypatch, "eval", "--ghn", run_folder, *arguments) == 0
     printed = capsys.readouterr().out
     assert "top-1 in % on 64 test images" in printed
+    assert "statistics of batches of 64" in printed
     assert "random initialisation" in printed
     assert "GHN-2, published" in printed
     assert {path.name for path in results.iterdir()} == {"test-ghn.jsonl", "test-random.jsonl"}
+
+    one = ("--data", cifar10, "--num-nets", 1, "--images", 8)
+    assert run(monkeypatch, "eval", "--ghn", run_folder, *one) == 0
+    printed = capsys.readouterr().out
+    assert "statistics of batches of 8" in " ".join(printed.split())
+    row = next(line for line in printed.splitlines() if "test" in line and line.count("│") == 9)
+    assert [cell.strip() for cell in row.split("│")][5:7] == ["-", "-"]
 
     assert run(monkeypatch, "plot", run_folder, "--out", tmp_path / "plot.png") == 0
     assert (tmp_path / "plot.png").exists()
