@@ -33,8 +33,12 @@ def class_names(folder: Path) -> list[str]:
 
 def with_pictures(folder: Path) -> list[str]:
     """Those of :func:`class_names` that have pictures in themselves, not only deeper."""
-    names = class_names(folder)
-    return [name for name in names if any(_is_picture(c.name) for c in (folder / name).iterdir())]
+    return [name for name in class_names(folder) if has_pictures(folder / name)]
+
+
+def has_pictures(folder: Path) -> bool:
+    """Whether there are pictures in itself, not only deeper."""
+    return any(_is_picture(c.name) for c in folder.iterdir())
 
 
 def pictures_by_class(folder: Path) -> dict[str, list[Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 
 from ghn_fast._system.device import on_cpu
-from ghn_fast._system.errors import FileError, failures, shown
+from ghn_fast._system.errors import FileError, failures, one_line, shown
 from ghn_fast._system.random import permutation
 from ghn_fast.data.arrow import arrow_files, arrow_schema, read_arrow
 from ghn_fast.data.cifar10 import CLASSES, SPLITS, find_cifar10, load_cifar10
 from ghn_fast.data.encoded import FORMATS, Encoded, EncodedImages, pictures
 from ghn_fast.data.errors import DataError
-from ghn_fast.data.folders import class_names, pictures_by_class, with_pictures
+from ghn_fast.data.folders import class_names, has_pictures, pictures_by_class, with_pictures
 from ghn_fast.data.images import ImageSource, held_out
 from ghn_fast.data.mapped import MappedItems, as_arrow
 from ghn_fast.data.parquet import parquet_files, read_parquet
@@ -55,7 +56,7 @@ def load_images(
     stored); Parquet files with a column of pictures and one of labels (as Hugging Face stores image
     data sets), one alone, in a folder or by their name on the hub; and what
     ``datasets.Dataset.save_to_disk`` wrote. Of pictures that are in no parts, or all in ``train``,
-    a fifth is for ``"test"``.
+    a fifth is for ``"test"``. A part without labels is left out, and a warning says so.
 
     What is small enough (2 GiB decoded) is decoded at once and kept, and augmented as CIFAR-10 is;
     the rest is decoded when needed, and cropped and scaled at random in training. Encoded pictures
@@ -195,6 +196,15 @@ class _Parts:
         files = self.files[split]
         return bool(files) and min(_read_labels(files[0]), default=-1) >= 0
 
+    def without_labels(self, split: str) -> Path | None:
+        """Where the pictures of a part without labels are, if there is such a part."""
+        if self.folder in self.folders.values():  # classes may be called as parts are
+            return None
+        if self.has(split):
+            return self.folders[split] or self.files[split][0]
+        folders = (self.folder / name for name in _STORED[split])
+        return next((path for path in folders if path.is_dir() and has_pictures(path)), None)
+
     def read(self, split: str, image_size: int) -> EncodedImages:
         folder = self.folders[split]
         if folder is not None:
@@ -209,6 +219,8 @@ class _Parts:
 
 def _split(parts: _Parts, split: str, image_size: int) -> EncodedImages:
     has_test, has_val = parts.is_labelled("test"), parts.is_labelled("val")
+    if (split == "val" and not has_val) or (split == "test" and not has_test):
+        _tell_of_others(parts, split, "val" if split == "test" and has_val else "train")
     if parts.has("train") and not (has_test or has_val):
         images = parts.read("train", image_size)
         return images.select(_share_of(images.labels, split))
@@ -217,9 +229,29 @@ def _split(parts: _Parts, split: str, image_size: int) -> EncodedImages:
     if split == "test" and not has_test:
         stored = "val"
     if not parts.has(stored):
-        raise DataError(f"{parts.folder} has no labelled images for {split!r}")
+        bare = parts.without_labels(stored)
+        where = "" if bare is None else f": {_without_classes(bare)}"
+        raise DataError(f"{parts.folder} has no labelled images for {split!r}{where}")
     images = parts.read(stored, image_size)
     return images if is_whole else images.select(held_out(len(images), split))
+
+
+def _tell_of_others(parts: _Parts, split: str, other: str) -> None:
+    """That a part is there without labels, and images of another are taken in its place."""
+    path = parts.without_labels(split)
+    if path is None:
+        return
+    why = _without_classes(path) if path.is_dir() else f"{path} has no labels"
+    taken = "those of the 'val' part" if other == "val" else "a share of the training images"
+    text = f"{why}; it is left out, and {split!r} is {taken}"
+    warnings.warn(one_line(text), UserWarning, stacklevel=2)
+
+
+def _without_classes(folder: Path) -> str:
+    return (
+        f"the pictures in {folder} are not in a folder for each class, as in "
+        f"{folder.name}/CLASS/1.jpg, and nothing says which class they are of"
+    )
 
 
 def _share_of(labels: torch.Tensor, split: str) -> torch.Tensor:

@@ -159,6 +159,32 @@ def test_parts_without_folders_for_classes_are_no_classes(
         load_images(tmp_path)
 
 
-def test_a_class_may_be_called_train(tmp_path: Path) -> None:
-    (write_classes(tmp_path) / "c0").rename(tmp_path / "train")
-    assert load_class_names(tmp_path) == ["c1", "c2", "train"]
+@pytest.mark.parametrize("name", ["train", "test", "val"])
+def test_a_class_may_be_called_as_a_part(tmp_path: Path, name: str) -> None:
+    (write_classes(tmp_path) / "c0").rename(tmp_path / name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert [len(load_images(tmp_path, part)) for part in ("train", "val", "test")] == [27, 2, 7]
+    assert load_class_names(tmp_path) == ["c1", "c2", name]
+
+
+@pytest.mark.parametrize(("part", "folder"), [("test", "test"), ("val", "dev")])
+def test_pictures_of_a_part_without_classes_are_told_of(
+    tmp_path: Path, part: str, folder: str
+) -> None:
+    write_classes(tmp_path / "train")
+    (tmp_path / folder).mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / folder / "1.png")
+    message = rf"pictures in .*/{folder} are not .*/CLASS/1\.jpg.* out, and '{part}' is a share"
+    with pytest.warns(UserWarning, match=message) as caught:
+        parts = [load_images(tmp_path, split) for split in ("train", "val", "test")]
+    assert (len(caught), sum(map(len, parts))) == (1, 36)
+
+
+def test_pictures_to_train_with_need_folders_of_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path / "test")
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "train" / "1.png")
+    message = r"no labelled images for 'train': the pictures in .*/train are not .* train/CLASS/1"
+    with pytest.raises(DataError, match=message):
+        load_images(tmp_path)

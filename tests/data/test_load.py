@@ -95,7 +95,9 @@ def test_an_unlabelled_test_part_is_not_used(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [0, 1] * 10)
     write_parquet(tmp_path / "validation-0.parquet", [1, 1, 0])
     write_parquet(tmp_path / "test-0.parquet", [-1, -1])
-    assert sorted(load_images(tmp_path, "test").labels.tolist()) == [0, 1, 1]
+    message = r"test-0\.parquet has no labels; it is left out, and 'test' is those of the 'val'"
+    with pytest.warns(UserWarning, match=message):
+        assert sorted(load_images(tmp_path, "test").labels.tolist()) == [0, 1, 1]
     train, val = (load_images(tmp_path, split) for split in ("train", "val"))
     assert (len(train), len(val)) == (18, 2)
 
@@ -240,7 +242,8 @@ def test_folders_of_other_classes_are_refused(class_folders: Path) -> None:
 def test_a_test_folder_without_classes_is_unlabelled(class_folders: Path) -> None:
     (class_folders / "test" / "images").mkdir(parents=True)
     picture(0).save(class_folders / "test" / "images" / "0.png")
-    assert sorted(load_images(class_folders, "test").labels.tolist()) == [0, 0, 1, 1, 2, 2]
+    with pytest.warns(UserWarning, match="test are not in a folder for each class"):
+        assert sorted(load_images(class_folders, "test").labels.tolist()) == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_test_folder_of_other_names_is_refused(class_folders: Path) -> None:
