@@ -225,6 +225,7 @@ def test_half_precision_and_large_means_do_not_lose_the_variance() -> None:
     ("loader", "layered", "message"),
     [
         ([], False, "empty"),
+        (iter([]), False, "iterator gives no batch: .* pass a list of batches or a DataLoader"),
         (iter([torch.zeros(2, 3, 12, 12)]), True, "read only once"),
         ([torch.full((2, 3, 12, 12), torch.nan)], False, "1 is fed"),
         (["text"], False, "gave a str"),

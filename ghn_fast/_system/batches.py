@@ -36,6 +36,11 @@ def batches_of(loader: Iterable[Any] | Tensor) -> Iterator[Any]:
     batches = iter((loader,)) if isinstance(loader, Tensor) else iter(loader)
     for first in batches:
         return chain((first,), batches)
+    if batches is loader:
+        raise ValueError(
+            "the iterator gives no batch: one that was read to its end, as by calibrate_, gives "
+            "none again; pass a list of batches or a DataLoader"
+        )
     raise ValueError("the loader is empty: it has to give at least one batch")
 
 
