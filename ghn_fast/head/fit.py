@@ -200,8 +200,9 @@ def _checked(labels: Tensor | None, features: Tensor, head: Head) -> Tensor:
         )
     if not features.isfinite().all():
         raise ValueError(
-            f"what the output layer {head.name!r} is fed is not finite; batch norm needs its "
-            "statistics first: ghn_fast.calibrate_(model, loader)"
+            f"what the output layer {head.name!r} is fed is not finite: the inputs or the "
+            "parameters before it are not finite, or batch norm has no statistics of them yet "
+            "(ghn_fast.calibrate_(model, loader))"
         )
     return labels.long()
 
