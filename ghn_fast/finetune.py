@@ -21,7 +21,7 @@ from ghn_fast._system.device import bfloat16_is_faster, to_device
 from ghn_fast._system.errors import FileError
 from ghn_fast.checkpoint.training import fitted, load_optimizer, write_state
 from ghn_fast.data import ImageSource, ImageStream
-from ghn_fast.data.images import edges_repeated
+from ghn_fast.data.images import check_source, edges_repeated
 from ghn_fast.evaluation import calibrate, top1
 
 MOMENTUM, WEIGHT_DECAY, GRAD_CLIP = 0.9, 5e-4, 5.0
@@ -124,11 +124,14 @@ def finetune_(
         on_epoch: called with the epoch and the history so far.
 
     Raises:
+        TypeError: a loader, or something else that is no source of images, is among these.
         ValueError: the state file is of another configuration or model, or damaged; the model is
             as it was.
         DivergedError: losses or activations are no longer finite; the model has its best
             parameters.
     """
+    for images in (train, validation, test):
+        check_source(images)
     config = config or FinetuneConfig()
     tuning = _Tuning(model, train, config, None if state_file is None else Path(state_file))
     history = tuning.history

@@ -17,6 +17,7 @@ from torch import nn
 from ghn_fast._system.batches import device_of
 from ghn_fast._system.device import place
 from ghn_fast.data import ImageSource
+from ghn_fast.data.images import check_source
 from ghn_fast.evaluation import BATCH_SIZE, batches_in_order, calibrate
 from ghn_fast.ghn import GHN
 from ghn_fast.head import HeadReport, fit_head_
@@ -88,6 +89,7 @@ def start_(
         A :class:`StartReport`.
 
     Raises:
+        TypeError: ``train`` is a loader or something else that is no source of images.
         ValueError: another ``start``; what :func:`ghn_fast.predict` raises of the model or the GHN,
             or :func:`ghn_fast.fit_head_` of the random start. The model has its own parameters
             then, as with all other errors of these.
@@ -100,6 +102,7 @@ def start_(
     """
     if start not in KNOWN:
         raise ValueError(f"start takes {', '.join(KNOWN)}, not {start!r}")
+    check_source(train)
     own = copy.deepcopy(model.state_dict())
     trials = _Trials(model, own, train, batch_size, on_report)
     try:

@@ -128,6 +128,14 @@ def test_a_rate_that_undoes_the_start_is_lowered(tmp_path: Path) -> None:
     assert finetune_(Sharp(300.0), TRAIN, VALIDATION, TEST, config, state_file=state) == history
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_a_loader_is_refused_with_what_to_pass(place: int) -> None:
+    parts: list[Any] = [TRAIN, VALIDATION, TEST]
+    parts[place] = [(TRAIN.images, TRAIN.labels)]
+    with pytest.raises(TypeError, match=r"a list is no source .* pass ghn_fast\.data\.Images"):
+        finetune_(_model(), *parts)
+
+
 def test_no_epochs_measure_the_start() -> None:
     model = _model()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import ghn_fast
 import ghn_fast.start
@@ -161,6 +162,16 @@ def test_what_is_raised_leaves_the_model_its_parameters(pictures: Images, ghn: G
     other = replace(pictures, labels=pictures.labels + 1, num_classes=4)
     with pytest.raises(ValueError, match="subtract 1"):
         start_(model, other, ghn)
+    assert_same(model, before)
+
+
+def test_a_loader_is_refused_with_what_to_pass(pictures: Images, ghn: GHN) -> None:
+    model, before = made(MODELS[0]), made(MODELS[0])
+    data_set = TensorDataset(pictures.images, pictures.labels)
+    for given in (data_set, DataLoader(data_set)):
+        message = f"a {type(given).__name__} is no source .* pass ghn_fast.data.Images"
+        with pytest.raises(TypeError, match=message):
+            start_(model, given, ghn)  # type: ignore[arg-type]
     assert_same(model, before)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ PADDING = 4
 """Pixels added on each side before a random crop (arXiv 1512.03385, section 4.2)."""
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Labelled images, in memory (:class:`Images`) or decoded when asked for.
 
@@ -165,6 +166,20 @@ def standardise(
     scale = torch.tensor(std, device=pixels.device).mul(255.0).reciprocal().view(1, -1, 1, 1)
     shift = torch.tensor(mean, device=pixels.device).view(1, -1, 1, 1) * 255.0
     return ((pixels.float() - shift) * scale).contiguous(memory_format=torch.channels_last)
+
+
+def check_source(data: object) -> None:
+    """That what was passed are pictures, and not a loader or a data set of PyTorch.
+
+    Raises:
+        TypeError: they are not.
+    """
+    if not isinstance(data, ImageSource):
+        raise TypeError(
+            f"a {type(data).__name__} is no source of labelled images: pass ghn_fast.data.Images("
+            "pixels, labels, num_classes), with pixels (N, 3, H, W) in uint8, or what "
+            "ghn_fast.data.load_images gives"
+        )
 
 
 def normalised_by(
