@@ -79,6 +79,10 @@ class History:
         return max(measured, key=self.validation.__getitem__)
 
 
+class StateError(FileError):
+    """A state file is damaged, or of another training."""
+
+
 class DivergedError(FloatingPointError):
     """A training whose numbers are no longer finite; ``history`` is what came before."""
 
@@ -97,6 +101,7 @@ def finetune_(
     state_file: str | Path | None = None,
     on_step: Callable[[int, int], object] | None = None,
     on_epoch: Callable[[int, History], object] | None = None,
+    on_resume: Callable[[int], object] | None = None,
 ) -> History:
     """Trains a classifier and leaves it as it was after the epoch that validates best, in place.
 
@@ -122,11 +127,12 @@ def finetune_(
             written, as the disk is full, there is a warning, and the training goes on.
         on_step: called with the number of steps done and of all.
         on_epoch: called with the epoch and the history so far.
+        on_resume: called with the last epoch of the state file, once that is found to fit.
 
     Raises:
         TypeError: a loader, or something else that is no source of images, is among these.
-        ValueError: the state file is of another configuration or model, or damaged; the model is
-            as it was.
+        StateError: the state file is of another configuration or model, or damaged; the model is
+            as it was. It is a ValueError.
         DivergedError: losses or activations are no longer finite; the model has its best
             parameters.
     """
@@ -135,6 +141,8 @@ def finetune_(
     config = config or FinetuneConfig()
     tuning = _Tuning(model, train, config, None if state_file is None else Path(state_file))
     history = tuning.history
+    if history.validation and on_resume is not None:
+        on_resume(len(history.loss))
     for epoch in range(len(history.validation), config.epochs + 1):
         if epoch > 0:
             history.loss.append(tuning.run_epoch(epoch, on_step))
@@ -258,14 +266,21 @@ class _Tuning:
     def _load(self, path: Path) -> None:
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            if (content["version"], content["config"]) != (STATE_VERSION, asdict(self.config)):
-                raise FileError("its settings are others")
-            self._go_on(content)
+            if content["version"] != STATE_VERSION:
+                raise FileError("another version of ghn_fast wrote it")
+            differences = _differences(content["config"], asdict(self.config))
+            if not differences:
+                self._go_on(content)
         except Exception as error:
-            raise FileError(
-                f"{path} is damaged, or of a training with other settings or of another model "
-                f"({error}): remove it to start anew, or choose another place for this one"
+            raise StateError(
+                f"{path} is damaged, or of another model ({error}): remove it to start anew, or "
+                "choose another place for this one"
             ) from None
+        if differences:
+            raise StateError(
+                f"{path} is of a training with other settings ({differences}): use these, remove "
+                "it to start anew, or choose another place for this one"
+            )
 
     def _go_on(self, content: dict[str, Any]) -> None:
         history = _history(content["history"])
@@ -284,6 +299,20 @@ class _Tuning:
     def take_best(self) -> None:
         self.model.load_state_dict(copy.deepcopy(self.best))
         self.model.eval()
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Settings that changed; of a name in several parts those that did."""
+    return ", ".join(
+        f"{name}: {_apart(then[name], value)} -> {_apart(value, then[name])}"
+        for name, value in now.items()
+        if then[name] != value
+    )
+
+
+def _apart(value: Any, other: Any) -> str:
+    parts, others = str(value).split(", "), str(other).split(", ")
+    return ", ".join(part for part in parts if part not in others) or str(value)
 
 
 def _history(values: Any) -> History:

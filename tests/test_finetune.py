@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ghn_fast.calibration import calibrate_
 from ghn_fast.data import Images
-from ghn_fast.finetune import DivergedError, FinetuneConfig, History, finetune_
+from ghn_fast.finetune import DivergedError, FinetuneConfig, History, StateError, finetune_
 from tests.graphs import SmallClassifier
 
 
@@ -29,6 +30,7 @@ def _images(count: int, seed: int) -> Images:
 
 TRAIN, VALIDATION, TEST = _images(60, 0), _images(30, 1), _images(30, 2)
 CONFIG = FinetuneConfig(epochs=3, lr=0.1, batch_size=20)
+NAMED = replace(CONFIG, name="signs, 32")
 
 
 def _model() -> nn.Module:
@@ -186,7 +188,13 @@ def test_an_interrupted_training_ends_as_one_without(tmp_path: Path, stopped: in
         finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, state_file=path, on_epoch=stop)
     model = SmallClassifier(num_classes=8)
     resumed = nn.Sequential(model, nn.Dropout(0.2), nn.Linear(8, 3))
-    assert finetune_(resumed, TRAIN, VALIDATION, TEST, CONFIG, state_file=path) == expected
+    epochs: list[int] = []
+    history = finetune_(
+        *(resumed, TRAIN, VALIDATION, TEST, CONFIG),
+        state_file=path,
+        on_resume=epochs.append,
+    )
+    assert (history, epochs) == (expected, [stopped])
     state = whole.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in resumed.state_dict().items())
 
@@ -210,16 +218,30 @@ def test_a_full_disk_keeps_the_last_state_and_the_training_goes_on(
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [kept]
 
 
-@pytest.mark.parametrize("what", ["config", "model", "damaged"])
-def test_a_state_of_something_else_is_refused(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("config", r"of a training with other settings \(lr: 0\.1 -> 0\.2, name: 32 -> 64\): use"),
+        ("model", "damaged, or of another model"),
+        ("damaged", "damaged, or of another model"),
+    ],
+)
+def test_a_state_of_something_else_is_refused(tmp_path: Path, what: str, message: str) -> None:
     path = tmp_path / "run.unfinished"
-    finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, state_file=path)
+    finetune_(_model(), TRAIN, VALIDATION, TEST, NAMED, state_file=path)
     if what == "damaged":
         path.write_bytes(path.read_bytes()[:100])
-    config = FinetuneConfig(3, 0.1, 20, name="another") if what == "config" else CONFIG
+    changes = {"lr": 0.2, "name": "signs, 64"} if what == "config" else {}
+    config = replace(NAMED, **changes)  # type: ignore[arg-type]
     model = SmallClassifier(num_classes=3) if what == "model" else _model()
-    with pytest.raises(ValueError, match=r"run\.unfinished"):
-        finetune_(model, TRAIN, VALIDATION, TEST, config, state_file=path)
+    resumed: list[int] = []
+    with pytest.raises(StateError, match=rf"run\.unfinished is {message}"):
+        finetune_(
+            *(model, TRAIN, VALIDATION, TEST, config),
+            state_file=path,
+            on_resume=resumed.append,
+        )
+    assert not resumed
 
 
 @pytest.mark.parametrize(

@@ -123,10 +123,11 @@ def fit(
     if starts == (BEST,) and unfinished:
         starts = (unfinished[0],)
     fitted: dict[str, _Fitted] = {}
-    of = f"{ghn_digest(network)} {images_digest(task.train, task.validation, task.test)}"
+    parts = (task.train, task.validation, task.test)
+    of = f"GHN {ghn_digest(network)}, pictures {images_digest(*parts)}"
     for wanted in starts:
         begun, each = job.begin(wanted, _state_file(out, wanted), place)
-        name = f"{model} {each} {of} {size} {has_small_stem} {refine}"
+        name = f"{model}, {each}, {of}, size {size}, small stem {has_small_stem}, refined {refine}"
         config = FinetuneConfig(epochs, lr, batch_size, seed, name)
         history = _train(begun, each, task, config, _state_file(out, each), progress)
         fitted[each] = _Fitted(begun, history, each)
@@ -288,7 +289,6 @@ class _Job:
 
         model = self.build()
         if state_file.exists():
-            typer.echo(f"{start}: going on from {state_file}")
             place(model, device)
             return model, start
         report = start_(
@@ -405,7 +405,7 @@ def _train(
     """From the first parameters or from where an interrupted run was."""
     from rich.progress import Progress
 
-    from ghn_fast.finetune import DivergedError, finetune_
+    from ghn_fast.finetune import DivergedError, StateError, finetune_
 
     chance = 100 / task.train.num_classes
 
@@ -435,6 +435,13 @@ def _train(
                 config,
                 state_file=state_file,
                 on_step=lambda done, whole: bar.update(row, completed=done, total=whole),
+    def tell_resumed(epoch: int) -> None:
+        bar.console.print(
+            f"{start}: going on from {state_file}, after epoch {epoch}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
                 on_epoch=tell,
             )
         except DivergedError as error:
@@ -447,7 +454,14 @@ def _show_curves(histories: dict[str, History], job: _Job, out: Path) -> None:
 
     _tell_result(histories, len(job.task.validation))
     if has_matplotlib():
+                on_resume=tell_resumed,
         picture = out.with_suffix(".png")
+        except StateError as error:
+            raise UsageError(f"{error} (--out)") from error
+        except KeyboardInterrupt:
+            if state_file.exists():
+                bar.console.print("interrupted: the same command goes on after the last epoch")
+            raise
         _plot(histories, f"{job.name}, {job.task.size} pixels", picture)
         typer.echo(f"wrote {picture}")
     else:

@@ -238,9 +238,15 @@ def test_an_interrupted_fit_goes_on(
         stopping.setattr(ghn_fast.finetune._Tuning, "keep", keep)
         assert run(stopping, *arguments, out) == 130
     (unfinished,) = tmp_path.glob("model-*.unfinished")
-    capsys.readouterr()
+    assert "interrupted: the same command goes on" in capsys.readouterr().out
+    assert run(monkeypatch, *arguments, out, "--lr", 0.1) == 1
+    said = capsys.readouterr()
+    assert "going on" not in said.out
+    assert re.search(
+        r"other settings \(lr: 0\.01 -> 0\.1\).* another place .* \(--out\)$", said.err
+    )
     assert run(monkeypatch, *arguments, out) == 0
-    assert "going on from" in capsys.readouterr().out
+    assert re.search("going on from .*unfinished, after epoch 1\n", capsys.readouterr().out)
     one, other = (load_file(path) for path in (whole, out))
     assert all(torch.equal(value, other[key]) for key, value in one.items())
     assert not unfinished.exists()
@@ -269,7 +275,8 @@ def test_an_interrupted_fit_does_not_go_on_with_other_pictures(
         assert run(stopping, *arguments) == 130
     (folder / "red" / "0.png").unlink()
     assert run(monkeypatch, *arguments) == 1
-    assert "of a training with other settings" in capsys.readouterr().err
+    said = r"other settings \(name: pictures \w+ -> pictures \w+\)"
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_a_training_that_diverges_gives_what_came_before(
