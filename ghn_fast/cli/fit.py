@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,6 +101,8 @@ def fit(
         raise UsageError(f"--compare takes random, not {compare!r}")
     if start not in (BEST, *STARTS):
         raise UsageError(f"--start takes {', '.join((BEST, *STARTS))}, not {start!r}")
+    if refine and start == "random" and compare is None:
+        raise UsageError("--refine refines what is predicted, and with --start random nothing is")
     if normalise not in NORMALISATIONS:
         raise UsageError(f"--normalise takes {', '.join(NORMALISATIONS)}, not {normalise!r}")
     if not 0 < lr < float("inf"):
@@ -273,6 +276,11 @@ class _Job:
                 f"{self.name} cannot take pictures of {size} pixels ({error}); pass another "
                 "--image-size"
             ) from error
+            if wanted := re.search(r"to have (\d+) channels, but got 3 channels", str(error)):
+                raise UsageError(
+                    f"pictures are given as RGB, also grey ones: the first layer of {self.name} "
+                    f"has to take 3 channels, not {wanted[1]}"
+                ) from error
         outputs, classes = logits_of(output).shape[-1], self.task.train.num_classes
         if outputs > classes:
             typer.echo(

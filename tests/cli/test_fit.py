@@ -73,6 +73,12 @@ def ten() -> nn.Module:
     return SmallClassifier(num_classes=10)
 
 
+class Grey(SmallClassifier):
+    def __init__(self) -> None:
+        super().__init__(num_classes=3)
+        self.conv = nn.Conv2d(1, 8, 3)
+
+
 class Untracked(nn.Module):
     """Wide, without running statistics, as all of DeepNets-1M are; returns a dictionary."""
 
@@ -405,6 +411,8 @@ def test_what_cannot_be_done_is_refused_first(
     arguments: tuple[object, ...],
     message: str,
     pictures: Path,
+        (("resnet18", "--start", "random", "--refine"), "--refine refines what is predicted"),
+        (("tests.cli.test_fit:Grey",), "as RGB, also grey ones: the first layer of tests.cli.test"),
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
