@@ -134,10 +134,11 @@ def fit(
         config = FinetuneConfig(epochs, lr, batch_size, seed, name)
         history = _train(begun, each, task, config, _state_file(out, each), progress)
         fitted[each] = _Fitted(begun, history, each)
-    kept = _kept(fitted) if start == BEST else start
-    job.write(fitted[kept], out)
+    kept = fitted[_kept(fitted)]
+    job.write(kept, out)
     if compare is not None or epochs > 0:
         _show_curves({each: one.history for each, one in fitted.items()}, job, out)
+    typer.echo(f"wrote {out}, {kept}; how it is loaded and what it takes is in its metadata")
     for each in fitted:
         _state_file(out, each).unlink(missing_ok=True)
 
@@ -218,6 +219,9 @@ class _Fitted:
     history: History
     start: str
 
+    def __str__(self) -> str:
+        return f"the {self.start} start {_after(self.history)}"
+
 
 @dataclass
 class _Job:
@@ -272,15 +276,15 @@ class _Job:
                 images = torch.zeros(2, 3, size, size, device=device_of(model))
                 output = model.train(trains)(images)
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"{self.name} cannot take pictures of {size} pixels ({error}); pass another "
-                "--image-size"
-            ) from error
             if wanted := re.search(r"to have (\d+) channels, but got 3 channels", str(error)):
                 raise UsageError(
                     f"pictures are given as RGB, also grey ones: the first layer of {self.name} "
                     f"has to take 3 channels, not {wanted[1]}"
                 ) from error
+            raise UsageError(
+                f"{self.name} cannot take pictures of {size} pixels ({error}); pass another "
+                "--image-size"
+            ) from error
         outputs, classes = logits_of(output).shape[-1], self.task.train.num_classes
         if outputs > classes:
             typer.echo(
@@ -361,7 +365,6 @@ class _Job:
             "load": self._loading(fitted.model),
         }
         write_model(fitted.model.cpu(), out, metadata)
-        typer.echo(f"wrote {out}; how it is loaded and what it takes is in its metadata")
 
     def _loading(self, model: nn.Module) -> str:
         """Lines of Python that load the file ``path``, without ghn_fast."""
@@ -432,6 +435,13 @@ def _train(
             soft_wrap=True,
         )
 
+    def tell_resumed(epoch: int) -> None:
+        bar.console.print(
+            f"{start}: going on from {state_file}, after epoch {epoch}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
     with Progress(disable=not progress or config.epochs == 0) as bar:
         row = bar.add_task(start, total=None)
         try:
@@ -443,15 +453,15 @@ def _train(
                 config,
                 state_file=state_file,
                 on_step=lambda done, whole: bar.update(row, completed=done, total=whole),
-    def tell_resumed(epoch: int) -> None:
-        bar.console.print(
-            f"{start}: going on from {state_file}, after epoch {epoch}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
                 on_epoch=tell,
+                on_resume=tell_resumed,
             )
+        except StateError as error:
+            raise UsageError(f"{error} (--out)") from error
+        except KeyboardInterrupt:
+            if state_file.exists():
+                bar.console.print("interrupted: the same command goes on after the last epoch")
+            raise
         except DivergedError as error:
             bar.console.print(f"{start}: {error} (--lr); its best epoch is kept", highlight=False)
             return error.history
@@ -462,14 +472,7 @@ def _show_curves(histories: dict[str, History], job: _Job, out: Path) -> None:
 
     _tell_result(histories, len(job.task.validation))
     if has_matplotlib():
-                on_resume=tell_resumed,
         picture = out.with_suffix(".png")
-        except StateError as error:
-            raise UsageError(f"{error} (--out)") from error
-        except KeyboardInterrupt:
-            if state_file.exists():
-                bar.console.print("interrupted: the same command goes on after the last epoch")
-            raise
         _plot(histories, f"{job.name}, {job.task.size} pixels", picture)
         typer.echo(f"wrote {picture}")
     else:
@@ -480,11 +483,16 @@ def _tell_result(histories: dict[str, History], chosen_by: int) -> None:
     final = {start: history.test[history.best] for start, history in histories.items()}
     for start, history in histories.items():
         typer.echo(
-            f"{start}: {final[start]:.1f} % after epoch {history.best}, the best of "
-            f"{len(history.validation) - 1} by {chosen_by:,} other pictures"
+            f"{start}: {final[start]:.1f} % {_after(history)}, "
+            f"{history.validation[history.best]:.1f} % of {chosen_by:,} pictures to choose by"
         )
     if set(STARTS) <= final.keys() and final["random"] > final["predicted"]:
         typer.echo("random initialisation ends ahead: prediction does not help here")
+
+
+def _after(history: History) -> str:
+    epochs = len(history.validation) - 1
+    return f"after epoch {history.best} of {epochs}" if epochs else "without training"
 
 
 def _plot(histories: dict[str, History], title: str, path: Path) -> None:

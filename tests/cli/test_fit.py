@@ -373,12 +373,34 @@ def test_the_better_start_is_kept(
     assert "predicted" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("better", ["random", "predicted"])
+def test_compared_the_one_that_ends_ahead_is_written_and_named(
+    better: str,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whichever start was asked for."""
+    worse = "predicted" if better == "random" else "random"
+    spoil(monkeypatch, worse, lambda weight: nn.init.zeros_(weight[1:]))
+    out = tmp_path / "model.safetensors"
+    options = ("--start", worse, "--compare", "random")
+    assert run(monkeypatch, SMALL, "--data", pictures, "--out", out, *options) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"wrote {out}, the {better} start without training; how it is loaded")
+    assert loaded(out)[1]["start"] == better
+
+
 def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     from ghn_fast.cli.fit import _tell_result
 
-    ahead, behind = History([50.0], [60.0]), History([50.0], [40.0])
+    ahead, behind = History([50.0, 55.0], [60.0, 70.0], [1.0]), History([50.0], [40.0])
     _tell_result({"predicted": behind, "random": ahead}, 10)
-    assert "prediction does not help here" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "prediction does not help here" in text
+    assert "random: 70.0 % after epoch 1 of 1, 55.0 % of 10 pictures to choose by\n" in text
+    assert "predicted: 40.0 % without training, 50.0 % of 10 pictures to choose by\n" in text
     for others in ({"predicted": ahead, "random": behind}, {"random": ahead}):
         _tell_result(others, 10)
         assert "does not help" not in capsys.readouterr().out
@@ -389,6 +411,8 @@ def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) ->
     [
         (("resnet18", "--compare", "sgd"), "--compare takes random"),
         (("resnet18", "--start", "mine"), "--start takes best, predicted, random, not 'mine'"),
+        (("resnet18", "--start", "random", "--refine"), "--refine refines what is predicted"),
+        (("tests.cli.test_fit:Grey",), "as RGB, also grey ones: the first layer of tests.cli.test"),
         (("resnet18", "--normalise", "mine"), "--normalise takes auto, cifar10, imagenet"),
         (("resnet81", "--image-size", 32), "did you mean resnet18"),
         (("maxvit_t", "--image-size", 32), "maxvit_t cannot be made for images of 32 pixels"),
@@ -411,8 +435,6 @@ def test_what_cannot_be_done_is_refused_first(
     arguments: tuple[object, ...],
     message: str,
     pictures: Path,
-        (("resnet18", "--start", "random", "--refine"), "--refine refines what is predicted"),
-        (("tests.cli.test_fit:Grey",), "as RGB, also grey ones: the first layer of tests.cli.test"),
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
