@@ -27,6 +27,8 @@ from ghn_fast.evaluation import calibrate, top1
 MOMENTUM, WEIGHT_DECAY, GRAD_CLIP = 0.9, 5e-4, 5.0
 WORSE, LOWER, MOST_LOWERED = 2.0, 1 / 3, 8
 """The loss of the first epoch that is too large, by what the rate is lowered then, how often."""
+JUDGED = 16
+"""Pictures whose mean loss tells whether it is too large: that of single ones differs by more."""
 STATE_VERSION = 3
 
 
@@ -114,7 +116,8 @@ def finetune_(
     A fitted output layer may have large weights, as where an untrained transformer's features tell
     pictures apart by little, and the first steps of a usual rate would undo it. Where a loss of the
     first epoch is twice as large as its first one and as that of guessing, the epoch begins anew
-    at a third of the rate (``History.lr``).
+    at a third of the rate (``History.lr``). Of batches of fewer than 16 images it is the mean
+    loss of the last 16 images or so, and the first one is that before any step.
 
     Args:
         model: on any device; in evaluation mode afterwards.
@@ -204,14 +207,18 @@ class _Tuning:
         count = self.stream.batches_per_epoch
         losses = torch.zeros(count, device=device_of(self.model))
         guessing = math.log(self.stream.data.num_classes)
+        judged = min(math.ceil(JUDGED / self.stream.batch_size), count)
         self.model.train()
+        first = self._loss_of_first(judged) if is_watched and judged > 1 else None
         for batch in range(count):
             step = (epoch - 1) * count + batch
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
             losses[batch] = self._step(*self.stream[step])
-            if is_watched and not losses[batch] <= WORSE * max(float(losses[0]), guessing):
-                return None
+            if is_watched and batch + 1 >= judged:
+                loss = losses[batch + 1 - judged : batch + 1].mean()
+                if not loss <= WORSE * max(float(losses[0]) if first is None else first, guessing):
+                    return None
             if on_step is not None:
                 on_step(step + 1, self.steps)
         return losses
@@ -220,12 +227,20 @@ class _Tuning:
         parameters = self.model.parameters()
         return torch.optim.SGD(parameters, self.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
 
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _loss_of_first(self, batches: int) -> float:
+        """The mean of the epoch's first batches, before a step."""
+        return sum(float(self._loss(*self.stream[n])) for n in range(batches)) / batches
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         device = device_of(self.model)
-        self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.in_bfloat16):
             logits = logits_of(run(self.model, images)).float()
-        loss = F.cross_entropy(logits, to_device(labels, device))
+        return F.cross_entropy(logits, to_device(labels, device))
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(images, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
         self.optimizer.step()

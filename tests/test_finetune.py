@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ghn_fast.calibration import calibrate_
@@ -136,6 +137,30 @@ def test_a_loader_is_refused_with_what_to_pass(place: int) -> None:
     parts[place] = [(TRAIN.images, TRAIN.labels)]
     with pytest.raises(TypeError, match=r"a list is no source .* pass ghn_fast\.data\.Images"):
         finetune_(_model(), *parts)
+
+
+class Unsure(nn.Module):
+    """A classifier that is nearly certain of a wrong class in one batch of ten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.seen = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += self.training
+        colours = images.mean((2, 3))
+        wrong = 5.0 if self.training and self.seen % 10 == 3 else 0.0
+        return self.scale * colours - wrong * F.one_hot(colours.argmax(1), 3)
+
+
+@pytest.mark.parametrize(("batch_size", "is_lowered"), [(1, False), (20, True)])
+def test_single_pictures_are_not_what_a_rate_is_judged_by(
+    batch_size: int, is_lowered: bool
+) -> None:
+    config = FinetuneConfig(1, 1e-4, batch_size)
+    history = finetune_(Unsure(), TRAIN, VALIDATION, TEST, config)
+    assert (history.lr < config.lr) == is_lowered
 
 
 def test_no_epochs_measure_the_start() -> None:
