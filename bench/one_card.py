@@ -46,17 +46,18 @@ from ghn_fast.train import Processes, TrainConfig, Trainer, choose_device, proce
 SPLITS = ("train", "test")
 WEIGHTS = "ghn2-cifar10.safetensors"
 MIXTURE = {
-    "deepnets": 0.29,
-    "deepnets/attention": 0.07,
+    "deepnets": 0.30,
+    "deepnets/attention": 0.06,
     "deepnets/bnfree": 0.04,
-    "families": 0.30,
+    "families": 0.27,
     "families/residual": 0.08,
     "families/plain": 0.03,
-    "families/transformer": 0.10,
+    "families/transformer": 0.08,
     "families/small": 0.04,
     "families/text": 0.02,
     "families/xcit": 0.02,
     "families/swin": 0.01,
+    "families/coat": 0.05,
 }
 BASE = TrainConfig(
     seed=31,

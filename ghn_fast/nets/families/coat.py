@@ -13,10 +13,11 @@ from ghn_fast.nets.families.parts import ClassFirst, as_map, as_tokens, mlp
 
 
 def coat(draw: Draw, num_classes: int) -> nn.Module:
-    """Two to four stages that halve the map, each with a class token of its own."""
-    patch, heads = draw.pick((2, 4, 4)), draw.pick((4, 8, 8))
+    """Two to four stages that halve the map, to one pixel in those of four and patches of 4; each
+    with a class token of its own."""
+    patch, heads = draw.pick((2, 4, 4, 4)), draw.pick((4, 8, 8))
     channels, wide = heads * draw.pick((4, 8, 8)), draw.pick((4, 8))
-    stages = draw.between(2, 4)
+    stages = draw.pick((2, 3, 4, 4, 4))
     layers: list[nn.Module] = []
     inputs = 3
     for stage in range(stages):
