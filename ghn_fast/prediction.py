@@ -206,7 +206,8 @@ def predict(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    if example_inputs is not None and any(map(is_lazy, model.parameters())):
+    lazy = [parameter for parameter in model.parameters() if is_lazy(parameter)]
+    if example_inputs is not None and any(not parameter.is_meta for parameter in lazy):
         _initialise(model, example_inputs)
     uses = Uses.of(model)
     _check(model, uses, fill)
