@@ -206,8 +206,7 @@ def predict(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-    lazy = [parameter for parameter in model.parameters() if is_lazy(parameter)]
-    if example_inputs is not None and any(not parameter.is_meta for parameter in lazy):
+    if example_inputs is not None and any(is_lazy(p) and not p.is_meta for p in model.parameters()):
         _initialise(model, example_inputs)
     uses = Uses.of(model)
     _check(model, uses, fill)

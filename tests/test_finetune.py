@@ -256,8 +256,7 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path, what: str, message
     finetune_(_model(), TRAIN, VALIDATION, TEST, NAMED, state_file=path)
     if what == "damaged":
         path.write_bytes(path.read_bytes()[:100])
-    changes = {"lr": 0.2, "name": "signs, 64"} if what == "config" else {}
-    config = replace(NAMED, **changes)  # type: ignore[arg-type]
+    config = replace(NAMED, lr=0.2, name="signs, 64") if what == "config" else NAMED
     model = SmallClassifier(num_classes=3) if what == "model" else _model()
     resumed: list[int] = []
     with pytest.raises(StateError, match=rf"run\.unfinished is {message}"):

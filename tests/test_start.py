@@ -168,10 +168,11 @@ def test_what_is_raised_leaves_the_model_its_parameters(pictures: Images, ghn: G
 def test_a_loader_is_refused_with_what_to_pass(pictures: Images, ghn: GHN) -> None:
     model, before = made(MODELS[0]), made(MODELS[0])
     data_set = TensorDataset(pictures.images, pictures.labels)
-    for given in (data_set, DataLoader(data_set)):
+    others: tuple[Any, ...] = (data_set, DataLoader(data_set))
+    for given in others:
         message = f"a {type(given).__name__} is no source .* pass ghn_fast.data.Images"
         with pytest.raises(TypeError, match=message):
-            start_(model, given, ghn)  # type: ignore[arg-type]
+            start_(model, given, ghn)
     assert_same(model, before)
 
 

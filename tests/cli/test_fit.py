@@ -348,7 +348,18 @@ def test_a_prediction_that_cannot_be_used_leaves_the_random_start(
     assert loaded(out)[1]["start"] == "random"
 
 
-@pytest.mark.parametrize("better", ["random", "predicted"])
+@pytest.fixture(params=["random", "predicted"])
+def better(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The start that is not spoilt; all features of the other one are nearly the same."""
+    start: str = request.param
+    spoil(monkeypatch, _other(start), lambda weight: nn.init.zeros_(weight[1:]))
+    return start
+
+
+def _other(start: str) -> str:
+    return "predicted" if start == "random" else "random"
+
+
 def test_the_better_start_is_kept(
     better: str,
     pictures: Path,
@@ -356,9 +367,6 @@ def test_the_better_start_is_kept(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One that is spoilt, so that all its features are nearly the same, is not."""
-    worse = "predicted" if better == "random" else "random"
-    spoil(monkeypatch, worse, lambda weight: nn.init.zeros_(weight[1:]))
     monkeypatch.setattr("ghn_fast.start.TRIAL_PICTURES", 40)
     monkeypatch.setattr("ghn_fast.start.TRIAL_OF_CLASS", 1)
     out = tmp_path / "model.safetensors"
@@ -373,7 +381,6 @@ def test_the_better_start_is_kept(
     assert "predicted" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("better", ["random", "predicted"])
 def test_compared_the_one_that_ends_ahead_is_written_and_named(
     better: str,
     pictures: Path,
@@ -382,10 +389,8 @@ def test_compared_the_one_that_ends_ahead_is_written_and_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Whichever start was asked for."""
-    worse = "predicted" if better == "random" else "random"
-    spoil(monkeypatch, worse, lambda weight: nn.init.zeros_(weight[1:]))
     out = tmp_path / "model.safetensors"
-    options = ("--start", worse, "--compare", "random")
+    options = ("--start", _other(better), "--compare", "random")
     assert run(monkeypatch, SMALL, "--data", pictures, "--out", out, *options) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"wrote {out}, the {better} start without training; how it is loaded")
