@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghn_fast._system.batches import device_of, logits_of, run
-from ghn_fast._system.device import bfloat16_is_faster, to_device
+from ghn_fast._system.device import bfloat16_where_faster, to_device
 from ghn_fast._system.errors import FileError
 from ghn_fast.checkpoint.training import fitted, load_optimizer, write_state
 from ghn_fast.data import ImageSource, ImageStream
@@ -110,8 +110,8 @@ def finetune_(
     Random crops, padded with the outermost pixels, and mirrored images, gradients clipped to a
     norm of 5. After each epoch batch norm gets the statistics of training images
     (:func:`ghn_fast.calibrate_`); epoch 0 is the model with those that it has, or with such if it
-    was built without any. Layers are trained in bfloat16 where that is faster: on a GPU, and for
-    most networks on a CPU with AVX512-BF16.
+    was built without any. Layers are trained in bfloat16 where that is faster: on a GPU, and most
+    of them on a CPU with AVX512-BF16.
 
     A fitted output layer may have large weights, as where an untrained transformer's features tell
     pictures apart by little, and the first steps of a usual rate would undo it. Where a loss of the
@@ -169,7 +169,6 @@ class _Tuning:
         self.stream = ImageStream(data, min(config.batch_size, len(train)), config.seed)
         self.steps = config.epochs * self.stream.batches_per_epoch
         self.lr = config.lr
-        self.in_bfloat16 = bfloat16_is_faster(model, device_of(model))
         self.optimizer = self._make_optimizer()
         self.history = History()
         self.best: dict[str, Tensor] = {}
@@ -234,7 +233,7 @@ class _Tuning:
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         device = device_of(self.model)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.in_bfloat16):
+        with bfloat16_where_faster(device):
             logits = logits_of(run(self.model, images)).float()
         return F.cross_entropy(logits, to_device(labels, device))
 

@@ -53,24 +53,10 @@ def test_it_learns() -> None:
     assert not model.training
 
 
-@pytest.mark.parametrize(
-    ("has_bfloat16", "kernel", "groups", "dtype"),
-    [
-        (False, 3, 1, torch.float32),
-        (True, 3, 1, torch.bfloat16),
-        (True, 7, 1, torch.bfloat16),
-        (True, 3, 4, torch.bfloat16),
-        (True, 5, 4, torch.float32),
-    ],
-)
+@pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_layers_are_in_bfloat16_where_that_is_faster(
-    has_bfloat16: bool,
-    kernel: int,
-    groups: int,
-    dtype: torch.dtype,
-    monkeypatch: pytest.MonkeyPatch,
+    has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a CPU's: with AVX512-BF16, but depthwise convolutions larger than 3x3 are slow there."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
     seen: list[torch.dtype] = []
 
@@ -78,12 +64,12 @@ def test_layers_are_in_bfloat16_where_that_is_faster(
         if module.training:
             seen.append(output.dtype)
 
-    inner = nn.Conv2d(4, 4, kernel, padding=kernel // 2, groups=groups)
-    inner.register_forward_hook(record)
-    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), inner, pooled)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    model[0].register_forward_hook(record)
     finetune_(model, TRAIN, VALIDATION, TEST, FinetuneConfig(1, 0.1, 20))
-    assert set(seen) == {dtype}
+    assert set(seen) == {torch.bfloat16 if has_bfloat16 else torch.float32}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 

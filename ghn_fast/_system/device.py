@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -50,15 +54,46 @@ def place(model: nn.Module, device: torch.device) -> None:
     model.to(device).to(memory_format=form)
 
 
-def bfloat16_is_faster(model: nn.Module, device: torch.device) -> bool:
-    """Whether a network trains faster with its layers in bfloat16 than in float32.
+@contextmanager
+def bfloat16_where_faster(device: torch.device) -> Iterator[None]:
+    """Layers that run meanwhile are in bfloat16 where they train faster so, backward too.
 
-    On a GPU it does. On a CPU only with products of bfloat16 (AVX512-BF16, which those with AMX
-    have too), and not with depthwise convolutions larger than 3x3, which oneDNN runs up to several
-    times slower then (docs/training.md).
+    That is on a GPU, and on a CPU with products of bfloat16 (AVX512-BF16, which those with AMX have
+    too). There depthwise convolutions stay in float32 unless they are plain 3x3 ones: oneDNN takes
+    3 to 10 times as long for the gradients of others in bfloat16 (docs/training.md).
     """
-    if device.type != "cpu":
-        return device.type == "cuda"
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    large = any(m.groups == m.in_channels > 1 and max(m.kernel_size) > 3 for m in convolutions)
-    return torch.cpu._is_avx512_bf16_supported() and not large
+    is_cpu = device.type == "cpu"
+    is_faster = torch.cpu._is_avx512_bf16_supported() if is_cpu else device.type == "cuda"
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=is_faster))
+        if is_cpu and is_faster:
+            stack.enter_context(_SlowInFloat32())
+        yield
+
+
+class _SlowInFloat32(TorchFunctionMode):
+    """Runs depthwise convolutions but plain 3x3 ones in float32, whatever autocast says."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        return (_conv2d if func is F.conv2d else func)(*args, **(kwargs or {}))
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    others = stride, padding, dilation, groups
+    is_depthwise = groups == input.shape[-3] > 1
+    is_plain = weight.shape[2:] == (3, 3) and {*_pair(stride), *_pair(dilation)} == {1}
+    if not is_depthwise or is_plain:
+        return F.conv2d(input, weight, bias, *others)
+    with torch.autocast("cpu", enabled=False):
+        wide = None if bias is None else bias.float()
+        return F.conv2d(input.float(), weight.float(), wide, *others).bfloat16()
