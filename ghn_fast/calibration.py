@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ghn_fast._system.batches import batches_of, run, split_batch
+from ghn_fast._system.batches import batches_of, fed, run, split_batch
 from ghn_fast._system.restored import restored
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -124,9 +124,9 @@ class _Statistics:
         self.mean = self.squares = torch.zeros((), device="cpu")
         self.fixed = False
 
-    def feed(self, norm: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def feed(self, norm: nn.Module, arguments: Any, named: Any) -> None:
         """Before the norm runs: takes its input in, and gives it statistics to normalise by."""
-        values: Tensor = arguments[0]
+        values: Tensor = fed(arguments, named)
         self.calls += 1
         self.order[self] = None
         if self.fixed:
@@ -191,7 +191,8 @@ def _collecting(norms: list[_BatchNorm]) -> Iterator[dict[_BatchNorm, _Statistic
     with ExitStack() as stack:
         for norm, statistics in collected.items():
             # Before hooks of others: they may change what the norm is fed only before.
-            stack.enter_context(norm.register_forward_pre_hook(statistics.feed))
+            hook = norm.register_forward_pre_hook(statistics.feed, with_kwargs=True)
+            stack.enter_context(hook)
         yield collected
 
 

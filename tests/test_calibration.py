@@ -88,6 +88,21 @@ def test_norm_that_is_used_twice_sees_both_layer_by_layer() -> None:
     torch.testing.assert_close(one.norm.running_mean, other.norm.running_mean)
 
 
+def test_a_norm_that_is_called_by_name() -> None:
+    class ByName(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(input=x)
+
+    named, plain = ByName(), nn.BatchNorm2d(3)
+    ghn_fast.calibrate_(named, _loader())
+    ghn_fast.calibrate_(plain, _loader())
+    assert torch.equal(named.norm.running_mean, plain.running_mean)
+
+
 def test_nothing_else_changes() -> None:
     model = _network()
     model[4].eval()

@@ -249,6 +249,15 @@ def test_dictionaries_with_the_names_of_data_sets(names: tuple[str, str]) -> Non
     assert ghn_fast.fit_head_(named, [dict(zip(names, (inputs, labels), strict=True))]) == report
 
 
+def test_a_layer_that_is_called_by_name() -> None:
+    class ByName(Classifier):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(input=torch.tanh(self.body(x)))
+
+    report = ghn_fast.fit_head_(ByName(), _batches(*_data()))
+    assert report == ghn_fast.fit_head_(Classifier(), _batches(*_data()))
+
+
 def test_inputs_of_another_dtype_than_the_models_are_named() -> None:
     inputs, labels = _data()
     with pytest.raises(TypeError, match="inputs are float64, and the model's parameters float32"):

@@ -125,6 +125,11 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def fed(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """What a layer that takes one tensor was called with, by place or by name."""
+    return next(chain(arguments, named.values()))
+
+
 def logits_of(output: Any) -> Tensor:
     """The first tensor of what a classifier returns."""
     while not isinstance(output, Tensor):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghn_fast._system.batches import logits_of, run
+from ghn_fast._system.batches import fed, logits_of, run
 from ghn_fast.graph import Graph, TraceError
 
 
@@ -72,25 +72,25 @@ class Head:
         """The model's output; keeps what the layer was fed and gave."""
         self.features = torch.empty(0)
 
-        def keep(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-            self.features, self.logits = self._pooled(arguments[0]), output
+        def keep(module: nn.Module, arguments: Any, named: Any, output: Tensor) -> None:
+            self.features, self.logits = self._pooled(fed(arguments, named)), output
 
-        with self.module.register_forward_hook(keep):
+        with self.module.register_forward_hook(keep, with_kwargs=True):
             output = run(model, inputs)
         if not self.features.numel():
             raise ValueError(f"the model does not run its layer {self.name!r}: pass layer=")
         return logits_of(output)
 
-    def _pooled(self, fed: Tensor) -> Tensor:
+    def _pooled(self, values: Tensor) -> Tensor:
         """(B, D); of a convolution the mean over positions, as of its outputs it is taken."""
         if isinstance(self.module, nn.Conv2d):
-            return fed.mean((2, 3), dtype=torch.float32)
-        if fed.numel() != len(fed) * self.width:
+            return values.mean((2, 3), dtype=torch.float32)
+        if values.numel() != len(values) * self.width:
             raise ValueError(
-                f"the layer {self.name!r} is fed {tuple(fed.shape)}: an output at each of several "
-                "positions has no label of its own"
+                f"the layer {self.name!r} is fed {tuple(values.shape)}: an output at each of "
+                "several positions has no label of its own"
             )
-        return fed.reshape(len(fed), self.width)
+        return values.reshape(len(values), self.width)
 
 
 def output_layers(model: nn.Module, inputs: Any) -> list[str]:

@@ -83,6 +83,18 @@ def test_only_as_many_lose_their_strides_as_have_to() -> None:
     assert [layer.stride for layer in model] == [(1, 1), (2, 2), (2, 2), (2, 2), (2, 2)]
 
 
+def test_layers_that_are_called_by_name() -> None:
+    class ByName(nn.ModuleList):
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self:
+                x = layer(input=x)
+            return x
+
+    model = ByName(halving() for _ in range(5))
+    assert lower_strides(model, 32)
+    assert last_map(model) == (4, 4)
+
+
 def test_weights_are_as_they_were() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 7, 2, 3), *(halving() for _ in range(4)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
+from ghn_fast._system.batches import fed
 from ghn_fast.graph.trace.preserve import preserved
 
 SMALLEST_MAP = 3
@@ -100,8 +101,8 @@ def _without_stride(layer: Any) -> dict[str, Any]:
 def _run(model: nn.Module, image_size: int) -> _Run:
     found: list[_Shrinking] = []
 
-    def note(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        before, after = inputs[0].shape[-1], _first(output).shape[-1]
+    def note(layer: Any, arguments: Any, named: Any, output: Any) -> None:
+        before, after = fed(arguments, named).shape[-1], _first(output).shape[-1]
         # A pool over a whole map is no map's end.
         whole = not isinstance(layer, nn.Conv2d) and min(_pair(layer.kernel_size)) >= before
         if after < before and not whole:
@@ -113,7 +114,7 @@ def _run(model: nn.Module, image_size: int) -> _Run:
     try:
         with preserved(model, list(model.modules())), torch.no_grad():
             for layer in layers:
-                layer.register_forward_hook(note)
+                layer.register_forward_hook(note, with_kwargs=True)
             tensors = {name: tensor.to("meta") for name, tensor in _tensors(model)}
             output = torch.func.functional_call(model.eval(), tensors, (images,))
         return _Run(found, tuple(_first(output).shape))
