@@ -12,8 +12,10 @@ MPS, ``nvidia-cuda-mps-control -d``, their kernels overlap), and no run starts a
 
 Every start gets the same treatment: batch-norm statistics and an output layer by closed form
 (`calibrate_`, `fit_head_`), then `ghn_fast.finetune.finetune_`, which `ghn-fast fit` runs, with the
-same learning rates to choose from. All of them are tried with the first seed; that with the best
-accuracy on held-out training pictures at the end is run with the other seeds, and shown.
+same learning rates to choose from. All of them are tried with the first seed, the second and later
+ones to the end only if they are not behind after 3 epochs (as in successive halving, arXiv
+1502.07943); that with the best accuracy on held-out training pictures at the end is run with the
+other seeds, and shown.
 
 With two rates the whole table are 264 runs (8 architectures, 2 data sets, 4 starts, of the ViT 5,
 3 seeds and a second rate for the first), each of about 130 steps of 64 pictures and 4 measurements
@@ -61,6 +63,8 @@ PER_CLASS = 100
 """Of CIFAR-10's training pictures; a tenth of them is held out, as of all data sets."""
 TESTED = 1000
 SHOWN = (0, 1, 3, 10)
+DECIDING = 3
+"""The epoch after which a rate that is behind an earlier one is given up."""
 RATES = (0.03, 0.003)
 BATCH = 64
 SCALED_BY = 128
@@ -81,7 +85,8 @@ class Job:
         epochs, batch, ghn, version: under which conditions; ``ghn`` is a digest of the weights of
             that which predicted.
         pictures: to train with, to choose by and to measure with.
-        validation, test: {epoch: top-1 in percent}; those before the loss was no longer finite.
+        validation, test: {epoch: top-1 in percent}; those before the loss was no longer finite, or
+            the rate was given up.
         device, torch, seconds: of the run.
     """
 
@@ -116,7 +121,7 @@ class Job:
 
     @property
     def last(self) -> float:
-        """What the rate is chosen by; below all others where the training failed."""
+        """What the rate is chosen by; below all others where the training did not end."""
         return self.validation.get(str(self.epochs), -1.0)
 
 
@@ -180,20 +185,29 @@ def prepare(job: Job, task: Task, ghn: ghn_fast.GHN, device: torch.device) -> nn
     return model
 
 
-def run(job: Job, task: Task, ghn: ghn_fast.GHN, device: torch.device) -> Job:
-    """Runs it; a loss that is no longer finite leaves out the epochs from then on."""
+class BehindError(Exception):
+    """Another rate is ahead."""
+
+
+def run(job: Job, task: Task, ghn: ghn_fast.GHN, device: torch.device, bar: float = 0.0) -> Job:
+    """Runs it, to ``DECIDING`` only where held-out accuracy is below the bar then.
+
+    A loss that is no longer finite leaves out the epochs from then on.
+    """
     begun = time.perf_counter()
     model = prepare(job, task, ghn, device)
     config = FinetuneConfig(job.epochs, job.rate, job.batch, job.seed, measured=SHOWN)
     history = History()
 
-    def keep(_: int, now: History) -> None:
+    def keep(epoch: int, now: History) -> None:
         history.validation[:], history.test[:] = now.validation, now.test
+        if epoch == DECIDING < job.epochs and round(now.validation[epoch], 2) < bar:
+            raise BehindError(f"given up after {epoch} epochs, as another rate is ahead")
 
     try:
         finetune_(model, task.train, task.validation, task.test, config, on_epoch=keep)
-    except FloatingPointError as error:
-        print(f"{job.architecture}, {job.start}: {error}", flush=True)
+    except (FloatingPointError, BehindError) as error:
+        print(f"{job.architecture}, {job.start}, {job.rate:g}: {error}", flush=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     result = {
         "pictures": [len(part) for part in (task.train, task.validation, task.test)],
@@ -278,7 +292,7 @@ class Pool:
         failed = False
         while (number := self.take()) is not None:
             try:
-                self._run(self._decided(self.jobs[number]), device)
+                self._run(self._decided(self.jobs[number]), self._rivals(number), device)
             except Exception:  # of one run, which must not keep others from being run
                 traceback.print_exc()
                 failed = True
@@ -290,18 +304,28 @@ class Pool:
         """With the best rate of seed 0, once its runs have ended."""
         if job.rate > 0:
             return job
-        needed = [n for n, o in enumerate(self.jobs) if o.cell == job.cell and o.seed == 0]
-        while not all(self.ended[n] for n in needed) and not self.is_over():
-            time.sleep(0.1)
-        same = [other for other in read(self.path) if other.conditions == job.conditions]
+        same = self._ended([n for n, o in enumerate(self.jobs) if o.cell == job.cell and o.rate])
         return replace(job, rate=best(same).get(job.cell, 0.0))
 
-    def _run(self, job: Job, device: torch.device) -> None:
+    def _rivals(self, number: int) -> list[Job]:
+        """The runs of the same start with earlier rates, once they have ended."""
+        job, earlier = self.jobs[number], enumerate(self.jobs[:number])
+        return self._ended([n for n, other in earlier if job.rate > 0 and other.cell == job.cell])
+
+    def _ended(self, numbers: Sequence[int]) -> list[Job]:
+        """What these of the first seed, of one start, have become; waits for them."""
+        while not all(self.ended[n] for n in numbers) and not self.is_over():
+            time.sleep(0.1)
+        keys = {self.jobs[n].key for n in numbers}
+        return [done for done in read(self.path) if done.key in keys]
+
+    def _run(self, job: Job, rivals: Sequence[Job], device: torch.device) -> None:
         if self.is_over() or job.key in {done.key for done in read(self.path)}:
             return
         if not job.rate > 0:
             raise ValueError(f"{job.cell}: there is no run of the first seed to take the rate of")
-        done = run(job, make_task(self.data[job.task], job.seed), self.ghn, device)
+        bar = max((rival.validation.get(str(DECIDING), 0.0) for rival in rivals), default=0.0)
+        done = run(job, make_task(self.data[job.task], job.seed), self.ghn, device, bar)
         append_line(self.path, json.dumps(asdict(done)))
         reached = " ".join(f"{value:.1f}" for value in done.test.values())
         print(f"{done.key[:5]}: {reached} % in {done.seconds:.0f} s", flush=True)

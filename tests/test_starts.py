@@ -118,6 +118,21 @@ def test_a_run_that_fails_does_not_keep_others(
     assert [(job.start, job.seed) for job in jobs] == [("random", 0), ("random", 1)]
 
 
+@pytest.mark.parametrize(("reached", "last"), [(101.0, "3"), (0.0, "4")])
+def test_a_rate_that_is_behind_is_given_up(
+    reached: float, last: str, starts: ModuleType, pictures: Path, tmp_path: Path
+) -> None:
+    first = _job(starts, epochs=4, batch=8, validation={"3": reached, "4": reached})
+    path = tmp_path / "starts.jsonl"
+    path.write_text(json.dumps(starts.asdict(first)) + "\n")
+    few = ("--starts", "random", "--seeds", "2", "--rates", "0.1", "0.01", "--epochs", "4")
+    starts.main(_options(pictures, tmp_path, *few))
+    _, second, other = starts.read(path)
+    assert (second.rate, max(second.test), max(second.validation)) == (0.01, last, last)
+    assert (other.seed, other.rate) == (1, 0.1 if last == "3" else 0.01)
+    assert max(other.test) == "4"
+
+
 def _job(starts: ModuleType, **changed: Any) -> Any:
     job = starts.Job("signs", "resnet18", "random", 0, 0.1, 10, 64, "")
     return replace(job, **{"pictures": [8, 2, 4], "device": "CPU", "torch": "2", **changed})
