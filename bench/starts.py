@@ -246,12 +246,11 @@ def plan(options: argparse.Namespace, tasks: Sequence[str], digest: str) -> list
 
 
 def best(jobs: Iterable[Job]) -> dict[Cell, float]:
-    """{cell: the rate that the first seed's held-out pictures choose}."""
+    """{cell: the rate that the first seed's held-out pictures choose, of equals the largest}."""
     first = [job for job in jobs if job.seed == 0]
     cells = {job.cell for job in first}
     return {
-        cell: max((job for job in first if job.cell == cell), key=lambda job: job.last).rate
-        for cell in cells
+        cell: max((job.last, job.rate) for job in first if job.cell == cell)[1] for cell in cells
     }
 
 

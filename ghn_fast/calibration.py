@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ghn_fast._system.batches import batches_of, fed, run, split_batch
+from ghn_fast._system.batches import fed, rows_of, run
 from ghn_fast._system.restored import restored
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -204,13 +204,13 @@ def _pass(
 ) -> list[_Statistics]:
     """Runs all batches, up to ``last``; returns those that were fed, in the order of the first."""
     ran: dict[_Statistics, None] = {}
-    for number, batch in enumerate(batches_of(loader)):
+    for number, (inputs, _) in enumerate(rows_of(loader, model)):
         for statistics in collected.values():
             statistics.calls, statistics.order = 0, ran
             statistics.is_last = statistics is last
         # What comes after the last one need not run.
         with suppress(_Reached):
-            run(model, split_batch(batch, model)[0])
+            run(model, inputs)
         for statistics in ran:
             statistics.batches += statistics.calls > 0 and not statistics.fixed
             if last is None and number == 0:

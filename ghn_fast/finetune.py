@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ghn_fast._system.batches import device_of, logits_of, run
 from ghn_fast._system.device import bfloat16_where_faster, to_device
 from ghn_fast._system.errors import FileError
+from ghn_fast._system.restored import restored
 from ghn_fast.checkpoint.training import fitted, load_optimizer, write_state
 from ghn_fast.data import ImageSource, ImageStream
 from ghn_fast.data.images import check_source, edges_repeated
-from ghn_fast.evaluation import calibrate, top1
+from ghn_fast.evaluation import batches_in_order, calibrate, top1
 
 MOMENTUM, WEIGHT_DECAY, GRAD_CLIP = 0.9, 5e-4, 5.0
 WORSE, LOWER, MOST_LOWERED = 2.0, 1 / 3, 8
@@ -52,6 +52,13 @@ class FinetuneConfig:
     seed: int = 0
     name: str = ""
     measured: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch_size < 1 or not 0 < self.lr < math.inf:
+            raise ValueError(
+                f"epochs must not be negative, batch_size and lr be positive, not {self.epochs}, "
+                f"{self.batch_size} and {self.lr}"
+            )
 
     def measures(self, epoch: int) -> bool:
         """Whether accuracies are measured after an epoch."""
@@ -134,6 +141,8 @@ def finetune_(
 
     Raises:
         TypeError: a loader, or something else that is no source of images, is among these.
+        ValueError: one of them is empty, no parameter requires gradients, or labels are beyond the
+            model's outputs; the model is as it was.
         StateError: the state file is of another configuration or model, or damaged; the model is
             as it was. It is a ValueError.
         DivergedError: losses or activations are no longer finite; the model has its best
@@ -142,6 +151,7 @@ def finetune_(
     for images in (train, validation, test):
         check_source(images)
     config = config or FinetuneConfig()
+    _check_model(model, train, config)
     tuning = _Tuning(model, train, config, None if state_file is None else Path(state_file))
     history = tuning.history
     if history.validation and on_resume is not None:
@@ -155,6 +165,20 @@ def finetune_(
             on_epoch(epoch, history)
     tuning.take_best()
     return history
+
+
+@torch.no_grad()
+def _check_model(model: nn.Module, train: ImageSource, config: FinetuneConfig) -> None:
+    if config.epochs and not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("no parameter of the model requires gradients: there is nothing to train")
+    with restored(model):
+        some, _ = next(batches_in_order(train.first(2)))
+        outputs = logits_of(run(model.eval(), some)).shape[-1]
+    if (highest := int(train.labels.max())) >= outputs:
+        raise ValueError(
+            f"labels go up to {highest}, and the model has {outputs} outputs: build it with "
+            f"num_classes={train.num_classes}"
+        )
 
 
 class _Tuning:
@@ -183,7 +207,7 @@ class _Tuning:
         while (losses := self._pass(epoch, on_step, is_watched=tries > 0)) is None:
             tries -= 1
             self.lr *= LOWER
-            self.model.load_state_dict(self.best)
+            _write(self.model, self.best)
             self.optimizer = self._make_optimizer()
         self.history.lr = self.lr
         mean = float(losses.mean())
@@ -235,7 +259,7 @@ class _Tuning:
         device = device_of(self.model)
         with bfloat16_where_faster(device):
             logits = logits_of(run(self.model, images)).float()
-        return F.cross_entropy(logits, to_device(labels, device))
+        return F.cross_entropy(logits, to_device(labels, device).long())
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -278,6 +302,8 @@ class _Tuning:
             warnings.warn(f"epoch {epoch}: no state was written: {error}", stacklevel=3)
 
     def _load(self, path: Path) -> None:
+        if path.is_dir():
+            raise StateError(f"{path} is a folder, and state_file names a file")
         try:
             content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             if content["version"] != STATE_VERSION:
@@ -304,15 +330,25 @@ class _Tuning:
         model = fitted(content["model"], self.model.state_dict(), "its model")
         self.best = fitted(content["best"], content["model"], "its best model")
         load_optimizer(self.optimizer, content["optimizer"])
-        self.model.load_state_dict(model)
+        _write(self.model, model)
         _set_random_states(random, device)
         self.history = history
         if not math.isnan(history.lr):
             self.lr = history.lr
 
     def take_best(self) -> None:
-        self.model.load_state_dict(copy.deepcopy(self.best))
+        _write(self.model, self.best)
         self.model.eval()
+
+
+@torch.no_grad()
+def _write(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """What a state dict had, into a model of the same kind.
+
+    load_state_dict would want the versions that a state dict carries beside its tensors.
+    """
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(state[name])
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:

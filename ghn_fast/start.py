@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghn_fast._system.batches import device_of
 from ghn_fast._system.device import place
@@ -27,6 +28,10 @@ from ghn_fast.refine import refine_last_third_
 BEST, PREDICTED, RANDOM = KNOWN = ("best", "predicted", "random")
 TRIAL_PICTURES, TRIAL_OF_CLASS = 1024, 20
 """That starts are compared by: so many, or so many of a class where that is more."""
+
+
+class UnusableError(ValueError):
+    """A prediction that no output layer can be fitted to."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +96,9 @@ def start_(
     Raises:
         TypeError: ``train`` is a loader or something else that is no source of images.
         ValueError: another ``start``; what :func:`ghn_fast.predict` raises of the model or the GHN,
-            or :func:`ghn_fast.fit_head_` of the random start. The model has its own parameters
-            then, as with all other errors of these.
+            or :func:`ghn_fast.fit_head_` of the random start. The model is as it was then, but for
+            its device, as with all other errors of these.
+        UnusableError: no output layer can be fitted to the ``predicted`` start. It is a ValueError.
 
     Examples:
         >>> model = torchvision.models.resnet18(num_classes=10)
@@ -104,6 +110,8 @@ def start_(
         raise ValueError(f"start takes {', '.join(KNOWN)}, not {start!r}")
     check_source(train)
     own = copy.deepcopy(model.state_dict())
+    modes = [(module, module.training) for module in model.modules()]
+    without = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
     trials = _Trials(model, own, train, batch_size, on_report)
     try:
         if start != RANDOM:
@@ -113,6 +121,11 @@ def start_(
         return trials.choose() if start == BEST else trials.take(start)
     except BaseException:
         trials.undo()
+        for module, mode in modes:
+            module.training = mode
+        for norm in without:
+            norm._buffers.update(dict.fromkeys(norm._buffers))
+            norm.track_running_stats = False
         raise
 
 
@@ -136,7 +149,10 @@ class _Trials:
             refine_last_third_(self.model, generator)
 
     def take(self, start: str) -> StartReport:
-        head = self._try(start, self.train)
+        try:
+            head = self._try(start, self.train)
+        except ValueError as error:
+            raise UnusableError(str(error)) if start == PREDICTED else error from None
         return StartReport(start, head, {start: head})
 
     def choose(self) -> StartReport:

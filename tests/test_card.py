@@ -19,12 +19,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision import models
 
 import ghn_fast
 from ghn_fast.card import Accuracy, card, noise_for, spreads
 from ghn_fast.cli import main
 from ghn_fast.graph import Graph
 from ghn_fast.graph.draw.style import style_of
+from ghn_fast.nets import build_net, sample_net_args
 from tests.graphs import SmallClassifier
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -144,6 +146,7 @@ def test_accuracy_stands_beside_chance_and_the_published(
     text = card(name, model, model, graph, report, accuracy=Accuracy(43.21, 1000))
     assert words in text
     assert "1,000 CIFAR-10 test images: <b>43.2 %</b>. Chance is 10 %" in text
+    assert "one epoch of SGD 46.9 % (the mean of those test networks)" in text
     assert "Top-1" not in card(name, model, model, graph, report)
 
 
@@ -242,10 +245,39 @@ def test_command_line_writes_a_card(
     assert len(Page(out.read_text()).nodes) == Graph.from_model(SmallClassifier()).num_nodes
 
 
+def _small_card() -> str:
+    model = SmallClassifier()
+    return _card("small", model, torch.randn(2, 3, 8, 8))
+
+
+def _card(name: str, model: nn.Module, inputs: Tensor) -> str:
+    predicted = copy.deepcopy(model)
+    ghn = ghn_fast.from_pretrained()
+    _, report = ghn_fast.predict(predicted, ghn, inputs, return_report=True)
+    return card(name, model, predicted, Graph.from_model(model, inputs), report, inputs)
+
+
+CARDS: dict[str, Callable[[], str]] = {
+    "small": _small_card,
+    "resnet50": lambda: _card(
+        "resnet50", ghn_fast.adjust_net(models.resnet50(num_classes=10)), torch.randn(2, 3, 32, 32)
+    ),
+    "vit": lambda: _card(
+        "vit",
+        models.VisionTransformer(32, 4, 6, 3, 96, 192, num_classes=10),
+        torch.randn(2, 3, 32, 32),
+    ),
+    "sampled": lambda: _card(
+        "val:3", build_net(sample_net_args("val", 0, 3), 10, False), torch.randn(2, 3, 32, 32)
+    ),
+}
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_card_opens_in_a_browser(page: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", CARDS)
+def test_card_opens_in_a_browser(name: str, tmp_path: Path) -> None:
     file, picture = tmp_path / "card.html", tmp_path / "card.png"
-    file.write_text(page)
+    file.write_text(CARDS[name]())
     command = (
         f"{CHROMIUM} --headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
         "--disable-background-networking --disable-component-update --disable-sync "

@@ -53,6 +53,72 @@ def test_it_learns() -> None:
     assert not model.training
 
 
+class Versioned(SmallClassifier):
+    """Loads only what says its version, as torchvision's MNASNets do."""
+
+    _version = 2
+
+    def __init__(self) -> None:
+        super().__init__(num_classes=3)
+
+    def _load_from_state_dict(self, state: Any, prefix: str, own: Any, *others: Any) -> None:
+        assert own.get("version") == 2
+        super()._load_from_state_dict(state, prefix, own, *others)
+
+
+def test_a_model_that_looks_for_versions_is_trained_and_goes_on(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    finetune_(Versioned(), TRAIN, VALIDATION, TEST, CONFIG, state_file=state)
+    resumed: list[int] = []
+    model = Versioned()
+    finetune_(model, TRAIN, VALIDATION, TEST, CONFIG, state_file=state, on_resume=resumed.append)
+    assert resumed == [3]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda model, parts: model.requires_grad_(False), "there is nothing to train"),
+        (
+            lambda model, parts: parts.update(
+                train=Images(TRAIN.images, TRAIN.labels + 2, num_classes=5)
+            ),
+            r"labels go up to 4, and the model has 3 outputs: build it with num_classes=5",
+        ),
+        (lambda model, parts: parts.update(validation=VALIDATION.first(0)), "there are no images"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_the_model(
+    spoil: Callable[[nn.Module, dict[str, Any]], object], message: str
+) -> None:
+    model = _model()
+    parts: dict[str, Any] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    spoil(model, parts)
+    with pytest.raises(ValueError, match=message):
+        finetune_(model, **parts)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"lr": math.nan}])
+def test_settings_of_no_training_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="epochs must not be negative, batch_size and lr be pos"):
+        FinetuneConfig(**wrong)
+
+
+def test_a_state_file_that_is_a_folder_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="is a folder, and state_file names a file"):
+        finetune_(_model(), TRAIN, VALIDATION, TEST, CONFIG, state_file=tmp_path)
+
+
+def test_labels_of_any_whole_numbers() -> None:
+    short = replace(TRAIN, labels=TRAIN.labels.int())
+    histories = [finetune_(_model(), part, VALIDATION, TEST, CONFIG) for part in (TRAIN, short)]
+    assert histories[0] == histories[1]
+
+
 @pytest.mark.parametrize("has_bfloat16", [True, False])
 def test_layers_are_in_bfloat16_where_that_is_faster(
     has_bfloat16: bool, monkeypatch: pytest.MonkeyPatch

@@ -249,6 +249,49 @@ def test_dictionaries_with_the_names_of_data_sets(names: tuple[str, str]) -> Non
     assert ghn_fast.fit_head_(named, [dict(zip(names, (inputs, labels), strict=True))]) == report
 
 
+def test_a_model_that_is_its_output_layer() -> None:
+    inputs, labels = _data()
+    layer = nn.Linear(6, 4)
+    report = ghn_fast.fit_head_(layer, _batches(inputs, labels))
+    assert report.layer == ""
+    assert str(report).startswith("the layer (6 features, 4 classes) fitted to 200 pictures")
+    accuracy = float((layer(inputs).argmax(1) == labels).float().mean())
+    assert accuracy == pytest.approx(report.accuracy / 100, abs=0.1)
+
+
+def test_batches_without_rows_are_passed_over() -> None:
+    inputs, labels = _data()
+    own, other = Classifier(), Classifier()
+    batches = [(inputs[:0], labels[:0]), *_batches(inputs, labels), (inputs[:0], labels[:0])]
+    ghn_fast.calibrate_(own, batches)
+    ghn_fast.calibrate_(other, batches[1:-1])
+    assert torch.equal(own.body[1].running_var, other.body[1].running_var)
+    assert ghn_fast.fit_head_(own, batches) == ghn_fast.fit_head_(other, batches[1:-1])
+    with pytest.raises(ValueError, match="all batches of the loader are empty"):
+        ghn_fast.fit_head_(own, batches[:1])
+
+
+def test_a_weight_that_its_dtype_does_not_hold_is_refused() -> None:
+    inputs, labels = _data()
+    layer = nn.Linear(6, 4).half()
+    before = layer.weight.clone()
+    with pytest.raises(ValueError, match="too large for float16: its features are very small"):
+        ghn_fast.fit_head_(layer, [((inputs * 1e-6).half(), labels)], ridge=1e-20)
+    assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("ridge", [float("nan"), float("inf"), -1.0])
+def test_a_ridge_is_a_number_from_zero(ridge: float) -> None:
+    with pytest.raises(ValueError, match="ridge finite and not negative"):
+        ghn_fast.fit_head_(Classifier(), _batches(*_data()), ridge=ridge)
+
+
+def test_pictures_of_one_class_are_refused() -> None:
+    inputs, labels = _data()
+    with pytest.raises(ValueError, match="all pictures are of class 2"):
+        ghn_fast.fit_head_(Classifier(), _batches(inputs, 0 * labels + 2))
+
+
 def test_a_layer_that_is_called_by_name() -> None:
     class ByName(Classifier):
         def forward(self, x: Tensor) -> Tensor:

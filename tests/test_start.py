@@ -74,6 +74,23 @@ def assert_same(model: nn.Module, other: nn.Module) -> None:
     assert all(torch.equal(value, others[name]) for name, value in values.items())
 
 
+def test_an_error_leaves_the_modes_and_norms_without_statistics(
+    pictures: Images, ghn: GHN, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), SmallClassifier()).train()
+    before = copy.deepcopy(model)
+    monkeypatch.setattr(ghn_fast.start, "fit_head_", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        start_(model, pictures, ghn)
+    assert_same(model, before)
+    assert all(module.training for module in model.modules())
+    assert not model[0].track_running_stats
+
+
+def _interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize("better", ["predicted", "random"])
 def test_the_better_start_is_kept(

@@ -125,6 +125,27 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def rows_of(loader: Iterable[Any] | Tensor, model: nn.Module) -> Iterator[tuple[Any, Any]]:
+    """Inputs and labels of all batches that have rows; see :func:`split_batch`.
+
+    Raises:
+        ValueError: none has any.
+    """
+    are_all_empty = True
+    for batch in batches_of(loader):
+        inputs, labels = split_batch(batch, model)
+        if not _is_empty(inputs):
+            are_all_empty = False
+            yield inputs, labels
+    if are_all_empty:
+        raise ValueError("all batches of the loader are empty")
+
+
+def _is_empty(inputs: Any) -> bool:
+    values = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
+    return any(isinstance(v, Tensor) and v.dim() > 0 and len(v) == 0 for v in values)
+
+
 def fed(arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     """What a layer that takes one tensor was called with, by place or by name."""
     return next(chain(arguments, named.values()))

@@ -95,6 +95,7 @@ def fit(
     from ghn_fast.evaluation.results import ghn_digest, images_digest
     from ghn_fast.finetune import FinetuneConfig
     from ghn_fast.ghn.hub import from_pretrained
+    from ghn_fast.start import UnusableError
 
     _check_place(out)
     if compare not in (None, "random"):
@@ -129,7 +130,13 @@ def fit(
     parts = (task.train, task.validation, task.test)
     of = f"GHN {ghn_digest(network)}, pictures {images_digest(*parts)}"
     for wanted in starts:
-        begun, each = job.begin(wanted, _state_file(out, wanted), place)
+        try:
+            begun, each = job.begin(wanted, _state_file(out, wanted), place)
+        except UnusableError as error:
+            if len(starts) == 1:
+                raise
+            typer.echo(f"{wanted} cannot be used: {error}")
+            continue
         name = f"{model}, {each}, {of}, size {size}, small stem {has_small_stem}, refined {refine}"
         config = FinetuneConfig(epochs, lr, batch_size, seed, name)
         history = _train(begun, each, task, config, _state_file(out, each), progress)
@@ -273,7 +280,8 @@ class _Job:
             )
         try:
             with torch.no_grad():
-                images = torch.zeros(2, 3, size, size, device=device_of(model))
+                count = min(self.batch_size, 2)
+                images = torch.zeros(count, 3, size, size, device=device_of(model))
                 output = model.train(trains)(images)
         except (AssertionError, RuntimeError, ValueError) as error:
             if wanted := re.search(r"to have (\d+) channels, but got 3 channels", str(error)):
@@ -281,9 +289,14 @@ class _Job:
                     f"pictures are given as RGB, also grey ones: the first layer of {self.name} "
                     f"has to take 3 channels, not {wanted[1]}"
                 ) from error
+            if count == 1 and "more than 1 value per channel" in str(error):
+                raise UsageError(
+                    f"batch norm of {self.name} cannot be trained with one picture at a time: "
+                    "--batch-size 2 or more"
+                ) from error
             raise UsageError(
                 f"{self.name} cannot take pictures of {size} pixels ({error}); pass another "
-                "--image-size"
+                "--image-size if that is what it lacks"
             ) from error
         outputs, classes = logits_of(output).shape[-1], self.task.train.num_classes
         if outputs > classes:
@@ -379,7 +392,9 @@ class _Job:
                 f"model = {function}({given})",
                 *_replaced_layers(self.build_plain(), model),
                 "import safetensors.torch",
-                "safetensors.torch.load_model(model, path)",
+                "state = model.state_dict()",
+                "state.update(safetensors.torch.load_file(path))",
+                "model.load_state_dict(state)",
                 "model.eval()",
             ]
         )
@@ -468,15 +483,10 @@ def _train(
 
 
 def _show_curves(histories: dict[str, History], job: _Job, out: Path) -> None:
-    from ghn_fast.train.plot import has_matplotlib
-
     _tell_result(histories, len(job.task.validation))
-    if has_matplotlib():
-        picture = out.with_suffix(".png")
-        _plot(histories, f"{job.name}, {job.task.size} pixels", picture)
-        typer.echo(f"wrote {picture}")
-    else:
-        typer.echo("no plot without matplotlib: pip install 'ghn-fast[draw]'")
+    picture = out.with_suffix(".png")
+    _plot(histories, f"{job.name}, {job.task.size} pixels", picture)
+    typer.echo(f"wrote {picture}")
 
 
 def _tell_result(histories: dict[str, History], chosen_by: int) -> None:

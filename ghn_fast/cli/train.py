@@ -77,6 +77,8 @@ def train(
         typer.echo(
             f"warm-up: {lowered} steps, a tenth of the run, instead of {settings.warmup_steps}"
         )
+    if settings.steps is None:
+        typer.echo(f"warm-up: {settings.warmup_steps} steps, but at most a tenth of the run")
     with process_group(choose_device(settings.device)) as processes:
         parts, size = ("train", "val"), settings.image_size
         images, validation = load_parts(processes, settings.data, parts, size, download)

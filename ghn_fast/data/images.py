@@ -173,6 +173,7 @@ def check_source(data: object) -> None:
 
     Raises:
         TypeError: they are not.
+        ValueError: there are none.
     """
     if not isinstance(data, ImageSource):
         raise TypeError(
@@ -180,6 +181,8 @@ def check_source(data: object) -> None:
             "pixels, labels, num_classes), with pixels (N, 3, H, W) in uint8, or what "
             "ghn_fast.data.load_images gives"
         )
+    if len(data) == 0:
+        raise ValueError("there are no images: at least one is needed")
 
 
 def normalised_by(

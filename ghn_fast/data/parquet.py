@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ghn_fast._system.bombs import most_inside, refuse_if
+from ghn_fast.data.errors import DataError
 
 _ROW = 64
 """Bytes that a row counts as, beside its values."""
@@ -19,9 +20,21 @@ _MOST_ROWS = 256
 
 
 def parquet_files(folder: Path, stored: str) -> list[Path]:
-    """A split's files under one of its names, as the Hugging Face hub calls them."""
+    """A split's files under one of its names, as the Hugging Face hub calls them.
+
+    Raises:
+        DataError: they are of several configurations, each in a folder of its own.
+    """
     patterns = (f"{stored}-*.parquet", f"*/{stored}-*.parquet", f"{stored}.parquet")
-    return next((sorted(files) for p in patterns if (files := list(folder.glob(p)))), [])
+    found = next((sorted(files) for p in patterns if (files := list(folder.glob(p)))), [])
+    folders = sorted({file.parent for file in found})
+    if len(folders) > 1:
+        names = ", ".join(place.name for place in folders[:5])
+        raise DataError(
+            f"{folder} has {len(folders)} configurations of a data set ({names}): pass the folder "
+            f"of one, as {folders[0]}"
+        )
+    return found
 
 
 def read_parquet(path: Path, columns: Sequence[str]) -> Any:

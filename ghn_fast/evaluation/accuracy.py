@@ -13,6 +13,7 @@ from ghn_fast._system.device import to_device
 from ghn_fast._system.restored import restored
 from ghn_fast.calibration import calibrate_
 from ghn_fast.data import ImageSource
+from ghn_fast.data.images import check_source
 
 BATCH_SIZE = 64
 CALIBRATION_BATCHES = 16
@@ -31,7 +32,12 @@ def top1(
     Batch normalisation uses the statistics of each batch, or with ``batch_statistics=False`` the
     running ones that the model has. Batches are those of :func:`batches_in_order`. The model is
     left as it was found, its mode and its running statistics too.
+
+    Raises:
+        TypeError: ``data`` is a loader or something else that is no source of images.
+        ValueError: it is empty, or ``batch_size`` is not positive.
     """
+    check_source(data)
     device = device_of(model)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with restored(model):
@@ -63,6 +69,8 @@ def batches_in_order(data: ImageSource, batch_size: int = BATCH_SIZE) -> Iterato
     batch's own statistics alone sees images otherwise among fewer of them, and a single image has
     no statistics.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, not {batch_size}")
     whole = max(len(data) // batch_size, 1)
     ends = [batch_size * number for number in range(1, whole)]
     for chosen in torch.arange(len(data), device="cpu").tensor_split(ends):

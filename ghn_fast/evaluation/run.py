@@ -17,6 +17,7 @@ from ghn_fast._system.random import seeded
 from ghn_fast._system.restored import restored
 from ghn_fast._system.workers import one_core_workers
 from ghn_fast.data import ImageSource
+from ghn_fast.data.images import check_source
 from ghn_fast.evaluation.accuracy import BATCH_SIZE, calibrate, top1
 from ghn_fast.evaluation.baselines import train_network
 from ghn_fast.evaluation.errors import EvaluationError
@@ -100,6 +101,8 @@ def evaluate(
         on_network: called after every network of this process.
 
     Raises:
+        TypeError: a loader was passed for images, or something else that is none.
+        ValueError: there are no images.
         EvaluationError: no GHN or one for another number of classes, an unknown baseline, images
             of a size that the networks cannot have, or a results file of something else.
         ghn_fast.data.DataError: there are no images.
@@ -199,6 +202,7 @@ def _images(images: ImageSource | None, num_images: int | None, split: str = "te
         from ghn_fast.data import load_cifar10
 
         images = load_cifar10(split=split)
+    check_source(images)
     return images.first(num_images)
 
 

@@ -167,11 +167,7 @@ class Graph:
         return content.hexdigest()
 
     def draw(self, path: str | Path | None = None, title: str | None = None) -> Drawing:
-        """A picture, which shows itself in a notebook and can be saved (``ghn_fast.graph.draw``).
-
-        Raises:
-            ImportError: the path is not .svg, and matplotlib is not installed.
-        """
+        """A picture that shows itself in a notebook and can be saved (``ghn_fast.graph.draw``)."""
         from ghn_fast.graph.draw import draw
 
         return draw(self, path, title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghn_fast._system.batches import batches_of, split_batch
+from ghn_fast._system.batches import rows_of
 from ghn_fast._system.restored import restored
 from ghn_fast.head.layers import Head, output_layers
 from ghn_fast.head.ridge import Choice, Features, HeldOut, Moments, fit_ridge
@@ -56,8 +57,8 @@ class HeadReport:
 
     def __str__(self) -> str:
         fitted = (
-            f"{self.layer} ({self.features} features, {self.classes} classes) fitted to "
-            f"{self.pictures:,} pictures"
+            f"{self.layer or 'the layer'} ({self.features} features, {self.classes} classes) "
+            f"fitted to {self.pictures:,} pictures"
         )
         if not self.held_out:
             return fitted
@@ -122,8 +123,8 @@ def fit_head_(
         >>> print(ghn_fast.fit_head_(model, loader))
         fc (512 features, 10 classes) fitted to 64 pictures: ...
     """
-    if not 0 <= held_out < 1 or (ridge is not None and ridge < 0):
-        raise ValueError("held_out must be from 0 to below 1, and ridge not negative")
+    if not 0 <= held_out < 1 or (ridge is not None and not 0 <= ridge < math.inf):
+        raise ValueError("held_out must be from 0 to below 1, and ridge finite and not negative")
     if held_out == 0 and ridge is None:
         raise ValueError("held_out=0 leaves nothing to choose the ridge by: pass ridge= too")
     with restored(model):
@@ -132,8 +133,8 @@ def fit_head_(
         has_bias = head.module.bias is not None
         weight, bias, choice = fit_ridge(features, ridge, balance, has_bias)
         kept = [value.clone() for value in head.values()]
-        head.write(weight, bias)
         try:
+            head.write(weight, bias)
             head.make_up(model, inputs)
             _check(model, head, inputs)
         except BaseException:
@@ -147,8 +148,7 @@ def _collect(
 ) -> tuple[Head, Features, Any]:
     """Runs all pictures once; also gives the last batch's inputs."""
     head = moments = held = inputs = None
-    for batch in batches_of(loader):
-        inputs, labels = split_batch(batch, model)
+    for inputs, labels in rows_of(loader, model):
         if head is None:
             names = [layer] if layer is not None else output_layers(model, _few(inputs))
             head = Head(model, *names)
@@ -164,6 +164,12 @@ def _collect(
     assert head is not None
     assert moments is not None
     assert held is not None
+    present = moments.counts.nonzero().flatten().tolist()
+    if len(present) == 1 < head.classes:
+        raise ValueError(
+            f"all pictures are of class {present[0]}, and nothing tells it from others: give "
+            "pictures of two or more classes"
+        )
     return head, Features(moments, held.taken()), inputs
 
 
@@ -234,7 +240,8 @@ def _check(model: nn.Module, head: Head, inputs: Any) -> None:
             return
     raise ValueError(
         f"what the model does after its layer {head.name!r} changes which class is largest: a "
-        "closed form for that layer does not fit; pass layer=, or train it"
+        "closed form for that layer does not fit; pass layer=, or train it. The model's classes "
+        "are taken to be its first output, or the one that is called logits"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -22,7 +23,9 @@ class Head:
         try:
             self.module: Any = model.get_submodule(name)
         except AttributeError as error:
-            raise ValueError(f"the model has no layer {name!r}: {error}") from None
+            is_bare = name in dict(model.named_parameters())
+            why = "it is a parameter, which no linear layer holds" if is_bare else str(error)
+            raise ValueError(f"the model has no layer {name!r}: {why}") from None
         self.others: list[Any] = [model.get_submodule(other) for other in others]
         is_linear = isinstance(self.module, nn.Linear)
         is_conv = isinstance(self.module, nn.Conv2d) and self.module.kernel_size == (1, 1)
@@ -51,11 +54,18 @@ class Head:
         return [v for m in layers for v in (m.weight, m.bias) if v is not None]
 
     def write(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Raises a ValueError where they are too large for the layer's dtype."""
         for value in self.values():
             value.zero_()
         self.module.weight.copy_(weight.reshape(self.module.weight.shape))
         if bias is not None:
             self.module.bias.copy_(bias)
+        if not all(value.isfinite().all() for value in self.values()):
+            dtype = str(self.module.weight.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"what is fitted for {self.name!r} is too large for {dtype}: its features are very "
+                "small; fit it in float32"
+            )
 
     def make_up(self, model: nn.Module, inputs: Any) -> None:
         """For the share that the layer has of a mean, so that the model returns its logits."""
@@ -139,7 +149,8 @@ def _ends(graph: Graph) -> list[str]:
 
 def _names(graph: Graph, weights: Iterable[int]) -> list[str]:
     names = (str(graph.nodes[weight].parameter) for weight in weights)
-    return [name.partition(".parametrizations")[0].removesuffix(".weight") for name in names]
+    plain = (name.partition(".parametrizations")[0] for name in names)
+    return [re.sub(r"(^|\.)weight$", "", name) for name in plain]
 
 
 def _keep(given: dict[str, Tensor], name: str, *arguments: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,6 @@ from ghn_fast._system.files import replace
 from ghn_fast.train.log import LOG_FILE, read_log
 
 PLOT_FILE = "curves.png"
-
-
-def has_matplotlib() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def plot_run(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -30,19 +25,14 @@ def plot_run(folder: str | Path, out: str | Path | None = None) -> Path:
 
     Raises:
         FileNotFoundError: the folder has no log.
-        ImportError: matplotlib is missing.
     """
+    from matplotlib.figure import Figure
+
     log = Path(folder) / LOG_FILE
     if not log.is_file():
         raise FileNotFoundError(
             f"{folder} is not the folder of a training run: no {LOG_FILE} in it"
         )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(
-            "a plot needs the package matplotlib: pip install 'ghn-fast[train]'"
-        ) from None
     lines = read_log(log)
     figure = Figure(figsize=(11, 7), layout="constrained")
     draw = (_draw_loss, _draw_accuracy, _draw_rate, _draw_speed)

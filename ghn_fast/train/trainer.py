@@ -36,7 +36,7 @@ from ghn_fast.graph import GraphBatch
 from ghn_fast.train.config import ConfigError, TrainConfig
 from ghn_fast.train.log import LOG_FILE, Meter, RunLog
 from ghn_fast.train.networks import Drawn, NetworkStream, image_counts, values_to_device
-from ghn_fast.train.plot import has_matplotlib, plot_run
+from ghn_fast.train.plot import plot_run
 from ghn_fast.train.pointwise import use_products
 from ghn_fast.train.resume import COUNTERS, EXPORT_FILE, Run, is_seen, version
 from ghn_fast.train.schedule import learning_rate, update_average
@@ -235,7 +235,7 @@ class Trainer:
             preparing = stack.enter_context(ThreadPoolExecutor(1, "ghn-fast-draw"))
             self._loop(log, bar, workers, preparing)
             self.save()
-        if is_first and has_matplotlib():
+        if is_first:
             plot_run(self.folder)
         return self.average
 

@@ -29,6 +29,7 @@ from ghn_fast.ghn import ghn2
 from ghn_fast.nets import adjust_net
 from tests.data.test_load import write_parquet
 from tests.graphs import SmallClassifier
+from tests.test_finetune import Versioned
 
 NAMES = ("blue", "green", "red")
 
@@ -77,6 +78,14 @@ class Grey(SmallClassifier):
     def __init__(self) -> None:
         super().__init__(num_classes=3)
         self.conv = nn.Conv2d(1, 8, 3)
+
+
+class Pooled(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            *(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            *(nn.BatchNorm1d(8), nn.Linear(8, 3)),
+        )
 
 
 class Untracked(nn.Module):
@@ -206,7 +215,6 @@ def test_training_beside_a_random_start(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("matplotlib")
     out = tmp_path / "model.safetensors"
     options = ("--epochs", 2, "--compare", "random", "--refine", "--no-progress")
     assert run(monkeypatch, SMALL, "--data", pictures, "--out", out, *options) == 0
@@ -346,6 +354,26 @@ def test_a_prediction_that_cannot_be_used_leaves_the_random_start(
     assert run(monkeypatch, SMALL, "--data", pictures, "--out", out) == 0
     assert "predicted cannot be used" in capsys.readouterr().out
     assert loaded(out)[1]["start"] == "random"
+    options = ("--compare", "random", "--epochs", 1, "--no-progress")
+    assert run(monkeypatch, SMALL, "--data", pictures, "--out", out, *options) == 0
+    text = capsys.readouterr().out
+    assert "predicted cannot be used" in text
+    assert "random, epoch 1" in text
+    assert out.with_suffix(".png").exists()
+
+
+def versioned() -> nn.Module:
+    return Versioned()
+
+
+def test_a_model_that_looks_for_versions_is_written_and_loads(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model.safetensors"
+    name = "tests.cli.test_fit:versioned"
+    assert run(monkeypatch, name, "--data", pictures, "--out", out, "--start", "random") == 0
+    model, _ = loaded(out)
+    assert torch.equal(model.fc.weight, load_file(out)["fc.weight"])
 
 
 @pytest.fixture(params=["random", "predicted"])
@@ -428,6 +456,10 @@ def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) ->
         (("vit_b_16", "--small-images"), "has no stem that --small-images could fit"),
         (("inception_v3", "--image-size", 96, "--epochs", 1), "cannot take pictures of 96 pixels"),
         (("resnet18", "--out", "."), "--out is the file of the model"),
+        (
+            ("tests.cli.test_fit:Pooled", "--batch-size", 1, "--epochs", 1),
+            "Pooled cannot be trained with one picture at a time: --batch-size 2 or more",
+        ),
         (("resnet18", "--lr", -1), "--lr takes more than 0, not -1"),
         (("resnet18", "--lr", "nan"), "--lr takes more than 0, not nan"),
         (("resnet18", "--data", "none", "--device", "cuda:99"), "device cuda:99 is not there"),

@@ -91,6 +91,14 @@ def test_parquet_files(tmp_path: Path, places: str) -> None:
     assert {part.num_classes for part in parts} == {4}
 
 
+def test_configurations_of_a_data_set_are_not_mixed(tmp_path: Path) -> None:
+    for name in ("alpha", "beta"):
+        write_parquet(tmp_path / name / "train-0.parquet", [0, 1] * 10)
+    with pytest.raises(DataError, match=r"2 configurations of a data set \(alpha, beta\)"):
+        load_images(tmp_path)
+    assert len(load_images(tmp_path / "beta")) > 0
+
+
 def test_an_unlabelled_test_part_is_not_used(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train-0.parquet", [0, 1] * 10)
     write_parquet(tmp_path / "validation-0.parquet", [1, 1, 0])

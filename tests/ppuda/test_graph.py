@@ -152,7 +152,8 @@ def test_properties() -> None:
 @pytest.mark.parametrize("legend", [False, True])
 def test_visualize(legend: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("networkx")
-    matplotlib = pytest.importorskip("matplotlib")
+    import matplotlib
+
     matplotlib.use("Agg")
     name = tmp_path / "drawn"
     Graph(Residual()).visualize(

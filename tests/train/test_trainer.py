@@ -389,7 +389,6 @@ def test_a_network_that_another_process_left_out_can_be_found(tmp_path: Path) ->
 
 
 def test_a_picture_of_validation_with_one_network(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     make_trainer(tmp_path, replace(TINY, steps=2, validate_every=1, validation_networks=1)).fit()
     lines = [line for line in read_log(tmp_path / "log.jsonl") if line["kind"] == "validation"]
     assert [line["standard_error"] for line in lines] == [None, None]
@@ -397,7 +396,6 @@ def test_a_picture_of_validation_with_one_network(tmp_path: Path) -> None:
 
 
 def test_a_picture_of_the_run(uninterrupted: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     picture = uninterrupted / "curves.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert plot_run(uninterrupted, tmp_path / "again.png").stat().st_size > 10_000

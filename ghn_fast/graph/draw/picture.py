@@ -28,11 +28,7 @@ class Drawing:
         self._scene = scene
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes the picture in the format that the name ends in, for example .svg or .png.
-
-        Raises:
-            ImportError: it is not .svg, and matplotlib is not installed.
-        """
+        """Writes the picture in the format that the name ends in, for example .svg or .png."""
         path = pathlib.Path(path)
         if path.suffix == ".svg":
             write_text(path, self._repr_svg_())
@@ -41,16 +37,9 @@ class Drawing:
         replace(path, lambda aside: figure.savefig(aside, format=kind, dpi=2 * _PIXELS))
 
     def figure(self) -> Figure:
-        """The picture as a figure of matplotlib.
+        """The picture as a figure of matplotlib."""
+        from matplotlib.figure import Figure
 
-        Raises:
-            ImportError: matplotlib is not installed.
-        """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            needed = "a picture that is no .svg needs matplotlib: pip install 'ghn-fast[draw]'"
-            raise ImportError(needed) from None
         width, height, shapes = self._scene
         figure = Figure(figsize=(width / _PIXELS, height / _PIXELS), facecolor="white")
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
@@ -75,9 +64,6 @@ def draw(graph: Graph, path: str | pathlib.Path | None = None, title: str | None
         graph: what to draw. Only 1-hop edges are drawn.
         path: where to save it, .svg, .png or .pdf.
         title: above the picture; the number of nodes if None.
-
-    Raises:
-        ImportError: the path is not .svg, and matplotlib is not installed.
     """
     drawing = Drawing(scene_of(graph, title or f"{graph.num_nodes} nodes", {}, (), {}))
     if path is not None:
