@@ -7,7 +7,7 @@ before any training whose features are the better, by pictures that it was not f
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,13 @@ from ghn_fast.head import HeadReport, fit_head_
 from ghn_fast.prediction import PredictionReport, predict
 from ghn_fast.refine import refine_last_third_
 
-BEST, PREDICTED, RANDOM = KNOWN = ("best", "predicted", "random")
+BEST, PREDICTED, REFINED, RANDOM = "best", "predicted", "refined", "random"
 TRIAL_PICTURES, TRIAL_OF_CLASS = 1024, 20
 """That starts are compared by: so many, or so many of a class where that is more."""
 
 
 class UnusableError(ValueError):
-    """A prediction that no output layer can be fitted to."""
+    """A prediction that cannot be refined, or that no output layer can be fitted to."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class StartReport:
     """What :func:`start_` did.
 
     Attributes:
-        start: what the model has, ``predicted`` or ``random``.
+        start: what the model has, ``predicted``, ``refined`` or ``random``.
         head: of its output layer, which is fitted to all pictures.
         heads: {start: of the output layer that it was tried with}, fitted to a part of the pictures
             where there are many; a prediction that cannot be used has none.
-        error: why the prediction cannot be used, else empty.
+        error: why a prediction cannot be used, as it is or refined, else empty.
     """
 
     start: str
@@ -58,37 +58,35 @@ def start_(
     ghn: GHN | str | Path | None = None,
     *,
     start: str = BEST,
-    refine: bool = False,
+    refine: bool | None = None,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
     batch_size: int = BATCH_SIZE,
     on_report: Callable[[str, PredictionReport | HeadReport | ValueError], object] | None = None,
 ) -> StartReport:
-    """Gives a classifier of pictures the better of two starts, ready to be trained, in place.
+    """Gives a classifier of pictures the best of three starts, ready to be trained, in place.
 
-    Both the predicted parameters (:func:`ghn_fast.predict`) and those that the model has get
+    The predicted parameters (:func:`ghn_fast.predict`), the same refined (:func:`ghn_fast.refine_`,
+    with a little noise, in the last third of the layers) and those that the model has get
     batch-norm statistics (:func:`ghn_fast.calibrate_`) and an output layer in closed form
-    (:func:`ghn_fast.fit_head_`). The start whose output layer classifies more of the held-out
-    pictures correctly is kept, the predicted one if both are alike. They are compared by the first
-    1,024 pictures, or 20 of each class where that is more; the output layer that is kept is fitted
-    to all. A prediction that no output layer can be fitted to, as its features are not finite, is
-    left.
+    (:func:`ghn_fast.fit_head_`). The start whose output layer classifies most of the held-out
+    pictures correctly is kept, of equals the first. They are compared by the first 1,024 pictures,
+    or 20 of each class where that is more; the output layer that is kept is fitted to all. A
+    prediction that cannot be used, as its features are not finite, is left.
 
     Args:
         model: with its parameters at random, on any device; in evaluation mode afterwards.
         train: labelled images to train with, in an order that mixes the classes.
         ghn: as :func:`ghn_fast.predict` takes it.
-        start: ``best``, or without comparing ``predicted`` or ``random``, which is what the model
-            has.
-        refine: what is predicted (:func:`ghn_fast.refine_`, with a little noise, in the last third
-            of the layers).
+        start: ``best``, or ``predicted`` or ``random``, which is what the model has.
+        refine: what is predicted: True, False, or None for the better of the two.
         generator: of that noise, on any device.
         device: where the model is moved to once it is predicted, in the memory format that is
             fastest there; by default it stays.
         batch_size: images that an output layer is fitted to at a time.
-        on_report: called with each start that is tried, ``predicted`` or ``random``, and what there
-            is to say of it: a :class:`PredictionReport`, then a :class:`HeadReport`, or the error
-            for which a prediction is left.
+        on_report: called with each start that is tried and what there is to say of it: a
+            :class:`PredictionReport`, then a :class:`HeadReport`, or the error for which it is
+            left.
 
     Returns:
         A :class:`StartReport`.
@@ -98,27 +96,26 @@ def start_(
         ValueError: another ``start``; what :func:`ghn_fast.predict` raises of the model or the GHN,
             or :func:`ghn_fast.fit_head_` of the random start. The model is as it was then, but for
             its device, as with all other errors of these.
-        UnusableError: no output layer can be fitted to the ``predicted`` start. It is a ValueError.
+        UnusableError: the ``predicted`` start cannot be used. It is a ValueError.
 
     Examples:
         >>> model = torchvision.models.resnet18(num_classes=10)
         >>> report = ghn_fast.start.start_(model, images)
-        >>> report.start in ("predicted", "random"), report.head.pictures, list(report.heads)
-        (True, 64, ['predicted', 'random'])
+        >>> report.start in report.heads, report.head.pictures, list(report.heads)
+        (True, 64, ['predicted', 'refined', 'random'])
     """
-    if start not in KNOWN:
-        raise ValueError(f"start takes {', '.join(KNOWN)}, not {start!r}")
+    starts = starts_of(start, refine)
     check_source(train)
     own = copy.deepcopy(model.state_dict())
     modes = [(module, module.training) for module in model.modules()]
     without = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
-    trials = _Trials(model, own, train, batch_size, on_report)
+    trials = _Trials(model, own, train, batch_size, generator, on_report)
     try:
-        if start != RANDOM:
-            trials.predict(ghn, refine, generator)
+        if starts != [RANDOM]:
+            trials.predict(ghn)
         if device is not None:
             place(model, torch.device(device))
-        return trials.choose() if start == BEST else trials.take(start)
+        return trials.choose(starts)
     except BaseException:
         trials.undo()
         for module, mode in modes:
@@ -129,6 +126,18 @@ def start_(
         raise
 
 
+def starts_of(start: str, refine: bool | None) -> list[str]:
+    """Those that are tried, in this order.
+
+    Raises:
+        ValueError: another ``start`` than ``best``, ``predicted`` and ``random``.
+    """
+    if start not in (BEST, PREDICTED, RANDOM):
+        raise ValueError(f"start takes {BEST}, {PREDICTED}, {RANDOM}, not {start!r}")
+    predicted = {None: [PREDICTED, REFINED], True: [REFINED], False: [PREDICTED]}[refine]
+    return {BEST: [*predicted, RANDOM], PREDICTED: predicted, RANDOM: [RANDOM]}[start]
+
+
 @dataclass
 class _Trials:
     """The starts of a model, one after the other; ``own`` is the state it had."""
@@ -137,50 +146,54 @@ class _Trials:
     own: dict[str, object]
     train: ImageSource
     batch_size: int
+    generator: torch.Generator | None
     on_report: Callable[[str, PredictionReport | HeadReport | ValueError], object] | None
 
-    def predict(
-        self, ghn: GHN | str | Path | None, refine: bool, generator: torch.Generator | None
-    ) -> None:
+    def predict(self, ghn: GHN | str | Path | None) -> None:
         some, _ = next(batches_in_order(self.train.first(2)))
         _, report = predict(self.model, ghn, some.to(device_of(self.model)), return_report=True)
         self._tell(PREDICTED, report)
-        if refine:
-            refine_last_third_(self.model, generator)
 
-    def take(self, start: str) -> StartReport:
-        try:
-            head = self._try(start, self.train)
-        except ValueError as error:
-            raise UnusableError(str(error)) if start == PREDICTED else error from None
-        return StartReport(start, head, {start: head})
+    def choose(self, starts: Sequence[str]) -> StartReport:
+        """Tries them one after the other, and leaves the best."""
+        pictures = self.train if len(starts) == 1 else self._some()
+        heads: dict[str, HeadReport] = {}
+        best, state, errors = "", {}, []
+        for start in starts:
+            try:
+                heads[start] = self._try(start, pictures)
+            except ValueError as error:
+                if start == RANDOM:
+                    raise
+                errors.append(error)
+                self._tell(start, error)
+                continue
+            if not best or heads[start].accuracy > heads[best].accuracy:
+                best = start
+                state = copy.deepcopy(self.model.state_dict()) if start != starts[-1] else {}
+        if not best:
+            raise UnusableError(str(errors[0])) from errors[0]
+        if best != starts[-1]:
+            self.model.load_state_dict(state)
+        head = heads[best] if len(pictures) == len(self.train) else self._fit(self.train)
+        return StartReport(best, head, heads, "; ".join(map(str, errors)))
 
-    def choose(self) -> StartReport:
-        """Tries what is predicted, then what the model had."""
-        some = self.train.first(max(TRIAL_PICTURES, TRIAL_OF_CLASS * self.train.num_classes))
-        heads, error = {}, ""
-        try:
-            heads[PREDICTED] = self._try(PREDICTED, some)
-        except ValueError as reason:
-            error = str(reason)
-            self._tell(PREDICTED, reason)
-        predicted = copy.deepcopy(self.model.state_dict())
-        self.undo()
-        heads[RANDOM] = self._try(RANDOM, some)
-        best = max(heads, key=lambda start: heads[start].accuracy)
-        if best == PREDICTED:
-            self.model.load_state_dict(predicted)
-        is_all = len(some) == len(self.train)
-        return StartReport(best, heads[best] if is_all else self._fit(self.train), heads, error)
+    def _some(self) -> ImageSource:
+        return self.train.first(max(TRIAL_PICTURES, TRIAL_OF_CLASS * self.train.num_classes))
+
+    def _try(self, start: str, pictures: ImageSource) -> HeadReport:
+        """From the start before: nothing follows what is predicted but what it becomes refined."""
+        if start == REFINED:
+            refine_last_third_(self.model, self.generator)
+        elif start == RANDOM:
+            self.undo()
+        head = self._fit(pictures)
+        self._tell(start, head)
+        return head
 
     def undo(self) -> None:
         # Not strictly: norms that were built without statistics may have got some.
         self.model.load_state_dict(self.own, strict=False)
-
-    def _try(self, start: str, pictures: ImageSource) -> HeadReport:
-        head = self._fit(pictures)
-        self._tell(start, head)
-        return head
 
     def _fit(self, pictures: ImageSource) -> HeadReport:
         calibrate(self.model, pictures)

@@ -19,7 +19,7 @@ from ghn_fast.evaluation import batches_in_order, calibrate
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.prediction import PredictionReport
 from ghn_fast.refine import refine_last_third_
-from ghn_fast.start import StartReport, start_
+from ghn_fast.start import StartReport, UnusableError, start_
 from tests.graphs import SmallClassifier
 
 
@@ -59,6 +59,17 @@ def silence(weight: Tensor) -> None:
     nn.init.zeros_(weight[1:])
 
 
+def silence_first(model: nn.Module, _: object) -> None:
+    silence(next(model.parameters()).data)
+
+
+def renew(model: nn.Module, _: object) -> None:
+    """Features that tell the colours apart."""
+    generator = torch.Generator().manual_seed(1)
+    weight = next(model.parameters()).data
+    weight.copy_(torch.randn(weight.shape, generator=generator))
+
+
 def spoil_prediction(monkeypatch: pytest.MonkeyPatch, how: Callable[[Tensor], object]) -> None:
     def spoilt(model: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         result = ghn_fast.predict(model, *arguments, **keywords)
@@ -92,8 +103,8 @@ def _interrupted(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.parametrize("make", MODELS)
-@pytest.mark.parametrize("better", ["predicted", "random"])
-def test_the_better_start_is_kept(
+@pytest.mark.parametrize("better", ["predicted", "refined", "random"])
+def test_the_best_start_is_kept(
     make: Callable[[], nn.Module],
     better: str,
     pictures: Images,
@@ -102,17 +113,19 @@ def test_the_better_start_is_kept(
 ) -> None:
     """And the model is as if that one had been asked for."""
     model = made(make)
-    if better == "predicted":
+    if better != "random":
         silence(next(model.parameters()).data)
-    else:
+    if better != "predicted":
         spoil_prediction(monkeypatch, silence)
+    refine = renew if better == "refined" else silence_first
+    monkeypatch.setattr(ghn_fast.start, "refine_last_third_", refine)
     asked = copy.deepcopy(model)
     report = start_(model, pictures, ghn)
     assert report.start == better
-    assert list(report.heads) == ["predicted", "random"]
+    assert list(report.heads) == ["predicted", "refined", "random"]
     assert report.head == report.heads[better] == max(report.heads.values(), key=_accuracy)
-    assert len({head.accuracy for head in report.heads.values()}) == 2
-    assert start_(asked, pictures, ghn, start=better) == StartReport(
+    start = "random" if better == "random" else "predicted"
+    assert start_(asked, pictures, ghn, start=start, refine=better == "refined") == StartReport(
         better, report.head, {better: report.head}
     )
     assert_same(model, asked)
@@ -128,7 +141,7 @@ def test_the_predicted_one_if_both_are_alike(pictures: Images, ghn: GHN) -> None
     for parameter in model.parameters():
         parameter._no_reinit = True  # type: ignore[attr-defined]
     report = start_(model, pictures, ghn)
-    assert report.heads["predicted"] == report.heads["random"]
+    assert report.heads["predicted"].accuracy == report.heads["random"].accuracy
     assert report.start == "predicted"
 
 
@@ -140,11 +153,34 @@ def test_many_pictures_are_compared_by_the_first(
         monkeypatch.setattr(ghn_fast.start, "TRIAL_OF_CLASS", of_class)
         model = made(MODELS[0])
         report = start_(model, pictures, ghn)
-        assert [head.pictures for head in report.heads.values()] == [tried, tried]
+        assert [head.pictures for head in report.heads.values()] == [tried] * 3
         assert report.head.pictures == 120
         asked = made(MODELS[0])
-        start_(asked, pictures, ghn, start=report.start)
+        is_random, is_refined = report.start == "random", report.start == "refined"
+        start_(
+            asked, pictures, ghn, start="random" if is_random else "predicted", refine=is_refined
+        )
         assert_same(model, asked)
+
+
+def test_of_what_is_predicted_the_better_is_kept(pictures: Images, ghn: GHN) -> None:
+    model = made(MODELS[0])
+    report = start_(model, pictures, ghn, start="predicted")
+    assert list(report.heads) == ["predicted", "refined"]
+    assert report.heads[report.start].accuracy == max(map(_accuracy, report.heads.values()))
+    for refine, name in ((True, "refined"), (False, "predicted")):
+        report = start_(made(MODELS[0]), pictures, ghn, refine=refine)
+        assert list(report.heads) == [name, "random"]
+
+
+def test_what_cannot_be_refined_is_used_as_it_is_predicted(pictures: Images, ghn: GHN) -> None:
+    model = made(MODELS[0])
+    nn.utils.parametrizations.weight_norm(model.conv)
+    report = start_(model, pictures, ghn)
+    assert list(report.heads) == ["predicted", "random"]
+    assert "refine the model before it is parametrised" in report.error
+    with pytest.raises(UnusableError, match="refine the model before it is parametrised"):
+        start_(model, pictures, ghn, start="predicted", refine=True)
 
 
 @pytest.mark.parametrize("make", MODELS)
@@ -160,6 +196,7 @@ def test_a_prediction_that_cannot_be_used_is_left(
     assert [(start, type(one)) for start, one in said] == [
         ("predicted", PredictionReport),
         ("predicted", ValueError),
+        ("refined", ValueError),
         ("random", ghn_fast.HeadReport),
     ]
     start_(random, pictures, start="random")
@@ -213,5 +250,5 @@ def test_it_is_what_its_steps_make_one_by_one(pictures: Images, ghn: GHN) -> Non
     head = ghn_fast.fit_head_(by_hand, batches_in_order(pictures, 7))
     assert_same(model, by_hand)
     assert next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
-    assert said[1:] == [("predicted", head)]
-    assert report == StartReport("predicted", head, {"predicted": head})
+    assert said[1:] == [("refined", head)]
+    assert report == StartReport("refined", head, {"refined": head})

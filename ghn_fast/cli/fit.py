@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 LARGEST_SMALL_STEM = 64
 """Pixels up to which stems are fitted to small images by default."""
-STARTS: tuple[str, ...] = ("predicted", "random")
-BEST = "best"
+BEST, PREDICTED, RANDOM = "best", "predicted", "random"
 
 
 def fit(
@@ -71,13 +70,17 @@ def fit(
     lr: Annotated[float, typer.Option(help="Learning rate at the start of the cosine.")] = 0.01,
     batch_size: options.BatchSize = 64,
     refine: Annotated[
-        bool, typer.Option("--refine", help="Refine what was predicted (ghn_fast.refine_).")
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="Refine what was predicted (ghn_fast.refine_), or not; by default whichever is "
+            "better, as with --start best."
+        ),
+    ] = None,
     start: Annotated[
         str,
         typer.Option(
-            help="predicted, random, or best: whichever of the two has the better features for "
-            "these pictures, by what an output layer in closed form makes of them."
+            help="predicted, random, or best: whichever has the best features for these pictures, "
+            "by what an output layer in closed form makes of them."
         ),
     ] = BEST,
     compare: Annotated[
@@ -100,9 +103,9 @@ def fit(
     _check_place(out)
     if compare not in (None, "random"):
         raise UsageError(f"--compare takes random, not {compare!r}")
-    if start not in (BEST, *STARTS):
-        raise UsageError(f"--start takes {', '.join((BEST, *STARTS))}, not {start!r}")
-    if refine and start == "random" and compare is None:
+    if start not in (BEST, PREDICTED, RANDOM):
+        raise UsageError(f"--start takes {BEST}, {PREDICTED}, {RANDOM}, not {start!r}")
+    if refine and start == RANDOM and compare is None:
         raise UsageError("--refine refines what is predicted, and with --start random nothing is")
     if normalise not in NORMALISATIONS:
         raise UsageError(f"--normalise takes {', '.join(NORMALISATIONS)}, not {normalise!r}")
@@ -122,22 +125,18 @@ def fit(
         raise UsageError(f"{model} has no stem that --small-images could fit")
     job.check(trains=epochs > 0)
     task.describe()
-    unfinished = [start for start in STARTS if _state_file(out, start).exists()]
-    starts = STARTS if compare is not None else (start,)
-    if starts == (BEST,) and unfinished:
-        starts = (unfinished[0],)
+    starts = (start,) if compare is None else (PREDICTED, RANDOM)
     fitted: dict[str, _Fitted] = {}
     parts = (task.train, task.validation, task.test)
     of = f"GHN {ghn_digest(network)}, pictures {images_digest(*parts)}"
     for wanted in starts:
         try:
-            begun, each = job.begin(wanted, _state_file(out, wanted), place)
-        except UnusableError as error:
+            begun, each = job.begin(wanted, out, place)
+        except UnusableError:  # which has been said
             if len(starts) == 1:
                 raise
-            typer.echo(f"{wanted} cannot be used: {error}")
             continue
-        name = f"{model}, {each}, {of}, size {size}, small stem {has_small_stem}, refined {refine}"
+        name = f"{model}, {each}, {of}, size {size}, small stem {has_small_stem}"
         config = FinetuneConfig(epochs, lr, batch_size, seed, name)
         history = _train(begun, each, task, config, _state_file(out, each), progress)
         fitted[each] = _Fitted(begun, history, each)
@@ -239,7 +238,7 @@ class _Job:
     ghn_name: str
     task: _Task
     has_small_stem: bool
-    refine: bool
+    refine: bool | None
     batch_size: int
     seed: int
 
@@ -305,17 +304,18 @@ class _Job:
                 "predicted (a parameter num_classes would be told how many are wanted)"
             )
 
-    def begin(self, start: str, state_file: Path, device: torch.device) -> tuple[nn.Module, str]:
+    def begin(self, start: str, out: Path, device: torch.device) -> tuple[nn.Module, str]:
         """The model with a start, and which that is; what was interrupted has got its own."""
         import torch
 
         from ghn_fast._system.device import place
-        from ghn_fast.start import start_
+        from ghn_fast.start import start_, starts_of
 
         model = self.build()
-        if state_file.exists():
-            place(model, device)
-            return model, start
+        for each in starts_of(start, self.refine):
+            if _state_file(out, each).exists():
+                place(model, device)
+                return model, each
         report = start_(
             model,
             self.task.train,
@@ -332,10 +332,11 @@ class _Job:
 
     def _tell_choice(self, report: StartReport) -> None:
         best, heads = report.start, report.heads
-        if best == "random" and "predicted" in heads:
+        others = [head.accuracy for start, head in heads.items() if start != best]
+        if best == RANDOM and others:
             typer.echo(
                 f"random initialisation is ahead, {heads[best].accuracy:.1f} against "
-                f"{heads['predicted'].accuracy:.1f} % of {heads[best].held_out:,} held-out "
+                f"{max(others):.1f} % of {heads[best].held_out:,} held-out "
                 "pictures: prediction does not help here, and the random start is kept"
             )
         if report.head is not heads[best]:
@@ -496,7 +497,8 @@ def _tell_result(histories: dict[str, History], chosen_by: int) -> None:
             f"{start}: {final[start]:.1f} % {_after(history)}, "
             f"{history.validation[history.best]:.1f} % of {chosen_by:,} pictures to choose by"
         )
-    if set(STARTS) <= final.keys() and final["random"] > final["predicted"]:
+    others = [accuracy for start, accuracy in final.items() if start != RANDOM]
+    if others and final.get(RANDOM, 0.0) > max(others):
         typer.echo("random initialisation ends ahead: prediction does not help here")
 
 

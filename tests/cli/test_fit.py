@@ -219,7 +219,7 @@ def test_training_beside_a_random_start(
     options = ("--epochs", 2, "--compare", "random", "--refine", "--no-progress")
     assert run(monkeypatch, SMALL, "--data", pictures, "--out", out, *options) == 0
     text = capsys.readouterr().out
-    for start in ("predicted", "random"):
+    for start in ("refined", "random"):
         assert f"{start}, epoch 2: loss" in text
         assert f"{start}: output layer fc" in text
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.png"}
