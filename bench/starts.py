@@ -371,7 +371,19 @@ def table(jobs: Sequence[Job]) -> str:
         text += ["", f"**{_title(task, jobs)}**", "", *_rows(task, cells)]
     left = [name for name in ARCHITECTURES if name not in {job.architecture for job in jobs}]
     text += ["", f"Not run yet: {', '.join(left)}."] if left else []
+    untuned = _untuned(jobs)
+    text += ["", f"Not tried with all rates yet: {', '.join(untuned)}."] if untuned else []
     return "\n".join(text)
+
+
+def _untuned(jobs: Sequence[Job]) -> list[str]:
+    """The networks of which a start was not run with every rate."""
+    tried: dict[Cell, set[float]] = {}
+    for job in jobs:
+        tried.setdefault(job.cell, set()).add(job.rate)
+    most = max(map(len, tried.values()))
+    few = {architecture for (_, architecture, _), rates in tried.items() if len(rates) < most}
+    return [name for name in ARCHITECTURES if name in few]
 
 
 def _conditions(jobs: Sequence[Job]) -> str:

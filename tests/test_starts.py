@@ -150,6 +150,13 @@ def test_the_first_seed_chooses_the_rate(starts: ModuleType) -> None:
     assert row == ("| resnet18 | random | 0.1 | 20.0 ± 5.8 | — | — | 62.0 ± 2.0 (2 of 3 runs) |")
 
 
+def test_networks_that_are_not_tuned_are_named(starts: ModuleType) -> None:
+    jobs = [_job(starts, rate=rate) for rate in (0.1, 0.01)]
+    assert "Not tried with all rates" not in starts.table(jobs)
+    jobs.append(_job(starts, architecture="vgg11_bn"))
+    assert "Not tried with all rates yet: vgg11_bn." in starts.table(jobs)
+
+
 def test_runs_of_different_conditions_make_no_table(starts: ModuleType) -> None:
     jobs = [_job(starts, ghn="a"), _job(starts, ghn="b")]
     with pytest.raises(SystemExit, match="differ in ghn"):
