@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ghn_fast._system.batches import device_of
 from ghn_fast._system.device import place
+from ghn_fast._system.restored import restored_after_errors
 from ghn_fast.data import ImageSource
 from ghn_fast.data.images import check_source
 from ghn_fast.evaluation import BATCH_SIZE, batches_in_order, calibrate
@@ -107,23 +107,17 @@ def start_(
     starts = starts_of(start, refine)
     check_source(train)
     own = copy.deepcopy(model.state_dict())
-    modes = [(module, module.training) for module in model.modules()]
-    without = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
     trials = _Trials(model, own, train, batch_size, generator, on_report)
-    try:
-        if starts != [RANDOM]:
-            trials.predict(ghn)
-        if device is not None:
-            place(model, torch.device(device))
-        return trials.choose(starts)
-    except BaseException:
-        trials.undo()
-        for module, mode in modes:
-            module.training = mode
-        for norm in without:
-            norm._buffers.update(dict.fromkeys(norm._buffers))
-            norm.track_running_stats = False
-        raise
+    with restored_after_errors(model):
+        try:
+            if starts != [RANDOM]:
+                trials.predict(ghn)
+            if device is not None:
+                place(model, torch.device(device))
+            return trials.choose(starts)
+        except BaseException:
+            trials.undo()
+            raise
 
 
 def starts_of(start: str, refine: bool | None) -> list[str]:
@@ -182,7 +176,7 @@ class _Trials:
         return self.train.first(max(TRIAL_PICTURES, TRIAL_OF_CLASS * self.train.num_classes))
 
     def _try(self, start: str, pictures: ImageSource) -> HeadReport:
-        """From the start before: nothing follows what is predicted but what it becomes refined."""
+        """Makes a start of the one that was tried before, and fits its output layer."""
         if start == REFINED:
             refine_last_third_(self.model, self.generator)
         elif start == RANDOM:

@@ -32,6 +32,27 @@ def restored(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats, norm.momentum = tracks, momentum
 
 
+@contextmanager
+def restored_after_errors(model: nn.Module) -> Iterator[None]:
+    """Puts modes back, and takes statistics from norms that had none, if something is raised.
+
+    The values of other tensors are the caller's. The model may be moved inside, so buffers are not
+    put back as the tensors that they were.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is None]
+    tracked = [norm.track_running_stats for norm in norms]
+    try:
+        yield
+    except BaseException:
+        for module, mode in modes:
+            module.training = mode
+        for norm, tracks in zip(norms, tracked, strict=True):
+            norm._buffers.update(dict.fromkeys(norm._buffers))
+            norm.track_running_stats = tracks
+        raise
+
+
 def _is_compiled(module: nn.Module) -> bool:
     """By torch.compile or its own method; PyTorch's compiler is not imported to find out."""
     return module._compiled_call_impl is not None or "_orig_mod" in module._modules
