@@ -65,7 +65,7 @@ TESTED = 1000
 SHOWN = (0, 1, 3, 10)
 DECIDING = 3
 """The epoch after which a rate that is behind an earlier one is given up."""
-RATES = (0.03, 0.003)
+RATES = (0.001, 0.0003)
 BATCH = 64
 SCALED_BY = 128
 """Pictures that LSUV measures variances of."""

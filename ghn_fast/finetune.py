@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,10 @@ from ghn_fast.checkpoint.training import fitted, load_optimizer, write_state
 from ghn_fast.data import ImageSource, ImageStream
 from ghn_fast.data.images import check_source, edges_repeated
 from ghn_fast.evaluation import batches_in_order, calibrate, top1
+from ghn_fast.head import soften_
 
-MOMENTUM, WEIGHT_DECAY, GRAD_CLIP = 0.9, 5e-4, 5.0
-WORSE, LOWER, MOST_LOWERED = 2.0, 1 / 3, 8
-"""The loss of the first epoch that is too large, by what the rate is lowered then, how often."""
-JUDGED = 16
-"""Pictures whose mean loss tells whether it is too large: that of single ones differs by more."""
-STATE_VERSION = 3
+WEIGHT_DECAY, GRAD_CLIP = 0.05, 5.0
+STATE_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class FinetuneConfig:
 
     Attributes:
         epochs: over the training images.
-        lr: of SGD with momentum 0.9 and weight decay 5e-4, falling to 0 along a cosine.
+        lr: of AdamW with weight decay 0.05, rising over the first epoch, along a cosine to 0.
         batch_size: images in a step, at most all there are.
         seed: of the order, the crops and the mirroring of the images.
         name: of the run, in words; another's state file is refused.
@@ -47,7 +45,7 @@ class FinetuneConfig:
     """
 
     epochs: int = 10
-    lr: float = 0.01
+    lr: float = 0.001
     batch_size: int = 64
     seed: int = 0
     name: str = ""
@@ -73,13 +71,11 @@ class History:
         validation: top-1 in percent of the images that the best epoch is chosen by.
         test: of those that are only looked at.
         loss: the mean of each epoch's training losses, from epoch 1.
-        lr: the learning rate that was used, once there was an epoch.
     """
 
     validation: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)
     loss: list[float] = field(default_factory=list)
-    lr: float = math.nan
 
     @property
     def best(self) -> int:
@@ -120,11 +116,10 @@ def finetune_(
     was built without any. Layers are trained in bfloat16 where that is faster: on a GPU, and most
     of them on a CPU with AVX512-BF16.
 
-    A fitted output layer may have large weights, as where an untrained transformer's features tell
-    pictures apart by little, and the first steps of a usual rate would undo it. Where a loss of the
-    first epoch is twice as large as its first one and as that of guessing, the epoch begins anew
-    at a third of the rate (``History.lr``). Of batches of fewer than 16 images it is the mean
-    loss of the last 16 images or so, and the first one is that before any step.
+    An output layer that was fitted to features that differ by little has large weights, and the
+    first steps of a usual rate would undo what is before it: where they are larger than those of a
+    fresh layer, they are scaled down to these before the first step
+    (:func:`ghn_fast.head.soften_`). The classes that it tells stay.
 
     Args:
         model: on any device; in evaluation mode afterwards.
@@ -192,8 +187,9 @@ class _Tuning:
         data = edges_repeated(train)
         self.stream = ImageStream(data, min(config.batch_size, len(train)), config.seed)
         self.steps = config.epochs * self.stream.batches_per_epoch
-        self.lr = config.lr
-        self.optimizer = self._make_optimizer()
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), config.lr, weight_decay=WEIGHT_DECAY, fused=True
+        )
         self.history = History()
         self.best: dict[str, Tensor] = {}
         if any(isinstance(m, _BatchNorm) and m.running_mean is None for m in model.modules()):
@@ -203,57 +199,40 @@ class _Tuning:
 
     def run_epoch(self, epoch: int, on_step: Callable[[int, int], object] | None) -> float:
         """One pass over the images; returns the mean loss."""
-        tries = MOST_LOWERED if epoch == 1 else 0
-        while (losses := self._pass(epoch, on_step, is_watched=tries > 0)) is None:
-            tries -= 1
-            self.lr *= LOWER
-            _write(self.model, self.best)
-            self.optimizer = self._make_optimizer()
-        self.history.lr = self.lr
+        if epoch == 1:
+            self._soften()
+        count = self.stream.batches_per_epoch
+        losses = torch.zeros(count, device=device_of(self.model))
+        self.model.train()
+        for batch in range(count):
+            step = (epoch - 1) * count + batch
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate(step)
+            losses[batch] = self._step(*self.stream[step])
+            if on_step is not None:
+                on_step(step + 1, self.steps)
         mean = float(losses.mean())
         if not math.isfinite(mean):
             raise self._diverged(epoch)
         return mean
 
+    def _rate(self, step: int) -> float:
+        rising = min(1.0, (step + 1) / self.stream.batches_per_epoch)
+        return self.config.lr * rising * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+    def _soften(self) -> None:
+        some, _ = next(batches_in_order(self.stream.data.first(2)))
+        # Of a classifier whose output layer cannot be told there is none to scale.
+        with suppress(ValueError):
+            soften_(self.model, some.to(device_of(self.model)))
+
     def _diverged(self, epoch: int) -> DivergedError:
         self.take_best()
         return DivergedError(
             f"epoch {epoch} ends in numbers that are not finite; a smaller learning rate than "
-            f"{self.lr:.2g} may help",
+            f"{self.config.lr:.2g} may help",
             self.history,
         )
-
-    def _pass(
-        self, epoch: int, on_step: Callable[[int, int], object] | None, is_watched: bool
-    ) -> Tensor | None:
-        """Trains on all images and returns the losses; None once a watched one is too large."""
-        count = self.stream.batches_per_epoch
-        losses = torch.zeros(count, device=device_of(self.model))
-        guessing = math.log(self.stream.data.num_classes)
-        judged = min(math.ceil(JUDGED / self.stream.batch_size), count)
-        self.model.train()
-        first = self._loss_of_first(judged) if is_watched and judged > 1 else None
-        for batch in range(count):
-            step = (epoch - 1) * count + batch
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
-            losses[batch] = self._step(*self.stream[step])
-            if is_watched and batch + 1 >= judged:
-                loss = losses[batch + 1 - judged : batch + 1].mean()
-                if not loss <= WORSE * max(float(losses[0]) if first is None else first, guessing):
-                    return None
-            if on_step is not None:
-                on_step(step + 1, self.steps)
-        return losses
-
-    def _make_optimizer(self) -> torch.optim.SGD:
-        parameters = self.model.parameters()
-        return torch.optim.SGD(parameters, self.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-
-    @torch.no_grad()
-    def _loss_of_first(self, batches: int) -> float:
-        """The mean of the epoch's first batches, before a step."""
-        return sum(float(self._loss(*self.stream[n])) for n in range(batches)) / batches
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         device = device_of(self.model)
@@ -333,8 +312,6 @@ class _Tuning:
         _write(self.model, model)
         _set_random_states(random, device)
         self.history = history
-        if not math.isnan(history.lr):
-            self.lr = history.lr
 
     def take_best(self) -> None:
         _write(self.model, self.best)
@@ -371,7 +348,7 @@ def _history(values: Any) -> History:
     lists = (history.validation, history.test, history.loss)
     lengths = [len(numbers) for numbers in lists if type(numbers) is list]
     epochs = len(history.loss)
-    numbers = (*itertools.chain(*lists), history.lr)
+    numbers = itertools.chain(*lists)
     if lengths != [epochs + 1, epochs + 1, epochs] or any(type(n) is not float for n in numbers):
         raise FileError("its history is none")
     return history

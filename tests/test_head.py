@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import weakref
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import ghn_fast
-from ghn_fast.head import best_scale, output_layers
+from ghn_fast.head import best_scale, output_layers, soften_
 from ghn_fast.head.ridge import HeldOut
 
 WIDTH = 12
@@ -382,6 +383,57 @@ def test_a_mean_of_layers_becomes_the_fit_of_the_first() -> None:
     assert report.accuracy == fitted.accuracy
     torch.testing.assert_close(model(inputs), pair(inputs)[0])
     assert not model[0].other.weight.any()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_softened_layer_has_the_norm_of_a_fresh_one_and_tells_the_same_classes(
+    bias: bool,
+) -> None:
+    model = Classifier(bias=bias)
+    model.train()
+    inputs, _ = _data()
+    fresh = [float(nn.Linear(WIDTH, 4).weight.detach().norm()) for _ in range(300)]
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        for value in model.fc.parameters():
+            value.mul_(50)
+    scale = soften_(model, inputs)
+    norm = float(model.fc.weight.detach().norm())
+    assert norm == pytest.approx(math.sqrt(4 / 3))
+    assert norm == pytest.approx(np.mean(fresh), rel=0.03)
+    own = {name: 50 * scale * value if "fc" in name else value for name, value in before.items()}
+    assert all(
+        torch.allclose(value.float(), own[name].float())
+        for name, value in model.state_dict().items()
+    )
+    assert all(module.training for module in model.modules())
+    assert soften_(model, inputs) == pytest.approx(1)
+
+
+def test_a_small_output_layer_is_left() -> None:
+    model = Classifier()
+    with torch.no_grad():
+        model.fc.weight.mul_(0.1)
+    before = copy.deepcopy(model.state_dict())
+    assert soften_(model, _data()[0]) == 1
+    nn.init.zeros_(model.fc.weight)
+    assert soften_(model, _data()[0]) == 1
+    assert torch.equal(model.fc.bias, before["fc.bias"])
+
+
+def test_all_layers_of_a_mean_and_one_that_is_cut_off_below_zero_are_softened() -> None:
+    model, inputs = nn.Sequential(_TwoHeads(), _Mean()), _data()[0]
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for net, given in ((model, inputs), (_squeezing(), images)):
+        ends = [net.get_submodule(name) for name in output_layers(net, given)]
+        with torch.no_grad():
+            for value in (value for end in ends for value in end.parameters()):
+                value.mul_(50)
+        net.eval()
+        before = net(given)
+        scale = soften_(net, given)
+        assert scale < 0.5
+        torch.testing.assert_close(net(given), scale * before)
 
 
 class _Scaled(nn.Module):

@@ -67,7 +67,7 @@ def fit(
     epochs: Annotated[
         int, typer.Option(min=0, help="Of training after the output layer is fitted; 0 for none.")
     ] = 0,
-    lr: Annotated[float, typer.Option(help="Learning rate at the start of the cosine.")] = 0.01,
+    lr: Annotated[float, typer.Option(help="Largest learning rate, of AdamW.")] = 0.001,
     batch_size: options.BatchSize = 64,
     refine: Annotated[
         bool | None,
@@ -437,12 +437,6 @@ def _train(
     chance = 100 / task.train.num_classes
 
     def tell(epoch: int, history: History) -> None:
-        if epoch == 1 and history.lr < config.lr:
-            bar.console.print(
-                f"{start}: a learning rate of {config.lr:g} undoes this start; lowered to "
-                f"{history.lr:.2g}",
-                highlight=False,
-            )
         loss = f"loss {history.loss[-1]:.3f}, " if epoch else ""
         bar.console.print(
             f"{start}, epoch {epoch}: {loss}{history.test[-1]:.1f} % of {len(task.test):,} "

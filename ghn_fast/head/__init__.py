@@ -10,6 +10,7 @@ from __future__ import annotations
 from ghn_fast.head.fit import HELD_OUT, HeadReport, fit_head_
 from ghn_fast.head.layers import output_layers
 from ghn_fast.head.ridge import ABSENT_LOGIT, RIDGES, best_scale
+from ghn_fast.head.soften import soften_
 
 __all__ = [
     "ABSENT_LOGIT",
@@ -19,4 +20,5 @@ __all__ = [
     "best_scale",
     "fit_head_",
     "output_layers",
+    "soften_",
 ]
