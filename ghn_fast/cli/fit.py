@@ -432,15 +432,16 @@ def _train(
     """From the first parameters or from where an interrupted run was."""
     from rich.progress import Progress
 
+    from ghn_fast._system.batches import chance
     from ghn_fast.finetune import DivergedError, StateError, finetune_
 
-    chance = 100 / task.train.num_classes
+    by_chance = chance(task.test.labels)
 
     def tell(epoch: int, history: History) -> None:
         loss = f"loss {history.loss[-1]:.3f}, " if epoch else ""
         bar.console.print(
             f"{start}, epoch {epoch}: {loss}{history.test[-1]:.1f} % of {len(task.test):,} "
-            f"held-out pictures (chance is {chance:.1f} %)",
+            f"held-out pictures (chance is {by_chance:.1f} %)",
             highlight=False,
             soft_wrap=True,
         )

@@ -38,7 +38,7 @@ def with_pictures(folder: Path) -> list[str]:
 
 def has_pictures(folder: Path) -> bool:
     """Whether there are pictures in itself, not only deeper."""
-    return any(_is_picture(c.name) for c in folder.iterdir())
+    return any(is_picture(c.name) for c in folder.iterdir())
 
 
 def pictures_by_class(folder: Path) -> dict[str, list[Path]]:
@@ -53,8 +53,8 @@ def pictures_by_class(folder: Path) -> dict[str, list[Path]]:
     root = Path(os.path.realpath(folder))
     for name in class_names(folder):
         files = sorted(_files(os.path.join(folder, name), (root,), set()), key=os.path.split)
-        found[name] = [Path(file) for file in files if _is_picture(file)]
-        others = (file for file in files if not _is_picture(file))
+        found[name] = [Path(file) for file in files if is_picture(file)]
+        others = (file for file in files if not is_picture(file))
         skipped += (file for file in others if _end(file) not in _COMPANIONS)
     if skipped:
         text = (
@@ -88,7 +88,8 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _HIDDEN
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file is a picture that is read, by its name."""
     return not _is_hidden(os.path.basename(name)) and _end(name) in extensions()
 
 

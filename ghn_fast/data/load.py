@@ -18,7 +18,13 @@ from ghn_fast.data.arrow import arrow_files, arrow_schema, read_arrow
 from ghn_fast.data.cifar10 import CLASSES, SPLITS, find_cifar10, load_cifar10
 from ghn_fast.data.encoded import FORMATS, Encoded, EncodedImages, pictures
 from ghn_fast.data.errors import DataError
-from ghn_fast.data.folders import class_names, has_pictures, pictures_by_class, with_pictures
+from ghn_fast.data.folders import (
+    class_names,
+    has_pictures,
+    is_picture,
+    pictures_by_class,
+    with_pictures,
+)
 from ghn_fast.data.images import ImageSource, held_out
 from ghn_fast.data.mapped import MappedItems, as_arrow
 from ghn_fast.data.parquet import parquet_files, read_parquet
@@ -147,6 +153,11 @@ class _Parts:
     """The stored parts of a data set, read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
+        if folder.is_file() and is_picture(folder.name):
+            raise DataError(
+                f"{folder} is one picture: pass the folder that has a folder of pictures for each "
+                "class"
+            )
         self.folder = folder
         self.files = {split: self._find_files(split) for split in SPLITS}
         self.folders = {split: self._find_folder(split) for split in SPLITS}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghn_fast._system.batches import rows_of
+from ghn_fast._system.batches import chance, rows_of
 from ghn_fast._system.restored import restored
 from ghn_fast.head.layers import Head, output_layers
 from ghn_fast.head.ridge import Choice, Features, HeldOut, Moments, fit_ridge
@@ -31,6 +31,7 @@ class HeadReport:
         ridge: of the final fit, as ``alpha`` of scikit-learn's ``Ridge``.
         scale: by which its weight and bias were multiplied, so that a softmax is calibrated.
         accuracy: top-1 on the held-out pictures, percent; NaN without any.
+        chance: what always naming their commonest class has right, percent.
         balanced_accuracy: the mean of the classes' accuracies, percent.
         loss: cross-entropy of the held-out pictures, all classes weighing alike unless asked.
         absent: classes that the pictures do not have; their logits are 10 below the others' mean
@@ -51,6 +52,7 @@ class HeadReport:
     ridge: float
     scale: float
     accuracy: float = float("nan")
+    chance: float = float("nan")
     balanced_accuracy: float = float("nan")
     loss: float = float("nan")
     absent: tuple[int, ...] = ()
@@ -62,10 +64,9 @@ class HeadReport:
         )
         if not self.held_out:
             return fitted
-        present = self.classes - len(self.absent)
         return (
             f"{fitted}: {self.accuracy:.1f} % of {self.held_out:,} held-out ones "
-            f"(chance is {100 / max(present, 1):.1f} %)"
+            f"(chance is {self.chance:.1f} %)"
         )
 
 
@@ -221,6 +222,7 @@ def _report(head: Head, features: Features, choice: Choice) -> HeadReport:
         features=head.width,
         pictures=moments.pictures,
         held_out=len(held_out),
+        chance=chance(held_out),
         absent=tuple((moments.counts == 0).nonzero().flatten().tolist()),
         **asdict(choice),
     )

@@ -169,7 +169,8 @@ def fit_ridge(
         choice.ridge = choice.ridge / training.unit * whole.unit if ridge is None else ridge
     elif ridge is None:
         raise ValueError(
-            f"{pictures} pictures are too few to hold some out; give more, or ridge= to fit_head_"
+            f"{pictures} pictures are too few to hold some out, which the ridge is chosen by: give "
+            "more (or, in Python, fit_head_ the ridge)"
         )
     weight, bias = whole.solve(choice.ridge)
     weight, bias = choice.scale * weight, choice.scale * bias

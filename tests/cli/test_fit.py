@@ -257,7 +257,7 @@ def test_an_interrupted_fit_goes_on(
     said = capsys.readouterr()
     assert "going on" not in said.out
     assert re.search(
-        r"other settings \(lr: 0\.01 -> 0\.1\).* another place .* \(--out\)$", said.err
+        r"other settings \(lr: 0\.001 -> 0\.1\).* another place .* \(--out\)$", said.err
     )
     assert run(monkeypatch, *arguments, out) == 0
     assert re.search("going on from .*unfinished, after epoch 1\n", capsys.readouterr().out)

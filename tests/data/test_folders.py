@@ -69,6 +69,13 @@ def test_pictures_of_all_formats_that_are_decoded_are_found(tmp_path: Path, suff
     assert counts(write_classes(tmp_path, 4, suffix)) == [4, 4, 4]
 
 
+def test_one_picture_is_no_data_set(tmp_path: Path) -> None:
+    file = write_classes(tmp_path) / "c0" / "0.png"
+    for read in (load_images, load_class_names):
+        with pytest.raises(DataError, match=r"0\.png is one picture: pass the folder that has a f"):
+            read(file)
+
+
 def test_every_format_has_an_extension() -> None:
     kinds = Image.registered_extensions()
     assert {kinds[end] for end in extensions()} == set(FORMATS)
