@@ -24,6 +24,7 @@ from ghn_fast.checkpoint.training import fitted, load_optimizer, write_state
 from ghn_fast.data import ImageSource, ImageStream
 from ghn_fast.data.images import check_source, edges_repeated
 from ghn_fast.evaluation import batches_in_order, calibrate, top1
+from ghn_fast.graph import TraceError
 from ghn_fast.head import soften_
 
 WEIGHT_DECAY, GRAD_CLIP = 0.05, 5.0
@@ -223,7 +224,7 @@ class _Tuning:
     def _soften(self) -> None:
         some, _ = next(batches_in_order(self.stream.data.first(2)))
         # Of a classifier whose output layer cannot be told there is none to scale.
-        with suppress(ValueError):
+        with suppress(ValueError, TraceError):
             soften_(self.model, some.to(device_of(self.model)))
 
     def _diverged(self, epoch: int) -> DivergedError:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ghn_fast.calibration import calibrate_
 from ghn_fast.data import Images
 from ghn_fast.finetune import DivergedError, FinetuneConfig, History, StateError, finetune_
+from ghn_fast.graph import TraceError
 from tests.graphs import SmallClassifier
 
 
@@ -196,8 +197,18 @@ class WithoutOutputLayer(nn.Module):
         return 300 * images.mean((2, 3)) + self.common
 
 
-def test_a_model_without_an_output_layer_is_trained_as_it_is() -> None:
+@pytest.mark.parametrize("error", [None, TraceError("lost"), ValueError("shared")])
+def test_a_model_whose_output_layer_is_not_found_is_trained_as_it_is(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, seen = WithoutOutputLayer(), []
+
+    def fail(*_: object) -> None:
+        assert error is not None
+        raise error
+
+    if error is not None:
+        monkeypatch.setattr("ghn_fast.head.soften.output_layers", fail)
 
     def keep(epoch: int, history: History) -> None:
         seen.append(model.common.detach().clone())

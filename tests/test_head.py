@@ -432,6 +432,22 @@ def test_a_small_output_layer_is_left() -> None:
     assert torch.equal(model.fc.bias, before["fc.bias"])
 
 
+@pytest.mark.parametrize("fit", [soften_, lambda model, x: ghn_fast.fit_head_(model, [(x, x)])])
+def test_a_frozen_output_layer_is_told(fit: Any) -> None:
+    model = Classifier()
+    model.fc.requires_grad_(False)
+    before = model.fc.weight.clone()
+    with pytest.raises(ValueError, match=r"the output layer is frozen.* pass layer="):
+        fit(model, _data()[0])
+    assert torch.equal(model.fc.weight, before)
+
+
+def test_a_frozen_output_layer_that_is_named_is_fitted() -> None:
+    model = Classifier()
+    model.fc.requires_grad_(False)
+    assert ghn_fast.fit_head_(model, _batches(*_data()), layer="fc").accuracy > 60
+
+
 def test_all_layers_of_a_mean_and_one_that_is_cut_off_below_zero_are_softened() -> None:
     model, inputs = nn.Sequential(_TwoHeads(), _Mean()), _data()[0]
     images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -148,8 +148,13 @@ def _ends(graph: Graph) -> list[str]:
 
 
 def _names(graph: Graph, weights: Iterable[int]) -> list[str]:
-    names = (str(graph.nodes[weight].parameter) for weight in weights)
-    plain = (name.partition(".parametrizations")[0] for name in names)
+    names = [graph.nodes[weight].parameter for weight in weights]
+    if None in names:
+        raise ValueError(
+            "the output layer is frozen, its requires_grad is False while others are trained: pass "
+            "layer= to fit it all the same"
+        )
+    plain = (str(name).partition(".parametrizations")[0] for name in names)
     return [re.sub(r"(^|\.)weight$", "", name) for name in plain]
 
 

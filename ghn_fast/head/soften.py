@@ -33,7 +33,9 @@ def soften_(model: nn.Module, inputs: Any) -> float:
         What the layer was multiplied by, at most 1.
 
     Raises:
-        ValueError: no single output layer, or one whose weight is computed from others or shared.
+        ValueError: no single output layer, or one that is frozen, or whose weight is computed from
+            others or shared.
+        TraceError: the model cannot be traced.
 
     Examples:
         >>> model = ghn_fast.predict(torchvision.models.resnet18(num_classes=10))
