@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -162,11 +161,6 @@ def logits_of(output: Any) -> Tensor:
         else:
             output = output.logits
     return output
-
-
-def chance(labels: Tensor) -> float:
-    """What always naming the commonest class has right, percent; NaN without labels (B,)."""
-    return 100 * float(labels.bincount().max()) / len(labels) if len(labels) else math.nan
 
 
 def device_of(model: nn.Module) -> torch.device:

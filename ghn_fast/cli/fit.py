@@ -432,8 +432,8 @@ def _train(
     """From the first parameters or from where an interrupted run was."""
     from rich.progress import Progress
 
-    from ghn_fast._system.batches import chance
     from ghn_fast.finetune import DivergedError, StateError, finetune_
+    from ghn_fast.head import chance
 
     by_chance = chance(task.test.labels)
 

@@ -7,7 +7,7 @@ regression of the classes on the features that the predicted network gives (Hoer
 
 from __future__ import annotations
 
-from ghn_fast.head.fit import HELD_OUT, HeadReport, fit_head_
+from ghn_fast.head.fit import HELD_OUT, HeadReport, chance, fit_head_
 from ghn_fast.head.layers import output_layers
 from ghn_fast.head.ridge import ABSENT_LOGIT, RIDGES, best_scale
 from ghn_fast.head.soften import soften_
@@ -18,6 +18,7 @@ __all__ = [
     "RIDGES",
     "HeadReport",
     "best_scale",
+    "chance",
     "fit_head_",
     "output_layers",
     "soften_",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghn_fast._system.batches import chance, rows_of
+from ghn_fast._system.batches import rows_of
 from ghn_fast._system.restored import restored
 from ghn_fast.head.layers import Head, output_layers
 from ghn_fast.head.ridge import Choice, Features, HeldOut, Moments, fit_ridge
@@ -142,6 +142,11 @@ def fit_head_(
             head.restore(kept)
             raise
     return _report(head, features, choice)
+
+
+def chance(labels: Tensor) -> float:
+    """What always naming the commonest class has right, percent; NaN without labels (B,)."""
+    return 100 * float(labels.bincount().max()) / len(labels) if len(labels) else math.nan
 
 
 def _collect(
