@@ -7,6 +7,7 @@ import math
 import re
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -432,12 +433,109 @@ def test_a_small_output_layer_is_left() -> None:
     assert torch.equal(model.fc.bias, before["fc.bias"])
 
 
+def _fc_times(factor: float, model: nn.Module | None = None) -> Any:
+    model = Classifier() if model is None else model
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.rpartition(".")[0].endswith("fc"):
+                value.mul_(factor)
+    return model
+
+
+class _Offset(nn.Module):
+    """A number for each class after the output layer, as for classes that are not alike often."""
+
+    def __init__(self, after: Any) -> None:
+        super().__init__()
+        self.body, self.fc, self.after = nn.Linear(6, 6), nn.Linear(6, 4), after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.fc(self.body(x)))
+
+
+def _prior(logits: Tensor) -> Tensor:
+    return logits + torch.tensor([30.0, 0.0, -30.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: _fc_times(50, _Offset(_prior)), "depends on how large its outputs are"),
+        (lambda: _fc_times(50, _Offset(torch.sigmoid)), "depends on how large its outputs are"),
+        (lambda: _fc_times(torch.inf), "is not finite"),
+        (lambda: _fc_times(torch.nan), "is not finite"),
+    ],
+)
+def test_what_would_tell_other_classes_is_not_softened(make: Any, message: str) -> None:
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        soften_(model, _data()[0])
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_layer_before_a_softmax_is_softened() -> None:
+    model, (inputs, _) = _fc_times(50, _Offset(partial(torch.log_softmax, dim=1))), _data()
+    before = model(inputs).argmax(1)
+    assert soften_(model, inputs) < 0.1
+    assert torch.equal(model(inputs).argmax(1), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weights_of_any_size_are_softened(dtype: torch.dtype) -> None:
+    model = _fc_times(3e19, Classifier().to(dtype))
+    assert 0 < soften_(model, _data()[0].to(dtype)) < 1e-18
+    assert float(model.fc.weight.detach().norm()) == pytest.approx(math.sqrt(4 / 3), rel=0.01)
+
+
+def test_two_fresh_layers_of_a_mean_are_left() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), _TwoHeads(), _Mean())
+    norms = [layer.weight.detach().norm() for layer in (model[1].one, model[1].other)]
+    fresh = math.sqrt(2 * 4 / 3) / math.hypot(*norms)
+    assert soften_(model, _data()[0]) == pytest.approx(min(fresh, 1))
+    assert fresh > 0.8
+
+
+def test_a_frozen_bias_is_told_and_a_layer_that_is_trained_alone_is_left() -> None:
+    model = _fc_times(50)
+    model.fc.bias.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="'fc', the output layer, has a frozen weight or bias"):
+        soften_(model, _data()[0])
+    model.fc.bias.requires_grad_(True)
+    model.body.requires_grad_(False)
+    assert soften_(model, _data()[0]) == 1
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class _BareSecond(nn.Module):
+    """A second task whose weight no layer holds, or a mean of both."""
+
+    def __init__(self, is_mean: bool) -> None:
+        super().__init__()
+        self.fc, self.second = nn.Linear(6, 4), nn.Parameter(torch.ones(6, 4))
+        self.is_mean = is_mean
+
+    def forward(self, x: Tensor) -> Any:
+        first, second = self.fc(x), x @ self.second
+        return (first + second) / 2 if self.is_mean else (first, second)
+
+
+def test_a_bare_weight_beside_the_output_layer() -> None:
+    batches = _batches(*_data())
+    assert ghn_fast.fit_head_(_BareSecond(is_mean=False), batches).layer == "fc"
+    with pytest.raises(ValueError, match="no layer 'second': it is a parameter"):
+        ghn_fast.fit_head_(_BareSecond(is_mean=True), batches)
+
+
 @pytest.mark.parametrize("fit", [soften_, lambda model, x: ghn_fast.fit_head_(model, [(x, x)])])
 def test_a_frozen_output_layer_is_told(fit: Any) -> None:
     model = Classifier()
     model.fc.requires_grad_(False)
     before = model.fc.weight.clone()
-    with pytest.raises(ValueError, match=r"the output layer is frozen.* pass layer="):
+    with pytest.raises(ValueError, match=r"the output layer is frozen.* fit_head_ with layer="):
         fit(model, _data()[0])
     assert torch.equal(model.fc.weight, before)
 
@@ -449,7 +547,7 @@ def test_a_frozen_output_layer_that_is_named_is_fitted() -> None:
 
 
 def test_all_layers_of_a_mean_and_one_that_is_cut_off_below_zero_are_softened() -> None:
-    model, inputs = nn.Sequential(_TwoHeads(), _Mean()), _data()[0]
+    model, inputs = nn.Sequential(nn.Linear(6, 6), _TwoHeads(), _Mean()), _data()[0]
     images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     for net, given in ((model, inputs), (_squeezing(), images)):
         ends = [net.get_submodule(name) for name in output_layers(net, given)]

@@ -20,20 +20,7 @@ class Head:
 
     def __init__(self, model: nn.Module, name: str, *others: str) -> None:
         self.name = name
-        try:
-            self.module: Any = model.get_submodule(name)
-        except AttributeError as error:
-            is_bare = name in dict(model.named_parameters())
-            why = "it is a parameter, which no linear layer holds" if is_bare else str(error)
-            raise ValueError(f"the model has no layer {name!r}: {why}") from None
-        self.others: list[Any] = [model.get_submodule(other) for other in others]
-        is_linear = isinstance(self.module, nn.Linear)
-        is_conv = isinstance(self.module, nn.Conv2d) and self.module.kernel_size == (1, 1)
-        if not (is_linear or (is_conv and self.module.groups == 1)):
-            kind = type(self.module).__name__
-            raise ValueError(
-                f"the output layer {name!r} is a {kind}, not linear or 1x1 convolution"
-            )
+        self.module, *self.others = (_output_layer(model, each) for each in (name, *others))
         if not all(isinstance(value, nn.Parameter) for value in self.values()):
             raise ValueError(
                 f"the weight of {name!r} is computed from other parameters (weight normalisation, "
@@ -88,7 +75,9 @@ class Head:
         with self.module.register_forward_hook(keep, with_kwargs=True):
             output = run(model, inputs)
         if not self.features.numel():
-            raise ValueError(f"the model does not run its layer {self.name!r}: pass layer=")
+            raise ValueError(
+                f"the model does not run its layer {self.name!r}; fit_head_ takes another as layer="
+            )
         return logits_of(output)
 
     def _pooled(self, values: Tensor) -> Tensor:
@@ -101,6 +90,21 @@ class Head:
                 "several positions has no label of its own"
             )
         return values.reshape(len(values), self.width)
+
+
+def _output_layer(model: nn.Module, name: str) -> Any:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        is_bare = name in dict(model.named_parameters())
+        why = "it is a parameter, which no linear layer holds" if is_bare else str(error)
+        raise ValueError(f"the model has no layer {name!r}: {why}") from None
+    is_linear = isinstance(module, nn.Linear)
+    is_conv = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+    if not (is_linear or (is_conv and module.groups == 1)):
+        kind = type(module).__name__
+        raise ValueError(f"the output layer {name!r} is a {kind}, not linear or 1x1 convolution")
+    return module
 
 
 def output_layers(model: nn.Module, inputs: Any) -> list[str]:
@@ -124,16 +128,17 @@ def output_layers(model: nn.Module, inputs: Any) -> list[str]:
     if len(ends) == 1:
         return ends
     given: dict[str, Tensor] = {}
+    layers = dict(model.named_modules(remove_duplicate=False))
     with ExitStack() as stack:
-        for name in ends:
+        for name in (end for end in ends if end in layers):  # not those that are bare parameters
             keep = partial(_keep, given, name)
-            stack.enter_context(model.get_submodule(name).register_forward_hook(keep))
+            stack.enter_context(layers[name].register_forward_hook(keep))
         output = logits_of(run(model, inputs))
     same = [name for name, value in given.items() if _same(value, output)]
     if not same:
         raise ValueError(
             f"the model's first output is not that of a single layer (layers that nothing with "
-            f"parameters follows: {', '.join(ends) or 'none'}): pass layer="
+            f"parameters follows: {', '.join(ends) or 'none'}); fit_head_ takes one as layer="
         )
     return same[-1:]
 
@@ -151,8 +156,8 @@ def _names(graph: Graph, weights: Iterable[int]) -> list[str]:
     names = [graph.nodes[weight].parameter for weight in weights]
     if None in names:
         raise ValueError(
-            "the output layer is frozen, its requires_grad is False while others are trained: pass "
-            "layer= to fit it all the same"
+            "the output layer is frozen, its requires_grad is False while others are trained; "
+            "fit_head_ with layer= fits it all the same"
         )
     plain = (str(name).partition(".parametrizations")[0] for name in names)
     return [re.sub(r"(^|\.)weight$", "", name) for name in plain]
