@@ -170,7 +170,7 @@ class _Trials:
         if best != starts[-1]:
             self.model.load_state_dict(state)
         head = heads[best] if len(pictures) == len(self.train) else self._fit(self.train)
-        return StartReport(best, head, heads, "; ".join(map(str, errors)))
+        return StartReport(best, head, heads, "; ".join(dict.fromkeys(map(str, errors))))
 
     def _some(self) -> ImageSource:
         return self.train.first(max(TRIAL_PICTURES, TRIAL_OF_CLASS * self.train.num_classes))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ghn_fast.finetune
 from ghn_fast.calibration import calibrate_
 from ghn_fast.data import Images
 from ghn_fast.finetune import DivergedError, FinetuneConfig, History, StateError, finetune_
@@ -86,6 +87,18 @@ def test_a_model_that_looks_for_versions_is_trained_and_goes_on(tmp_path: Path) 
             r"labels go up to 4, and the model has 3 outputs: build it with num_classes=5",
         ),
         (lambda model, parts: parts.update(validation=VALIDATION.first(0)), "there are no images"),
+        (
+            lambda model, parts: parts.update(train=replace(TRAIN, labels=TRAIN.labels - 1)),
+            "labels count from 0, and there is -1 among them",
+        ),
+        (
+            lambda model, parts: model.append(nn.Flatten(0)),
+            r"the model makes \(6,\) of 2 images, where a classifier of C classes makes \(2, C\)",
+        ),
+        (
+            lambda model, parts: model.append(nn.Unflatten(1, (3, 1, 1))),
+            r"the model makes \(2, 3, 1, 1\) of 2 images",
+        ),
     ],
 )
 def test_what_cannot_be_trained_leaves_the_model(
@@ -94,8 +107,8 @@ def test_what_cannot_be_trained_leaves_the_model(
     model = _model()
     parts: dict[str, Any] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    modes = [module.training for module in model.modules()]
     spoil(model, parts)
+    modes = [module.training for module in model.modules()]
     with pytest.raises(ValueError, match=message):
         finetune_(model, **parts)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -244,6 +257,65 @@ def test_no_epochs_measure_the_start() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_the_optimiser_gradients_and_the_one_softening(monkeypatch: pytest.MonkeyPatch) -> None:
+    clipped, softened, given = [], [], {}
+    clip, make = nn.utils.clip_grad_norm_, torch.optim.AdamW
+    monkeypatch.setattr(
+        nn.utils, "clip_grad_norm_", lambda p, norm: clipped.append(norm) or clip(p, norm)
+    )
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda *a, **named: given.update(named) or make(*a, **named)
+    )
+    monkeypatch.setattr(
+        ghn_fast.finetune, "soften_", lambda model, some: softened.append(len(some))
+    )
+    model = _model()
+    finetune_(model, TRAIN, VALIDATION, TEST, CONFIG)
+    assert given["weight_decay"] == 0.05
+    assert clipped == [5.0] * 9
+    assert softened == [2]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class WithMore(nn.Module):
+    """Parameters that are complex, or whole numbers that are not trained, and a count of its own.
+
+    Args:
+        is_complex: a filter of complex numbers is trained.
+    """
+
+    def __init__(self, is_complex: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.is_complex = SmallClassifier(num_classes=3), is_complex
+        if is_complex:
+            self.extra = nn.Parameter(torch.ones(3, 8, 5, dtype=torch.complex64))
+        else:
+            self.extra = nn.Parameter(torch.arange(3), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.is_complex:
+            images = torch.fft.irfft2(torch.fft.rfft2(images.float()) * self.extra)
+        return self.net(images)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 2}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        assert state == {"version": 2}
+
+
+@pytest.mark.parametrize("is_complex", [True, False])
+def test_parameters_that_are_no_real_numbers(tmp_path: Path, is_complex: bool) -> None:
+    state = tmp_path / "state"
+    model, again = WithMore(is_complex), WithMore(is_complex)
+    before = again.extra.detach().clone()
+    history = finetune_(model, TRAIN, VALIDATION, TEST, CONFIG, state_file=state)
+    assert finetune_(again, TRAIN, VALIDATION, TEST, CONFIG, state_file=state) == history
+    assert torch.equal(again.extra, model.extra)
+    assert torch.equal(again.extra, before) is (not is_complex or history.best == 0)
+
+
 def test_only_the_epochs_that_are_asked_for_are_measured() -> None:
     every = finetune_(_model(), TRAIN, VALIDATION, TEST, FinetuneConfig(4, 0.1, 20))
     config = FinetuneConfig(4, 0.1, 20, measured=(1,))
@@ -375,11 +447,26 @@ def test_a_loss_that_is_not_finite_ends_with_the_best_so_far() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_activations_that_are_not_finite_end_with_the_best_so_far() -> None:
+def _without_norms() -> nn.Module:
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    )
+    nn.init.constant_(model[4].bias[:1], -9.0)  # what is not finite is counted as class 0
+    return model
+
+
+@pytest.mark.parametrize("make", [_model, _without_norms])
+@pytest.mark.parametrize("measured", [(), (2,)])
+@pytest.mark.parametrize("lr", [1e38, 1e25])  # parameters, or only what is made of them
+def test_activations_that_are_not_finite_end_with_the_best_so_far(
+    make: Callable[[], nn.Module], measured: tuple[int, ...], lr: float
+) -> None:
     """After a last step that is too long, which no loss tells of."""
-    model = _model()
-    config = FinetuneConfig(1, 1e38, len(TRAIN))
+    model = make()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = FinetuneConfig(2, lr, len(TRAIN), measured=measured)
     with pytest.raises(DivergedError, match="smaller learning rate") as caught:
         finetune_(model, TRAIN, VALIDATION, TEST, config)
-    assert len(caught.value.history.test) == 1
-    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert len(caught.value.history.test) <= 2
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
