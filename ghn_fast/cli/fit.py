@@ -86,7 +86,14 @@ def fit(
     compare: Annotated[
         str | None, typer.Option(help="random: also train from random initialisation, to compare.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the initial weights and the order of images.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            help="Of the initial weights, the noise of refining and the order of images.",
+        ),
+    ] = 0,
     device: options.Device = "auto",
     progress: Annotated[bool, typer.Option(help="Draw a progress bar.")] = True,
 ) -> None:
@@ -98,7 +105,7 @@ def fit(
     from ghn_fast.evaluation.results import ghn_digest, images_digest
     from ghn_fast.finetune import FinetuneConfig
     from ghn_fast.ghn.hub import from_pretrained
-    from ghn_fast.start import UnusableError
+    from ghn_fast.start import UnusableError, starts_of
 
     _check_place(out)
     if compare not in (None, "random"):
@@ -136,7 +143,8 @@ def fit(
             if len(starts) == 1:
                 raise
             continue
-        name = f"{model}, {each}, {of}, size {size}, small stem {has_small_stem}"
+        choice = f"best of {'/'.join(starts_of(wanted, refine))}"
+        name = f"{model}, {each}, {choice}, {of}, size {size}, small stem {has_small_stem}"
         config = FinetuneConfig(epochs, lr, batch_size, seed, name)
         history = _train(begun, each, task, config, _state_file(out, each), progress)
         fitted[each] = _Fitted(begun, history, each)

@@ -259,6 +259,8 @@ def test_an_interrupted_fit_goes_on(
     assert re.search(
         r"other settings \(lr: 0\.001 -> 0\.1\).* another place .* \(--out\)$", said.err
     )
+    assert run(monkeypatch, *arguments, out, "--no-refine") == 1
+    assert "best of predicted/refined/random -> best of predicted/random" in capsys.readouterr().err
     assert run(monkeypatch, *arguments, out) == 0
     assert re.search("going on from .*unfinished, after epoch 1\n", capsys.readouterr().out)
     one, other = (load_file(path) for path in (whole, out))
