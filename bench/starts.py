@@ -48,7 +48,7 @@ from ghn_fast._system.processes import choose_device
 from ghn_fast.data import Images, load_images, normalised_by
 from ghn_fast.data.images import CIFAR10_MEAN, CIFAR10_STD
 from ghn_fast.evaluation.results import ghn_digest
-from ghn_fast.finetune import FinetuneConfig, History, finetune_
+from ghn_fast.finetune import RECIPE, FinetuneConfig, History, finetune_
 from ghn_fast.start import start_
 
 ARCHITECTURES = (
@@ -82,8 +82,8 @@ class Job:
 
     Attributes:
         task, architecture, start, seed, rate: what is run; a rate of 0 is the best of seed 0's.
-        epochs, batch, ghn, version: under which conditions; ``ghn`` is a digest of the weights of
-            that which predicted.
+        epochs, batch, ghn, recipe, version: under which conditions; ``ghn`` is a digest of the
+            weights of that which predicted.
         pictures: to train with, to choose by and to measure with.
         validation, test: {epoch: top-1 in percent}; those before the loss was no longer finite, or
             the rate was given up.
@@ -98,6 +98,7 @@ class Job:
     epochs: int
     batch: int
     ghn: str
+    recipe: str = ""
     version: str = ghn_fast.__version__
     pictures: tuple[int, ...] = ()
     validation: dict[str, float] = field(default_factory=dict)
@@ -108,7 +109,7 @@ class Job:
 
     @property
     def conditions(self) -> tuple[Any, ...]:
-        return self.epochs, self.batch, self.ghn
+        return self.epochs, self.batch, self.ghn, self.recipe
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -232,6 +233,7 @@ def plan(options: argparse.Namespace, tasks: Sequence[str], digest: str) -> list
             Job(
                 *(task, architecture, start, seed, rate, options.epochs, options.batch_size),
                 ghn=digest if start.startswith("predicted") else "",
+                recipe=RECIPE,
             )
             for seed in seeds
             for rate in rates
@@ -362,8 +364,9 @@ def chosen(jobs: Sequence[Job]) -> dict[Cell, list[Job]]:
 def table(jobs: Sequence[Job]) -> str:
     """Mean and standard error over the seeds for each data set, architecture and start."""
     cells = chosen(jobs)
-    for name in ("epochs", "batch", "ghn"):
-        values = {getattr(job, name) for job in jobs} - {""}
+    for name in ("epochs", "batch", "ghn", "recipe"):
+        own = [job for job in jobs if job.ghn or name != "ghn"]
+        values = {getattr(job, name) for job in own}
         if len(values) > 1:
             raise SystemExit(f"the runs differ in {name}: {sorted(values)}")
     text = [_conditions(jobs)]

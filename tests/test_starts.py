@@ -134,7 +134,7 @@ def test_a_rate_that_is_behind_is_given_up(
 
 
 def _job(starts: ModuleType, **changed: Any) -> Any:
-    job = starts.Job("signs", "resnet18", "random", 0, 0.1, 10, 64, "")
+    job = starts.Job("signs", "resnet18", "random", 0, 0.1, 10, 64, "", starts.RECIPE)
     return replace(job, **{"pictures": [8, 2, 4], "device": "CPU", "torch": "2", **changed})
 
 
@@ -161,6 +161,19 @@ def test_runs_of_different_conditions_make_no_table(starts: ModuleType) -> None:
     jobs = [_job(starts, ghn="a"), _job(starts, ghn="b")]
     with pytest.raises(SystemExit, match="differ in ghn"):
         starts.table(jobs)
+
+
+def test_runs_of_another_recipe_are_neither_taken_nor_shown_beside_these(
+    starts: ModuleType, pictures: Path, tmp_path: Path
+) -> None:
+    path, few = tmp_path / "starts.jsonl", ("--starts", "random", "--seeds", "1", "--rates", "0.1")
+    old = _job(starts, epochs=1, batch=8, recipe="SGD", test={"0": 10.0, "1": 20.0})
+    path.write_text(json.dumps(starts.asdict(old)) + "\n")
+    starts.main(_options(pictures, tmp_path, *few))
+    kept, new = starts.read(path)
+    assert (kept.recipe, new.recipe) == ("SGD", starts.RECIPE)
+    with pytest.raises(SystemExit, match="differ in recipe"):
+        starts.table([kept, new])
 
 
 def test_the_order_of_runs(starts: ModuleType) -> None:
