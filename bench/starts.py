@@ -421,6 +421,25 @@ def _rows(task: str, cells: Mapping[Cell, Sequence[Job]]) -> Iterator[str]:
             rate = f"{runs[0].rate:g}" if runs else "—"
             values = [_cell([run.test.get(str(epoch)) for run in runs]) for epoch in SHOWN]
             yield f"| {architecture} | {start} | {rate} | {' | '.join(values)} |"
+    yield from _means(task, cells)
+
+
+def _means(task: str, cells: Mapping[Cell, Sequence[Job]]) -> Iterator[str]:
+    """Over the networks with all runs of the starts that any network can have."""
+    common = [start for start in STARTS if start != "mimetic"]
+    shown = [str(epoch) for epoch in SHOWN]
+    whole = {
+        cell for cell, runs in cells.items() if all({*shown} <= run.test.keys() for run in runs)
+    }
+    names = [n for n in ARCHITECTURES if whole.issuperset((task, n, start) for start in common)]
+    for start in common if len(names) > 1 else ():
+        own = [[run.test for run in cells[task, name, start]] for name in names]
+        means = (
+            statistics.fmean(statistics.fmean(test[epoch] for test in tests) for tests in own)
+            for epoch in shown
+        )
+        values = " | ".join(f"**{mean:.1f}**" for mean in means)
+        yield f"| **mean of {len(names)}** | {start} | | {values} |"
 
 
 def _cell(values: Sequence[float | None]) -> str:

@@ -150,6 +150,30 @@ def test_the_first_seed_chooses_the_rate(starts: ModuleType) -> None:
     assert row == ("| resnet18 | random | 0.1 | 20.0 ± 5.8 | — | — | 62.0 ± 2.0 (2 of 3 runs) |")
 
 
+def test_means_are_of_the_networks_with_all_starts(starts: ModuleType) -> None:
+    rows = {
+        ("resnet18", 0): 10.0,
+        ("resnet18", 1): 20.0,  # the second seed: a network counts once
+        ("vit_tiny", 0): 35.0,
+        ("vgg11_bn", 0): 90.0,  # without LSUV
+    }
+    jobs = [
+        _job(
+            starts,
+            **{"architecture": name, "start": start, "seed": seed},
+            test={str(epoch): value + epoch for epoch in starts.SHOWN},
+        )
+        for (name, seed), value in rows.items()
+        for start in starts.STARTS
+        if (name, start) != ("vgg11_bn", "LSUV")
+    ]
+    means = [line for line in starts.table(jobs).splitlines() if "mean of" in line]
+    assert means == [
+        f"| **mean of 2** | {start} | | **25.0** | **26.0** | **28.0** | **35.0** |"
+        for start in ("random", "LSUV", "predicted", "predicted, refined")
+    ]
+
+
 def test_networks_that_are_not_tuned_are_named(starts: ModuleType) -> None:
     jobs = [_job(starts, rate=rate) for rate in (0.1, 0.01)]
     assert "Not tried with all rates" not in starts.table(jobs)

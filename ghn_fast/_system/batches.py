@@ -117,7 +117,8 @@ def _check_dtype(value: Any, model: nn.Module, error: RuntimeError) -> None:
         names = ", ".join(_name(dtype) for dtype in own)
         raise TypeError(
             f"inputs are {_name(value.dtype)}, and the model's parameters {names}: give it inputs "
-            f"of their dtype, as inputs.to(torch.{_name(next(iter(own)))}) are"
+            f"of their dtype, as inputs.to(torch.{_name(next(iter(own)))}) are, or make it of "
+            f"theirs, model.to(torch.{_name(value.dtype)})"
         ) from error
 
 
