@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ghn_fast.embedding import similar as similar
     from ghn_fast.environment import show_config as show_config
     from ghn_fast.evaluation import evaluate as evaluate
+    from ghn_fast.finetune import FinetuneConfig as FinetuneConfig
+    from ghn_fast.finetune import finetune_ as finetune_
     from ghn_fast.ghn import GHN as GHN
     from ghn_fast.ghn import GHNConfig as GHNConfig
     from ghn_fast.ghn import ghn1 as ghn1
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 # nothing on top of `import torch`.
 _EXPORTS = {
     "DeepNets1M": "ghn_fast.nets",
+    "FinetuneConfig": "ghn_fast.finetune",
     "GHN": "ghn_fast.ghn",
     "GHNConfig": "ghn_fast.ghn",
     "Genotype": "ghn_fast.nets",
@@ -56,6 +59,7 @@ _EXPORTS = {
     "calibrate_": "ghn_fast.calibration",
     "embed": "ghn_fast.embedding",
     "evaluate": "ghn_fast.evaluation",
+    "finetune_": "ghn_fast.finetune",
     "fit_head_": "ghn_fast.head",
     "from_pretrained": "ghn_fast.ghn.hub",
     "ghn1": "ghn_fast.ghn",

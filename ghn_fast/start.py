@@ -7,6 +7,7 @@ before any training whose features are the better, by pictures that it was not f
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from ghn_fast.data import ImageSource
 from ghn_fast.data.images import check_source
 from ghn_fast.evaluation import BATCH_SIZE, batches_in_order, calibrate
 from ghn_fast.ghn import GHN
+from ghn_fast.ghn.hub import resolve
 from ghn_fast.head import HeadReport, fit_head_
 from ghn_fast.prediction import PredictionReport, predict
 from ghn_fast.refine import refine_last_third_
@@ -28,6 +30,8 @@ from ghn_fast.refine import refine_last_third_
 BEST, PREDICTED, REFINED, RANDOM = "best", "predicted", "refined", "random"
 TRIAL_PICTURES, TRIAL_OF_CLASS = 1024, 20
 """That starts are compared by: so many, or so many of a class where that is more."""
+_ALIKE = 0.003
+"""Means and deviations of the same data set, as they are rounded by those who publish them."""
 
 
 class UnusableError(ValueError):
@@ -76,9 +80,12 @@ def start_(
 
     Args:
         model: with its parameters at random, on any device; in evaluation mode afterwards.
-        train: labelled images to train with, in an order that mixes the classes.
+        train: labelled images to train with, in an order that mixes the classes; normalised as
+            those that the GHN was trained with (:func:`ghn_fast.data.normalised_by`), or there is
+            a warning.
         ghn: as :func:`ghn_fast.predict` takes it.
-        start: ``best``, or ``predicted`` or ``random``, which is what the model has.
+        start: ``best``, or ``predicted``, ``refined`` (which is predicted too) or ``random``, which
+            is what the model has.
         refine: what is predicted: True, False, or None for the better of the two.
         generator: of that noise, on any device.
         device: where the model is moved to once it is predicted, in the memory format that is
@@ -124,12 +131,32 @@ def starts_of(start: str, refine: bool | None) -> list[str]:
     """Those that are tried, in this order.
 
     Raises:
-        ValueError: another ``start`` than ``best``, ``predicted`` and ``random``.
+        ValueError: another ``start`` than ``best``, ``predicted``, ``refined`` and ``random``, or
+            one that is refined and is not to be.
     """
-    if start not in (BEST, PREDICTED, RANDOM):
-        raise ValueError(f"start takes {BEST}, {PREDICTED}, {RANDOM}, not {start!r}")
+    if start not in (BEST, PREDICTED, REFINED, RANDOM):
+        raise ValueError(f"start takes {BEST}, {PREDICTED}, {REFINED}, {RANDOM}, not {start!r}")
+    if start == REFINED:
+        if refine is False:
+            raise ValueError(f"the {REFINED} start is refined: leave refine=False out")
+        return [REFINED]
     predicted = {None: [PREDICTED, REFINED], True: [REFINED], False: [PREDICTED]}[refine]
     return {BEST: [*predicted, RANDOM], PREDICTED: predicted, RANDOM: [RANDOM]}[start]
+
+
+def _warn_of_normalisation(train: ImageSource, ghn: GHN) -> None:
+    given, wanted = (*train.mean, *train.std), (*ghn.config.mean, *ghn.config.std)
+    if wanted and max(abs(a - b) for a, b in zip(given, wanted, strict=True)) > _ALIKE:
+        warnings.warn(
+            f"the pictures are normalised by mean and deviation {_rounded(given)}, those that the "
+            f"GHN was trained with by {_rounded(wanted)}: ghn_fast.data.normalised_by(pictures, "
+            "ghn.config.mean, ghn.config.std) makes them alike",
+            stacklevel=4,
+        )
+
+
+def _rounded(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
 
 
 @dataclass
@@ -145,6 +172,8 @@ class _Trials:
 
     def predict(self, ghn: GHN | str | Path | None) -> None:
         some, _ = next(batches_in_order(self.train.first(2)))
+        ghn = resolve(ghn)
+        _warn_of_normalisation(self.train, ghn)
         _, report = predict(self.model, ghn, some.to(device_of(self.model)), return_report=True)
         self._tell(PREDICTED, report)
 

@@ -17,7 +17,10 @@ def _shown() -> list[tuple[object, str]]:
     results = [NetworkResult(index, 50.0 + index, 1, 0.1) for index in range(3)]
     return [
         (report, "5 of 5 tensors, 322 of 322 parameters"),
-        (Images(torch.zeros(1000, 3, 32, 32, dtype=torch.uint8), labels), "1,000 of 32 x 32"),
+        (
+            Images(torch.zeros(1000, 3, 32, 32, dtype=torch.uint8), labels),
+            "mean 0.491, 0.482, 0.447, std 0.247, 0.243, 0.262)",
+        ),
         (EncodedImages([b""] * 1000, labels, 5, 64), "1,000 as 64 x 64, 5 classes"),
         (ghn_fast.ghn2(), "hid=32, blocks of 64x64x11x11, 10 classes"),
         (EvaluationResult("test", 0, "ghn", 9, 3, results), "3 networks: 51.0 ± 0.6 %"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ghn_fast
 import ghn_fast.start
-from ghn_fast.data import Images
+from ghn_fast.data import Images, normalised_by
 from ghn_fast.evaluation import batches_in_order, calibrate
 from ghn_fast.ghn import GHN, ghn2
 from ghn_fast.prediction import PredictionReport
@@ -211,12 +213,35 @@ def test_what_is_raised_leaves_the_model_its_parameters(pictures: Images, ghn: G
     with pytest.raises(ValueError, match="no-such-ghn"):
         start_(model, pictures, "no-such-ghn")
     assert_same(model, before)
-    with pytest.raises(ValueError, match="start takes best, predicted, random, not 'mine'"):
+    with pytest.raises(
+        ValueError, match="start takes best, predicted, refined, random, not 'mine'"
+    ):
         start_(model, pictures, ghn, start="mine")
     other = replace(pictures, labels=pictures.labels + 1, num_classes=4)
     with pytest.raises(ValueError, match="subtract 1"):
         start_(model, other, ghn)
     assert_same(model, before)
+
+
+def test_pictures_that_are_normalised_otherwise_are_told(pictures: Images) -> None:
+    model = made(MODELS[0])
+    others = normalised_by(pictures, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with pytest.warns(UserWarning, match=r"by 0\.491, .*: ghn_fast\.data\.normalised_by") as caught:
+        start_(model, others, start="predicted")
+    assert [Path(warning.filename).name for warning in caught] == ["test_start.py"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        start_(model, others, start="random")
+        start_(model, pictures, start="predicted")
+
+
+def test_the_refined_start_by_its_name(pictures: Images, ghn: GHN) -> None:
+    named, other = made(MODELS[0]), made(MODELS[0])
+    assert start_(named, pictures, ghn, start="refined").start == "refined"
+    start_(other, pictures, ghn, start="predicted", refine=True)
+    assert_same(named, other)
+    with pytest.raises(ValueError, match="leave refine=False out"):
+        start_(named, pictures, ghn, start="refined", refine=False)
 
 
 def test_a_loader_is_refused_with_what_to_pass(pictures: Images, ghn: GHN) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 LARGEST_SMALL_STEM = 64
 """Pixels up to which stems are fitted to small images by default."""
-BEST, PREDICTED, RANDOM = "best", "predicted", "random"
+BEST, PREDICTED, REFINED, RANDOM = "best", "predicted", "refined", "random"
 
 
 def fit(
@@ -79,8 +80,9 @@ def fit(
     start: Annotated[
         str,
         typer.Option(
-            help="predicted, random, or best: whichever has the best features for these pictures, "
-            "by what an output layer in closed form makes of them."
+            help="predicted, refined (which is predicted too), random, or best: whichever has the "
+            "best features for these pictures, by what an output layer in closed form makes of "
+            "them."
         ),
     ] = BEST,
     compare: Annotated[
@@ -99,7 +101,8 @@ def fit(
 ) -> None:
     """Make a classifier of pictures: predict, calibrate, fit the output layer, train if asked.
 
-    Interrupted, the same command goes on after the last whole epoch.
+    Interrupted, the same command goes on after the last whole epoch, from a file that lies beside
+    --out until all is done (its name ends in .unfinished).
     """
     from ghn_fast._system.processes import choose_device
     from ghn_fast.evaluation.results import ghn_digest, images_digest
@@ -110,8 +113,10 @@ def fit(
     _check_place(out)
     if compare not in (None, "random"):
         raise UsageError(f"--compare takes random, not {compare!r}")
-    if start not in (BEST, PREDICTED, RANDOM):
-        raise UsageError(f"--start takes {BEST}, {PREDICTED}, {RANDOM}, not {start!r}")
+    if start not in (BEST, PREDICTED, REFINED, RANDOM):
+        raise UsageError(f"--start takes {BEST}, {PREDICTED}, {REFINED}, {RANDOM}, not {start!r}")
+    if start == REFINED and refine is False:
+        raise UsageError("--start refined refines, and --no-refine forbids it: leave one out")
     if refine and start == RANDOM and compare is None:
         raise UsageError("--refine refines what is predicted, and with --start random nothing is")
     if normalise not in NORMALISATIONS:
@@ -216,7 +221,7 @@ class _Task:
         mean, std = (", ".join(f"{v:.3f}" for v in values) for values in (self.mean, self.std))
         typer.echo(
             f"pictures: {len(self.train):,} to train with, {len(self.validation):,} to choose by, "
-            f"{len(self.test):,} to measure with, of {self.train.num_classes} classes, "
+            f"{len(self.test):,} to test with, of {self.train.num_classes} classes, "
             f"{self.size} x {self.size}"
         )
         typer.echo(f"normalised as {self.normalisation}: mean {mean}, deviation {std}")
@@ -324,17 +329,20 @@ class _Job:
             if _state_file(out, each).exists():
                 place(model, device)
                 return model, each
-        report = start_(
-            model,
-            self.task.train,
-            self.ghn,
-            start=start,
-            refine=self.refine,
-            generator=torch.Generator().manual_seed(self.seed),
-            device=device,
-            batch_size=self.batch_size,
-            on_report=self._tell,
-        )
+        with warnings.catch_warnings():
+            # By --normalise, and said.
+            warnings.filterwarnings("ignore", "the pictures are normalised by")
+            report = start_(
+                model,
+                self.task.train,
+                self.ghn,
+                start=start,
+                refine=self.refine,
+                generator=torch.Generator().manual_seed(self.seed),
+                device=device,
+                batch_size=self.batch_size,
+                on_report=self._tell,
+            )
         self._tell_choice(report)
         return model, report.start
 
@@ -380,7 +388,7 @@ class _Job:
             "std": json.dumps(task.std),
             "crop": f"{crop_share(task.size):g}",
             "pixels": "the central square of `crop` of the shorter side, scaled to `image_size` "
-            "(bilinear, antialiased), RGB from 0 to 1, less `mean`, divided by `std`",
+            "(bilinear, antialiased, as by Pillow), RGB from 0 to 1, less `mean`, divided by `std`",
             "start": fitted.start,
             "epochs": str(best),
             "top1": f"{fitted.history.test[best]:.1f}",
@@ -449,7 +457,7 @@ def _train(
         loss = f"loss {history.loss[-1]:.3f}, " if epoch else ""
         bar.console.print(
             f"{start}, epoch {epoch}: {loss}{history.test[-1]:.1f} % of {len(task.test):,} "
-            f"held-out pictures (chance is {by_chance:.1f} %)",
+            f"test pictures (chance is {by_chance:.1f} %)",
             highlight=False,
             soft_wrap=True,
         )
@@ -517,8 +525,9 @@ def _plot(histories: dict[str, History], title: str, path: Path) -> None:
     axes: Any = figure.subplots()
     for start, history in histories.items():
         axes.plot(range(len(history.test)), history.test, marker="o", label=start)
-    axes.set(xlabel="epoch", ylabel="top-1 on held-out pictures, %", title=title)
+    axes.set(xlabel="epoch", ylabel="top-1 on test pictures, %", title=title)
     axes.set_ylim(bottom=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     replace(path, lambda aside: figure.savefig(aside, format="png", dpi=120))

@@ -249,7 +249,9 @@ def _imported(name: str) -> Any:
         with _current_folder_first():
             return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"cannot import {name!r}: {error}") from error
+        plain = module_name.removesuffix(".py").replace("/", ".")
+        hint = f"; a module has no .py: {plain}:{attribute}" if module_name != plain else ""
+        raise UsageError(f"cannot import {name!r}: {error}{hint}") from error
 
 
 @contextmanager

@@ -90,8 +90,9 @@ class Images:
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.dim() != 4:
             raise ValueError(
-                f"images must be uint8 (N, 3, H, W), "
-                f"not {self.images.dtype} {tuple(self.images.shape)}"
+                f"images must be uint8 (N, 3, H, W), not {self.images.dtype} "
+                f"{tuple(self.images.shape)}; those from 0 to 1, not normalised, are made so by "
+                "images.mul(255).round().to(torch.uint8)"
             )
         if self.labels.shape != self.images.shape[:1]:
             raise ValueError(
@@ -104,7 +105,11 @@ class Images:
 
     def __repr__(self) -> str:
         height, width = self.images.shape[2:]
-        return f"Images({len(self):,} of {height} x {width}, {self.num_classes} classes)"
+        mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (self.mean, self.std))
+        return (
+            f"Images({len(self):,} of {height} x {width}, {self.num_classes} classes, "
+            f"mean {mean}, std {std})"
+        )
 
     def select(self, indices: Tensor) -> Images:
         """The images at these positions."""
@@ -188,7 +193,13 @@ def check_source(data: object) -> None:
 def normalised_by(
     source: ImageSource, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> ImageSource:
-    """The same images, normalised by other means and deviations of the channels."""
+    """The same images, normalised by other means and deviations of the channels.
+
+    Examples:
+        >>> images = ghn_fast.data.load_images(FOLDER, "train", 32)  # by those of ImageNet
+        >>> ghn = ghn_fast.from_pretrained()
+        >>> images = ghn_fast.data.normalised_by(images, ghn.config.mean, ghn.config.std)
+    """
     return replace(source, mean=mean, std=std)  # type: ignore[type-var]
 
 

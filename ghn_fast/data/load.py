@@ -72,6 +72,9 @@ def load_images(
     without a test part of its own gives its validation part as ``"test"``; ``"val"`` is then held
     out from the training images, so that no choice is made on what is reported.
 
+    Pictures are normalised by ImageNet's mean and deviation, CIFAR-10 by its own (``.mean``,
+    ``.std``); :func:`normalised_by` takes others, as a GHN's ``config.mean`` and ``config.std``.
+
     Args:
         source: a folder, or ``owner/name`` on the hub; None looks for CIFAR-10.
         split: ``"train"``, ``"val"`` or ``"test"``.

@@ -133,9 +133,9 @@ def test_the_file_loads_with_its_library_and_says_how_to_normalise(
     out = tmp_path / "model.safetensors"
     assert run(monkeypatch, name, "--data", pictures, "--out", out) == 0
     text = capsys.readouterr().out
-    assert "54 to train with, 6 to choose by, 18 to measure with, of 3 classes, 32 x 32" in text
+    assert "54 to train with, 6 to choose by, 18 to test with, of 3 classes, 32 x 32" in text
     assert re.search("normalised as .*: mean 0.491", text)
-    assert "% of 18 held-out pictures (chance is 33.3 %)" in text
+    assert "% of 18 test pictures (chance is 33.3 %)" in text
     model, metadata = loaded(out)
     assert json.loads(metadata["classes"]) == list(NAMES)
     assert json.loads(metadata["mean"]) == pytest.approx(CIFAR10_MEAN)
@@ -319,7 +319,7 @@ def test_classes_without_a_picture_to_train_with_are_named(
     write_parquet(file, [0, 2] * 20, [*NAMES])
     assert run(monkeypatch, SMALL, "--data", file, "--out", tmp_path / "model.safetensors") == 0
     text = capsys.readouterr().out
-    assert "29 to train with, 3 to choose by, 8 to measure with, of 3 classes" in text
+    assert "29 to train with, 3 to choose by, 8 to test with, of 3 classes" in text
     assert "never predicted, without a picture: green\n" in text
 
 
@@ -445,7 +445,8 @@ def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) ->
     ("arguments", "message"),
     [
         (("resnet18", "--compare", "sgd"), "--compare takes random"),
-        (("resnet18", "--start", "mine"), "--start takes best, predicted, random, not 'mine'"),
+        (("resnet18", "--start", "mine"), "--start takes best, predicted, refined, random, not"),
+        (("resnet18", "--start", "refined", "--no-refine"), "--no-refine forbids it: leave one"),
         (("resnet18", "--start", "random", "--refine"), "--refine refines what is predicted"),
         (("tests.cli.test_fit:Grey",), "as RGB, also grey ones: the first layer of tests.cli.test"),
         (("resnet18", "--normalise", "mine"), "--normalise takes auto, cifar10, imagenet"),

@@ -97,6 +97,7 @@ def test_a_network_that_cannot_be(name: str, size: int | None, message: str) -> 
         ("r3d_18", "torchvision's r3d_18 is not known by name, .* as package.module:callable"),
         ("tests.graphs:Missing", "cannot import 'tests.graphs:Missing'"),
         ("no_such_package:f", "cannot import"),
+        ("my/nets.py:Net", "a module has no .py: my.nets:Net"),
         ("os:getpid", "made a int, not a torch"),
     ],
 )
