@@ -246,7 +246,7 @@ def test_half_precision_and_large_means_do_not_lose_the_variance() -> None:
         (["text"], False, "gave a str"),
         ([(np.zeros((2, 3)), [0, 1])], False, "gave a tuple of ndarray, list; it has"),
         ([((torch.zeros(2, 3), {}), [0, 1])], False, "gave a tuple of tuple, list; it has"),
-        (TensorDataset(_images(2)), False, "a TensorDataset gives items one by one"),
+        (TensorDataset(_images(2)), False, "TensorDataset gives items one by one"),
         ([tuple(_images(3))], False, "gave a tuple of Tensor, Tensor, Tensor; it has"),
         (
             [{"image": _images(2), "path": ["a", "b"], "label": torch.arange(2)}],

@@ -59,13 +59,13 @@ def test_what_is_no_source_of_images_is_told() -> None:
         nn.Flatten(),
         Images(torch.zeros(4, 3, 2, 2, dtype=torch.uint8), torch.zeros(4), 2),
     )
-    with pytest.raises(TypeError, match="a list is no source of labelled images"):
+    with pytest.raises(TypeError, match="list is no source of labelled images"):
         top1(model, [1, 2])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there are no images"):
         top1(model, images.first(0))
     with pytest.raises(ValueError, match="batch_size must be positive, not 0"):
         top1(model, images, batch_size=0)
-    with pytest.raises(TypeError, match="a list is no source of labelled images"):
+    with pytest.raises(TypeError, match="list is no source of labelled images"):
         evaluate(ghn2(), images=[1, 2])  # type: ignore[arg-type]
 
 

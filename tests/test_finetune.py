@@ -195,7 +195,7 @@ def test_an_output_layer_of_large_weights_does_not_undo_what_is_before_it() -> N
 def test_a_loader_is_refused_with_what_to_pass(place: int) -> None:
     parts: list[Any] = [TRAIN, VALIDATION, TEST]
     parts[place] = [(TRAIN.images, TRAIN.labels)]
-    with pytest.raises(TypeError, match=r"a list is no source .* pass ghn_fast\.data\.Images"):
+    with pytest.raises(TypeError, match=r"list is no source .* pass ghn_fast\.data\.Images"):
         finetune_(_model(), *parts)
 
 

@@ -249,7 +249,7 @@ def test_a_loader_is_refused_with_what_to_pass(pictures: Images, ghn: GHN) -> No
     data_set = TensorDataset(pictures.images, pictures.labels)
     others: tuple[Any, ...] = (data_set, DataLoader(data_set))
     for given in others:
-        message = f"a {type(given).__name__} is no source .* pass ghn_fast.data.Images"
+        message = f"{type(given).__name__} is no source .* pass ghn_fast.data.Images"
         with pytest.raises(TypeError, match=message):
             start_(model, given, ghn)
     assert_same(model, before)

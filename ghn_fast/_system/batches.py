@@ -30,7 +30,7 @@ def batches_of(loader: Iterable[Any] | Tensor) -> Iterator[Any]:
     """
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         raise TypeError(
-            f"a {type(loader).__name__} gives items one by one, without a batch dimension: wrap "
+            f"{type(loader).__name__} gives items one by one, without a batch dimension: wrap "
             "it in a torch.utils.data.DataLoader"
         )
     batches = iter((loader,)) if isinstance(loader, Tensor) else iter(loader)

@@ -182,7 +182,7 @@ def check_source(data: object) -> None:
     """
     if not isinstance(data, ImageSource):
         raise TypeError(
-            f"a {type(data).__name__} is no source of labelled images: pass ghn_fast.data.Images("
+            f"{type(data).__name__} is no source of labelled images: pass ghn_fast.data.Images("
             "pixels, labels, num_classes), with pixels (N, 3, H, W) in uint8, or what "
             "ghn_fast.data.load_images gives"
         )
