@@ -372,20 +372,21 @@ def table(jobs: Sequence[Job]) -> str:
     text = [_conditions(jobs)]
     for task in dict.fromkeys(job.task for job in jobs):
         text += ["", f"**{_title(task, jobs)}**", "", *_rows(task, cells)]
-    left = [name for name in ARCHITECTURES if name not in {job.architecture for job in jobs}]
-    text += ["", f"Not run yet: {', '.join(left)}."] if left else []
-    untuned = _untuned(jobs)
-    text += ["", f"Not tried with all rates yet: {', '.join(untuned)}."] if untuned else []
+        run = {architecture for name, architecture, _ in cells if name == task}
+        left = [name for name in ARCHITECTURES if name not in run]
+        text += ["", f"Not run yet: {', '.join(left)}."] if left else []
+        untuned = _untuned(task, jobs)
+        text += ["", f"Not tried with all rates yet: {', '.join(untuned)}."] if untuned else []
     return "\n".join(text)
 
 
-def _untuned(jobs: Sequence[Job]) -> list[str]:
+def _untuned(task: str, jobs: Sequence[Job]) -> list[str]:
     """The networks of which a start was not run with every rate."""
     tried: dict[Cell, set[float]] = {}
     for job in jobs:
         tried.setdefault(job.cell, set()).add(job.rate)
     most = max(map(len, tried.values()))
-    few = {architecture for (_, architecture, _), rates in tried.items() if len(rates) < most}
+    few = {name for (own, name, _), rates in tried.items() if own == task and len(rates) < most}
     return [name for name in ARCHITECTURES if name in few]
 
 
@@ -412,7 +413,7 @@ def _rows(task: str, cells: Mapping[Cell, Sequence[Job]]) -> Iterator[str]:
     heads = ("at once", *(f"{n} epoch{'s' if n > 1 else ''}" for n in SHOWN[1:]))
     yield f"| network | start | rate | {' | '.join(heads)} |"
     yield "| --- | --- | ---: |" + " ---: |" * len(SHOWN)
-    run = {architecture for _, architecture, _ in cells}
+    run = {architecture for name, architecture, _ in cells if name == task}
     for architecture in (name for name in ARCHITECTURES if name in run):
         for start in STARTS:
             if start == "mimetic" and architecture not in TRANSFORMERS:

@@ -47,6 +47,11 @@ class FinetuneConfig:
         name: of the run, in words; another's state file is refused.
         measured: epochs after which accuracies are measured, beside the start and the last one;
             all where there are none.
+
+    Examples:
+        >>> config = ghn_fast.FinetuneConfig(epochs=10, lr=0.0003, measured=(1, 3))
+        >>> [epoch for epoch in range(11) if config.measures(epoch)]
+        [0, 1, 3, 10]
     """
 
     epochs: int = 10
@@ -148,6 +153,14 @@ def finetune_(
             as it was. It is a ValueError.
         DivergedError: losses or activations are no longer finite; the model has its best
             parameters.
+
+    Examples:
+        >>> model = ghn_fast.adjust_net(torchvision.models.resnet18(num_classes=10))
+        >>> report = ghn_fast.start_(model, images)
+        >>> config = ghn_fast.FinetuneConfig(epochs=1, batch_size=32)
+        >>> history = ghn_fast.finetune_(model, images, images.first(8), images.first(8), config)
+        >>> len(history.validation), len(history.loss), history.best in (0, 1)
+        (2, 1, True)
     """
     for images in (train, validation, test):
         check_source(images)

@@ -195,10 +195,14 @@ def normalised_by(
 ) -> ImageSource:
     """The same images, normalised by other means and deviations of the channels.
 
+    Args:
+        source: labelled images, as :func:`load_images` gives them.
+        mean: of each channel, for values from 0 to 1.
+        std: alike.
+
     Examples:
-        >>> images = ghn_fast.data.load_images(FOLDER, "train", 32)  # by those of ImageNet
         >>> ghn = ghn_fast.from_pretrained()
-        >>> images = ghn_fast.data.normalised_by(images, ghn.config.mean, ghn.config.std)
+        >>> like_the_ghns_own = ghn_fast.data.normalised_by(images, ghn.config.mean, ghn.config.std)
     """
     return replace(source, mean=mean, std=std)  # type: ignore[type-var]
 
