@@ -138,7 +138,7 @@ def starts_of(start: str, refine: bool | None) -> list[str]:
         raise ValueError(f"start takes {BEST}, {PREDICTED}, {REFINED}, {RANDOM}, not {start!r}")
     if start == REFINED:
         if refine is False:
-            raise ValueError(f"the {REFINED} start is refined: leave refine=False out")
+            raise ValueError(f"start {REFINED} is refined, and refine says not to: leave one out")
         return [REFINED]
     predicted = {None: [PREDICTED, REFINED], True: [REFINED], False: [PREDICTED]}[refine]
     return {BEST: [*predicted, RANDOM], PREDICTED: predicted, RANDOM: [RANDOM]}[start]

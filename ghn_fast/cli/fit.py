@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LARGEST_SMALL_STEM = 64
 """Pixels up to which stems are fitted to small images by default."""
-BEST, PREDICTED, REFINED, RANDOM = "best", "predicted", "refined", "random"
+BEST, PREDICTED, RANDOM = "best", "predicted", "random"
 
 
 def fit(
@@ -113,10 +113,10 @@ def fit(
     _check_place(out)
     if compare not in (None, "random"):
         raise UsageError(f"--compare takes random, not {compare!r}")
-    if start not in (BEST, PREDICTED, REFINED, RANDOM):
-        raise UsageError(f"--start takes {BEST}, {PREDICTED}, {REFINED}, {RANDOM}, not {start!r}")
-    if start == REFINED and refine is False:
-        raise UsageError("--start refined refines, and --no-refine forbids it: leave one out")
+    try:
+        starts_of(start, refine)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from error
     if refine and start == RANDOM and compare is None:
         raise UsageError("--refine refines what is predicted, and with --start random nothing is")
     if normalise not in NORMALISATIONS:
@@ -137,7 +137,8 @@ def fit(
         raise UsageError(f"{model} has no stem that --small-images could fit")
     job.check(trains=epochs > 0)
     task.describe()
-    starts = (start,) if compare is None else (PREDICTED, RANDOM)
+    predicted = PREDICTED if start in (BEST, RANDOM) else start
+    starts = (start,) if compare is None else (predicted, RANDOM)
     fitted: dict[str, _Fitted] = {}
     parts = (task.train, task.validation, task.test)
     of = f"GHN {ghn_digest(network)}, pictures {images_digest(*parts)}"

@@ -427,6 +427,19 @@ def test_compared_the_one_that_ends_ahead_is_written_and_named(
     assert loaded(out)[1]["start"] == better
 
 
+def test_the_refined_start_is_what_random_is_compared_with(
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--start", "refined", "--compare", "random")
+    out = tmp_path / "model.safetensors"
+    assert run(monkeypatch, SMALL, "--data", pictures, "--out", out, *options) == 0
+    text = capsys.readouterr().out
+    assert re.findall("^(.*): output layer", text, re.MULTILINE) == ["refined", "random"]
+
+
 def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     from ghn_fast.cli.fit import _tell_result
 
@@ -446,7 +459,7 @@ def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) ->
     [
         (("resnet18", "--compare", "sgd"), "--compare takes random"),
         (("resnet18", "--start", "mine"), "--start takes best, predicted, refined, random, not"),
-        (("resnet18", "--start", "refined", "--no-refine"), "--no-refine forbids it: leave one"),
+        (("resnet18", "--start", "refined", "--no-refine"), "--start refined is refined, and refine says not"),
         (("resnet18", "--start", "random", "--refine"), "--refine refines what is predicted"),
         (("tests.cli.test_fit:Grey",), "as RGB, also grey ones: the first layer of tests.cli.test"),
         (("resnet18", "--normalise", "mine"), "--normalise takes auto, cifar10, imagenet"),
