@@ -240,7 +240,7 @@ def test_the_refined_start_by_its_name(pictures: Images, ghn: GHN) -> None:
     assert start_(named, pictures, ghn, start="refined").start == "refined"
     start_(other, pictures, ghn, start="predicted", refine=True)
     assert_same(named, other)
-    with pytest.raises(ValueError, match="start refined is refined, and refine says not to: leave one"):
+    with pytest.raises(ValueError, match="start refined is refined, and refine says not to"):
         start_(named, pictures, ghn, start="refined", refine=False)
 
 

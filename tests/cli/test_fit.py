@@ -459,7 +459,7 @@ def test_where_random_is_ahead_it_is_said(capsys: pytest.CaptureFixture[str]) ->
     [
         (("resnet18", "--compare", "sgd"), "--compare takes random"),
         (("resnet18", "--start", "mine"), "--start takes best, predicted, refined, random, not"),
-        (("resnet18", "--start", "refined", "--no-refine"), "--start refined is refined, and refine says not"),
+        (("resnet18", "--start", "refined", "--no-refine"), "--start refined is refined, and"),
         (("resnet18", "--start", "random", "--refine"), "--refine refines what is predicted"),
         (("tests.cli.test_fit:Grey",), "as RGB, also grey ones: the first layer of tests.cli.test"),
         (("resnet18", "--normalise", "mine"), "--normalise takes auto, cifar10, imagenet"),
